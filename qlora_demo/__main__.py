@@ -1,0 +1,5 @@
+"""python -m qlora_demo COMMAND"""
+
+from .cli import main
+
+raise SystemExit(main())

@@ -1,0 +1,258 @@
+"""The same services without a browser.
+
+    python -m qlora_demo COMMAND [--json]
+
+With --json, stdout is exactly one JSON document; everything else goes to stderr.
+Exit 0 done; 2 the request is wrong; 1 it failed: then one line on stderr says why.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NoReturn
+
+from . import __version__
+from .catalog import SMOLLM2, VARIANTS
+from .compose import build_services, serve
+from .config import GenerationSettings, TrainConfig, allowed, field_names, knob
+from .errors import DemoError, RequestError, WorkError
+from .records import Answer, AnswerRequest, Message, Progress
+from .runs import Run
+from .services import Services
+from .settings import Settings
+
+Command = Callable[[Services, argparse.Namespace], Any]
+_ALL = ",".join(VARIANTS)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit status."""
+    try:
+        args = _parser().parse_args(argv)
+        services = build_services(Settings.from_environment())
+        with contextlib.redirect_stdout(sys.stderr):
+            result = args.command(services, args)
+    except DemoError as exc:
+        print(f"error: {exc}", file=sys.stderr)
+        return exc.exit_code
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        return 1
+    if args.json:
+        print(json.dumps(result, indent=2))
+    elif result is not None:
+        _print(result)
+    return 0
+
+
+def fetch(services: Services, args: argparse.Namespace) -> dict[str, Any]:
+    """Make the bundled model's folder."""
+    model = SMOLLM2
+    path = services.engine().fetch(model, _report)
+    return {"model": model.name, "path": str(path), "sha256": model.sha256}
+
+
+def train(services: Services, args: argparse.Namespace) -> dict[str, Any]:
+    """Start a run and follow it to its end; an interrupt asks it to stop and save."""
+    run = services.launcher.start(_train_config(args), args.processes)
+    print(f"run {run.id}: log in {run.path / 'train.log'}", file=sys.stderr)
+    try:
+        run = _follow(services, run)
+    except KeyboardInterrupt:
+        services.runs.request_stop(run.id)
+        run = _follow(services, run)
+    if run.state.status == "failed":
+        raise WorkError(f"run {run.id} failed: {run.state.error}; the whole log is {run.path / 'train.log'}")
+    return {"run": run.id, "state": run.state.status, **run.state.summary}
+
+
+def runs(services: Services, args: argparse.Namespace) -> Any:
+    """List, show or delete runs."""
+    if args.action == "list":
+        return [{"run": run.id, "state": run.state.status, **run.state.summary} for run in services.runs.all()]
+    if not args.run:
+        raise RequestError(f"RUN: missing; `runs {args.action} RUN` takes an id from `runs list`")
+    if args.action == "delete":
+        services.runs.delete(args.run)
+        return {"run": args.run, "state": "deleted"}
+    run = services.runs.get(args.run)
+    return {"run": run.id, "path": str(run.path), "config": run.config.model_dump(), **asdict(run.state)}
+
+
+def compare(services: Services, args: argparse.Namespace) -> dict[str, Any]:
+    """The same prompts to every variant."""
+    given = {name: getattr(args, name) for name in field_names(GenerationSettings)}
+    settings = GenerationSettings(**{name: value for name, value in given.items() if value is not None})
+    prompts = args.prompt + _read_prompts(args.prompts)
+    if not prompts:
+        raise RequestError("prompt: none given; use --prompt TEXT or --prompts FILE")
+    system = _system_prompt(services, args.run) if args.system is None else args.system
+    results = []
+    for prompt in prompts:
+        turns = _conversation(system, prompt)
+        request = AnswerRequest(args.run, dict.fromkeys(_names(args.variants), turns), settings)
+        *_, answers = services.engine().answer(request, threading.Event())
+        results.append({"prompt": prompt, "answers": {answer.variant: _answer(answer) for answer in answers}})
+    return {"run": args.run, "system": system, "settings": settings.model_dump(), "results": results}
+
+
+def merge(services: Services, args: argparse.Namespace) -> dict[str, Any]:
+    """Save the merged 16-bit model."""
+    return services.engine().merge(args.run, args.onto, Path(args.out) if args.out else None, _report)
+
+
+def evaluate(services: Services, args: argparse.Namespace) -> dict[str, Any]:
+    """Scores on the run's held-out rows."""
+    return services.engine().evaluate(args.run, _names(args.variants), args.limit, _report)
+
+
+def start_server(services: Services, args: argparse.Namespace) -> None:
+    """Answer on host and port until interrupted."""
+    serve(services, args.host, args.port)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise RequestError(f"{self.prog}: {message}; see `{self.prog} --help`")
+
+
+def _parser() -> _Parser:
+    parser = _Parser(prog="python -m qlora_demo", description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
+    _add(commands, "fetch", fetch)
+    _add_train(_add(commands, "train", train))
+    listing = _add(commands, "runs", runs)
+    listing.add_argument("action", choices=("list", "show", "delete"))
+    listing.add_argument("run", nargs="?")
+    _add_compare(_add(commands, "compare", compare))
+    merging = _add(commands, "merge", merge)
+    merging.add_argument("run")
+    merging.add_argument("--onto", choices=("original", "dequantized"), help="default: what the adapter was trained on")
+    merging.add_argument("--out", help="folder to make; default: in the run's folder")
+    evaluation = _add(commands, "evaluate", evaluate)
+    evaluation.add_argument("run")
+    evaluation.add_argument("--variants", default=_ALL)
+    evaluation.add_argument("--limit", type=_positive, help="rows of each split; default: all")
+    server = _add(commands, "serve", start_server)
+    server.add_argument("--host")
+    server.add_argument("--port", type=int)
+    return parser
+
+
+def _add(commands: Any, name: str, command: Command) -> _Parser:
+    parser: _Parser = commands.add_parser(name, help=command.__doc__, description=command.__doc__, allow_abbrev=False)
+    parser.add_argument("--json", action="store_true", help="print one JSON document on stdout")
+    parser.set_defaults(command=command)
+    return parser
+
+
+def _add_train(parser: _Parser) -> None:
+    parser.add_argument("--config", help="JSON file of config fields; the flags below override it")
+    parser.add_argument("--processes", type=_positive, default=1, help="training processes (default 1)")
+    for name in field_names(TrainConfig):
+        _add_knob(parser, TrainConfig, name)
+
+
+def _add_compare(parser: _Parser) -> None:
+    parser.add_argument("run")
+    parser.add_argument("--prompt", action="append", default=[], help="may be given several times")
+    parser.add_argument("--prompts", help="text file with one prompt a line")
+    parser.add_argument("--system", help="system prompt; default: the one the run was trained with")
+    parser.add_argument("--variants", default=_ALL, help=f"default: {_ALL}")
+    for name in field_names(GenerationSettings):
+        _add_knob(parser, GenerationSettings, name)
+
+
+def _add_knob(parser: _Parser, config: type[TrainConfig] | type[GenerationSettings], name: str) -> None:
+    declared = knob(config, name)
+    meaning = f"{declared.description} ({allowed(config, name)}; default {declared.default})".replace("%", "%%")
+    flags = dict.fromkeys([f"--{name.replace('_', '-')}", f"--{name}"])
+    parser.add_argument(*flags, dest=name, metavar="VALUE", help=meaning)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not allowed; give a whole number >= 1")
+    return int(text)
+
+
+def _train_config(args: argparse.Namespace) -> TrainConfig:
+    base = TrainConfig.from_file(Path(args.config)) if args.config else TrainConfig()
+    given = {name: getattr(args, name) for name in field_names(TrainConfig)}
+    return base.changed(**{name: value for name, value in given.items() if value is not None})
+
+
+def _follow(services: Services, run: Run) -> Run:
+    offset = 0
+    while True:
+        run = services.runs.get(run.id)
+        lines, offset = services.runs.read_since(run.id, offset)
+        for line in lines:
+            what = f"loss {line.loss:.4f}" if line.loss is not None else f"held-out loss {line.eval_loss:.4f}"
+            print(f"step {line.step}/{run.state.max_steps}  {what}", file=sys.stderr)
+        if run.state.ended:
+            return run
+        time.sleep(0.5)
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _read_prompts(name: str | None) -> list[str]:
+    if name is None:
+        return []
+    try:
+        lines = Path(name).read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as exc:
+        raise RequestError(f"prompts: cannot read {name} ({exc}); give a UTF-8 text file") from exc
+    return [line for line in lines if line.strip()]
+
+
+def _system_prompt(services: Services, run: str) -> str:
+    rows = next(iter(services.runs.heldout(run).values()), [])
+    return next((m["content"] for row in rows[:1] for m in row if m["role"] == "system"), "")
+
+
+def _conversation(system: str, prompt: str) -> tuple[Message, ...]:
+    opening = ({"role": "system", "content": system},) if system else ()
+    return (*opening, {"role": "user", "content": prompt})
+
+
+def _answer(answer: Answer) -> dict[str, Any]:
+    if answer.error:
+        raise RequestError(answer.error)
+    timing = answer.timing
+    return {
+        "text": answer.text,
+        **asdict(timing),
+        "tokens_per_second": timing.tokens_per_second,
+        "model_bytes": answer.model_bytes,
+        "finish": answer.finish,
+        "proof": asdict(answer.proof) if answer.proof else None,
+    }
+
+
+def _report(progress: Progress) -> None:
+    share = "" if progress.fraction is None else f"{progress.fraction:4.0%} "
+    print(f"{share}{progress.text}", file=sys.stderr)
+
+
+def _print(result: Any, indent: int = 0) -> None:
+    """A result for people: the same document, indented, numbers rounded."""
+    items = result.items() if isinstance(result, dict) else enumerate(result)
+    for key, value in items:
+        if isinstance(value, dict | list) and value:
+            print(f"{' ' * indent}{key}")
+            _print(value, indent + 2)
+        else:
+            print(f"{' ' * indent}{key}: {f'{value:.4g}' if isinstance(value, float) else value}")

@@ -1,0 +1,30 @@
+"""The composition root that `app.py` and the command line share: settings -> services -> page."""
+
+from __future__ import annotations
+
+from .gpu import Lease
+from .launcher import Launcher
+from .runs import RunStore
+from .services import Engine, OnDemand, Services
+from .settings import Settings, quiet_libraries
+
+
+def build_services(settings: Settings) -> Services:
+    """Everything the page and the commands need; the engine, and with it torch, is loaded on first use."""
+    quiet_libraries()
+    runs = RunStore(settings.runs)
+    lease = Lease(settings.home)
+
+    def make_engine() -> Engine:
+        from .ml.engine import Engine as RealEngine
+
+        return RealEngine(settings, runs, lease)
+
+    return Services(settings, runs, lease, Launcher(runs, lease), OnDemand(make_engine))
+
+
+def serve(services: Services, host: str | None = None, port: int | None = None) -> None:
+    """Build the page and answer until interrupted; host and port default to Gradio's own variables."""
+    from .ui.page import launch
+
+    launch(services, host, port)

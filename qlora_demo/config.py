@@ -1,0 +1,195 @@
+"""What a person chooses.  The one place where a default, a range or the meaning of a knob stands.
+
+Fields bear the names that TRL, PEFT and transformers give them.  The page, the command line, the README and the
+tests read everything from here: a new knob is one field here and one use.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
+
+from .errors import ConfigError
+
+Method = Literal["qlora", "lora"]
+TargetModules = Literal["all-linear", "attention"]
+Switch = Literal["auto", "on", "off"]
+Schedule = Literal["cosine", "linear", "constant_with_warmup"]
+ATTENTION_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj")
+
+_OLDER_NAMES = {"max_seq_length": "max_length", "lora_r": "r", "torch_dtype": "(chosen by the device)"}
+
+
+def _knob(default: Any, group: str, label: str, meaning: str, **limits: Any) -> Any:
+    extra: dict[str, Any] = {"group": group, "label": label}
+    return Field(default, description=meaning, json_schema_extra=extra, **limits)
+
+
+class _Config(BaseModel):
+    """A frozen record whose construction raises `ConfigError` naming the field, the value and the remedy."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as exc:
+            raise _translate(type(self), exc) from exc
+
+    @classmethod
+    def from_json(cls, text: str, source: str) -> Self:
+        """Parse one JSON object; ``source`` is the file's name, for the message."""
+        try:
+            values = json.loads(text)
+        except (ValueError, RecursionError) as exc:
+            raise ConfigError(source, f"not valid JSON ({exc}); write one JSON object of config fields") from exc
+        if not isinstance(values, dict):
+            raise ConfigError(source, f"holds a {type(values).__name__}; write one JSON object of config fields")
+        return cls(**values)
+
+    @classmethod
+    def from_file(cls, path: Path) -> Self:
+        """Read a JSON file of config fields."""
+        try:
+            text = path.read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as exc:
+            raise ConfigError("config", f"cannot read {path} ({exc}); give a JSON file") from exc
+        return cls.from_json(text, str(path))
+
+    def changed(self, **values: Any) -> Self:
+        """A copy with other values, validated."""
+        return type(self)(**{**self.model_dump(), **values})
+
+
+class TrainConfig(_Config):
+    """One training run, as chosen by a person."""
+
+    model: str = _knob(
+        "smollm2-135m-instruct",
+        "Model",
+        "Base model",
+        "A bundled model's name, a model id on the hub, or a local folder with safetensors",
+        min_length=1,
+        max_length=400,
+    )
+    dataset: str = _knob(
+        "tickets",
+        "Data",
+        "Data set",
+        "A bundled data set's name, a file (JSONL, JSON, CSV, Parquet), or a data set id on the hub",
+        min_length=1,
+        max_length=400,
+    )
+    max_length: int = _knob(
+        512,
+        "Data",
+        "Longest row (tokens)",
+        "Tokens kept of one row; what is longer is cut at the end",
+        ge=16,
+        le=131072,
+    )
+    eval_rows: int = _knob(
+        32, "Data", "Held-out rows", "Rows kept out of training to measure the held-out loss on", ge=1, le=10_000
+    )
+    method: Method = _knob(
+        "qlora", "Method", "Method", "qlora: 4-bit NF4 base with double quantization; lora: 16-bit base"
+    )
+    r: int = _knob(16, "Method", "Rank r", "Rank of the update matrices A and B", ge=1, le=256)
+    lora_alpha: int = _knob(32, "Method", "LoRA alpha", "The update is scaled by alpha / r", ge=1, le=1024)
+    lora_dropout: float = _knob(0.0, "Method", "LoRA dropout", "Dropout on the input of A while training", ge=0, lt=1)
+    target_modules: TargetModules = _knob(
+        "all-linear", "Method", "Target modules", "Which layers get an adapter: every linear layer, or q, k, v, o only"
+    )
+    learning_rate: float = _knob(
+        2e-3,
+        "Schedule",
+        "Learning rate",
+        "Peak learning rate of AdamW; 2e-3 suits the bundled 135M model, 7B models want 1e-4 to 2e-4",
+        gt=0,
+        le=1,
+    )
+    max_steps: int = _knob(
+        120, "Schedule", "Steps", "Optimizer steps; -1 trains for the number of epochs instead", ge=-1, le=1_000_000
+    )
+    num_train_epochs: float = _knob(
+        1.0, "Schedule", "Epochs", "Passes over the training rows; used when steps is -1", gt=0, le=1000
+    )
+    per_device_train_batch_size: int = _knob(4, "Schedule", "Batch size", "Rows in one forward pass", ge=1, le=4096)
+    gradient_accumulation_steps: int = _knob(
+        1, "Schedule", "Accumulation", "Forward passes for one optimizer step", ge=1, le=4096
+    )
+    seed: int = _knob(0, "Schedule", "Seed", "Seed of the row order and of the adapter's first values", ge=0, le=2**31)
+    lr_scheduler_type: Schedule = _knob("cosine", "Advanced", "Schedule", "How the learning rate falls")
+    warmup_steps: float = _knob(
+        0.05,
+        "Advanced",
+        "Warm-up",
+        "Steps of rising learning rate; below 1 it is a share of all steps",
+        ge=0,
+        le=100_000,
+    )
+    weight_decay: float = _knob(0.0, "Advanced", "Weight decay", "AdamW's weight decay", ge=0, le=1)
+    max_grad_norm: float = _knob(1.0, "Advanced", "Gradient clipping", "Largest norm of the gradient", gt=0, le=1000)
+    eval_steps: int = _knob(
+        20,
+        "Advanced",
+        "Steps between held-out losses",
+        "The held-out loss is also measured at the end",
+        ge=1,
+        le=100_000,
+    )
+    gradient_checkpointing: Switch = _knob(
+        "auto",
+        "Advanced",
+        "Gradient checkpointing",
+        "Recompute activations to save memory; auto turns it on when needed",
+    )
+
+    def model_post_init(self, context: Any, /) -> None:
+        if self.max_steps == 0:
+            raise ConfigError("max_steps", "0 trains nothing; give -1 (use num_train_epochs) or 1 and more")
+
+
+class GenerationSettings(_Config):
+    """How an answer is drawn."""
+
+    max_new_tokens: int = _knob(128, "Sampling", "Longest answer (tokens)", "The answer is cut here", ge=1, le=8192)
+    temperature: float = _knob(
+        0.0, "Sampling", "Temperature", "0 always takes the most likely token (greedy)", ge=0, le=5
+    )
+    top_p: float = _knob(1.0, "Sampling", "Top p", "Draw from the likeliest tokens that sum to this", gt=0, le=1)
+    seed: int = _knob(0, "Sampling", "Seed", "Each column draws from a generator with this seed", ge=0, le=2**31)
+
+
+def field_names(config: type[_Config]) -> tuple[str, ...]:
+    """The fields in the order they are declared."""
+    return tuple(config.model_fields)
+
+
+def knob(config: type[_Config], name: str) -> FieldInfo:
+    """One field's declaration: default, limits, meaning, and in ``json_schema_extra`` its group and label."""
+    return config.model_fields[name]
+
+
+def allowed(config: type[_Config], name: str) -> str:
+    """The allowed values of a field in words, read from its declaration."""
+    schema = config.model_json_schema()["properties"][name]
+    if "enum" in schema:
+        return "one of " + ", ".join(map(str, schema["enum"]))
+    words = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
+    limits = [f"{sign} {schema[key]:g}" for key, sign in words.items() if key in schema]
+    kinds = {"integer": "a whole number", "number": "a number", "string": "a text", "boolean": "true or false"}
+    return " ".join([kinds[schema["type"]], " and ".join(limits)]).strip()
+
+
+def _translate(config: type[_Config], exc: ValidationError) -> ConfigError:
+    first = exc.errors()[0]
+    name = str(first["loc"][0])
+    if first["type"] == "extra_forbidden":
+        newer = f"; it is called {_OLDER_NAMES[name]} now" if name in _OLDER_NAMES else ""
+        return ConfigError(name, f"unknown field{newer}; known are {', '.join(field_names(config))}")
+    return ConfigError(name, f"{first['input']!r} is not allowed; give {allowed(config, name)}")

@@ -1,0 +1,62 @@
+"""The device: what it is, how much room it has, and who holds it: chat, training or a benchmark; never two."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Literal
+
+import psutil
+
+from .errors import DeviceBusy
+from .locks import HeldLock, is_held, read_note
+from .records import DeviceInfo
+
+Purpose = Literal["chat", "training", "evaluation", "merge"]
+
+
+class Lease:
+    """One home's device has one holder at a time, across processes."""
+
+    def __init__(self, home: Path) -> None:
+        self.path = home / "device.lock"
+
+    def acquire(self, purpose: Purpose, detail: str = "") -> HeldLock:
+        """Hold the device until `release`, or until the last process that inherited the lock is gone."""
+        held = HeldLock.acquire(self.path, {"purpose": purpose, "detail": detail})
+        if held is None:
+            raise DeviceBusy(f"device: held by {self.holder()}; wait for it or stop it")
+        return held
+
+    def holder(self) -> str:
+        """Who holds the device, in words; empty when it is free."""
+        if not is_held(self.path):
+            return ""
+        note = read_note(self.path)
+        return f"{note.get('purpose', 'another process')} {note.get('detail', '')}".strip()
+
+
+def device_info() -> DeviceInfo:
+    """The device without importing torch: the first GPU that `nvidia-smi` lists, else the processor."""
+    return _nvidia() or _processor()
+
+
+def _processor() -> DeviceInfo:
+    memory = psutil.virtual_memory()
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return DeviceInfo("cpu", f"CPU, {usable} cores ({platform.machine()})", memory.available, memory.total)
+
+
+def _nvidia() -> DeviceInfo | None:
+    if not shutil.which("nvidia-smi"):
+        return None
+    query = ["nvidia-smi", "--query-gpu=name,memory.free,memory.total", "--format=csv,noheader,nounits"]
+    try:
+        first = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True).stdout.splitlines()[0]
+        name, free, total = (part.strip() for part in first.split(","))
+        return DeviceInfo("cuda", name, int(free) << 20, int(total) << 20)
+    except (subprocess.SubprocessError, OSError, IndexError, ValueError):
+        return None

@@ -1,0 +1,80 @@
+"""A lock that a process holds for as long as it lives, however it dies.
+
+`flock` belongs to the open file, not to the process that took it: a child that inherits the descriptor keeps the
+lock, and the kernel drops it with the last holder, also after `kill -9`.  So a run is alive exactly while its lock is
+held: no pid to go stale, no window between spawn and the child's first write.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any, Self
+
+_PROBES_OUTLASTED = 20
+"""Attempts, 10 ms apart: a reader's probe holds the lock for an instant and must not look like a holder."""
+
+
+class HeldLock:
+    """An exclusive lock on a file, with a note about its holder inside.  Take it with `acquire`."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    @classmethod
+    def acquire(cls, path: Path, note: dict[str, Any]) -> Self | None:
+        """The lock, or None where another open file holds it."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        if not _lock(fd):
+            os.close(fd)
+            return None
+        held = cls(fd)
+        held.annotate(note)
+        return held
+
+    def annotate(self, note: dict[str, Any]) -> None:
+        """Replace the note about the holder."""
+        os.ftruncate(self.fd, 0)
+        os.pwrite(self.fd, json.dumps(note).encode(), 0)
+
+    def release(self) -> None:
+        """Close our descriptor; a child that inherited it keeps the lock."""
+        os.close(self.fd)
+
+
+def _lock(fd: int) -> bool:
+    for _ in range(_PROBES_OUTLASTED):
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            time.sleep(0.01)
+    return False
+
+
+def is_held(path: Path) -> bool:
+    """Whether some process holds the lock.  A shared probe, so two probes never see each other."""
+    try:
+        fd = os.open(path, os.O_RDWR)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+def read_note(path: Path) -> dict[str, Any]:
+    """What the last holder wrote about itself; empty where there is nothing readable."""
+    try:
+        note = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return note if isinstance(note, dict) else {}

@@ -1,0 +1,230 @@
+"""The one decode loop.  Chat, evaluation and benchmarks all read it.
+
+`decode` is a plain generator that does one forward pass per ``next()`` and times its own pass only, so a scheduler can
+step several models in turn on one thread without any of them paying for another.  The library prepares the cache, the
+logits processors and the stopping criteria; ``custom_generate=`` hands them to our loop instead of its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from ..config import GenerationSettings
+from ..errors import ConfigError
+from ..records import AnswerTiming, Finish, GenerationChunk, Message
+from .load import context_length
+
+Activate = Callable[[], AbstractContextManager[Any]]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One pass over a batch: the token each row took (None once it has ended), how rows ended, the pass's seconds."""
+
+    tokens: tuple[int | None, ...]
+    finish: tuple[Finish | None, ...]
+    seconds: float
+    logits: torch.Tensor
+    """Next-token logits of the first row, shape (vocabulary,), as the model gave them."""
+
+
+def decode(
+    model: PreTrainedModel,
+    inputs: dict[str, torch.Tensor],
+    settings: GenerationSettings,
+    activate: Activate = nullcontext,
+) -> Iterator[Step]:
+    """Decode a left-padded batch, one pass per `next()`, until every row has ended.
+
+    ``inputs``: ``input_ids`` and ``attention_mask``, each (rows, tokens).  ``activate`` is entered for each pass alone:
+    it switches the adapter of a model that another column shares.
+    """
+    rows = len(inputs["input_ids"])
+    stop_ids = _stop_ids(model)
+    alive = [True] * rows
+    started = time.perf_counter()
+    with torch.inference_mode(), activate():
+        passes = model.generate(
+            **{name: tensor.to(model.device) for name, tensor in inputs.items()},
+            generation_config=_generation_config(model, settings),
+            custom_generate=_passes,
+            draw=_sampler(model, settings),
+        )
+    for count in range(1, settings.max_new_tokens + 1):
+        with torch.inference_mode(), activate():
+            tokens, logits = next(passes)
+            _synchronize(model.device)
+        seconds = time.perf_counter() - started
+        finish = [_finish(token, stop_ids, count == settings.max_new_tokens) for token in tokens]
+        yield Step(
+            tuple(token if live else None for token, live in zip(tokens, alive, strict=True)),
+            tuple(how if live else None for how, live in zip(finish, alive, strict=True)),
+            seconds,
+            logits,
+        )
+        alive = [live and how is None for live, how in zip(alive, finish, strict=True)]
+        if not any(alive):
+            return
+        started = time.perf_counter()
+
+
+def stream(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    conversation: Sequence[Message],
+    settings: GenerationSettings,
+    activate: Activate = nullcontext,
+) -> Iterator[GenerationChunk]:
+    """Answer one conversation, one chunk per forward pass.  The last chunk has its ``finish`` set."""
+    started = time.perf_counter()
+    inputs = encode(tokenizer, [conversation])
+    prompt_tokens = inputs["input_ids"].shape[1]
+    check_length(model, prompt_tokens, settings)
+    preparation = time.perf_counter() - started
+    ids: list[int] = []
+    text = shown = fingerprint = ""
+    for step in decode(model, inputs, settings, activate):
+        if step.tokens[0] is not None:
+            ids.append(step.tokens[0])
+        fingerprint = fingerprint or fingerprint_of(step.logits)
+        text = tokenizer.decode(ids, skip_special_tokens=True)
+        finish = step.finish[0]
+        whole = text if finish or not text.endswith("\ufffd") else shown
+        yield GenerationChunk(
+            whole[len(shown) :], tuple(ids), prompt_tokens, step.seconds + preparation, finish, fingerprint
+        )
+        shown, preparation = whole, 0.0
+
+
+def complete(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    conversations: Sequence[Sequence[Message]],
+    settings: GenerationSettings,
+    activate: Activate = nullcontext,
+) -> list[str]:
+    """Answer a batch of conversations together; for scores, where no single answer's latency matters."""
+    inputs = encode(tokenizer, conversations)
+    check_length(model, inputs["input_ids"].shape[1], settings)
+    ids: list[list[int]] = [[] for _ in conversations]
+    for step in decode(model, inputs, settings, activate):
+        for row, token in zip(ids, step.tokens, strict=True):
+            if token is not None:
+                row.append(token)
+    return [tokenizer.decode(row, skip_special_tokens=True) for row in ids]
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Sequence[Message]], answered: bool = False
+) -> dict[str, torch.Tensor]:
+    """Chat messages -> left-padded ``input_ids`` and ``attention_mask``, ready for the assistant's turn, or with it in
+    place where the conversations are `answered`."""
+    encoded: Any = tokenizer.apply_chat_template(
+        [list(conversation) for conversation in conversations],
+        add_generation_prompt=not answered,
+        return_tensors="pt",
+        return_dict=True,
+        padding=True,
+        tokenizer_kwargs={"padding_side": "left"},
+    )
+    return {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}
+
+
+def check_length(model: PreTrainedModel, prompt_tokens: int, settings: GenerationSettings) -> None:
+    """Refuse a prompt that leaves no room for the answer in the model's context."""
+    longest = context_length(model)
+    if prompt_tokens + settings.max_new_tokens > longest:
+        raise ConfigError(
+            "prompt",
+            f"{prompt_tokens} tokens and an answer of up to {settings.max_new_tokens} exceed the model's context of "
+            f"{longest}; shorten the prompt, clear the conversation or lower max_new_tokens",
+        )
+
+
+def warm_up(model: PreTrainedModel, activate: Activate = nullcontext) -> float:
+    """Two passes that pay first-use costs (repacking, kernels), so that no answer's timing holds them; seconds."""
+    started = time.perf_counter()
+    ids = torch.ones((1, 8), dtype=torch.long)
+    settings = GenerationSettings(max_new_tokens=2)
+    for _ in decode(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, settings, activate):
+        pass
+    return time.perf_counter() - started
+
+
+def add_pass(timing: AnswerTiming, chunk: GenerationChunk) -> AnswerTiming:
+    """An answer's timing after one more of its own passes."""
+    return AnswerTiming(
+        prompt_tokens=chunk.prompt_tokens,
+        new_tokens=len(chunk.token_ids),
+        ttft_seconds=timing.ttft_seconds or chunk.seconds,
+        total_seconds=timing.total_seconds + chunk.seconds,
+    )
+
+
+def fingerprint_of(logits: torch.Tensor) -> str:
+    """Eight hex digits over the exact bytes of a logits vector: other weights or another adapter give others."""
+    raw = logits.detach().float().cpu().contiguous().numpy().tobytes()
+    return hashlib.blake2b(raw, digest_size=4).hexdigest()
+
+
+def _passes(
+    model: Any,
+    input_ids: torch.Tensor,
+    logits_processor: Any,
+    stopping_criteria: Any,
+    generation_config: GenerationConfig,
+    draw: Callable[[torch.Tensor], torch.Tensor],
+    **model_kwargs: Any,
+) -> Iterator[tuple[list[int], torch.Tensor]]:
+    outputs = model._prefill(input_ids, generation_config, model_kwargs)
+    while True:
+        model_kwargs = model._update_model_kwargs_for_generation(outputs, model_kwargs, is_encoder_decoder=False)
+        logits = outputs.logits[:, -1].to(copy=True, dtype=torch.float32)
+        del outputs
+        tokens = draw(logits_processor(input_ids, logits))
+        input_ids = torch.cat([input_ids, tokens[:, None]], dim=-1)
+        yield tokens.tolist(), logits[0]
+        inputs = model.prepare_inputs_for_generation(input_ids, next_sequence_length=1, **model_kwargs)
+        outputs = model(**inputs, return_dict=True)
+
+
+def _generation_config(model: PreTrainedModel, settings: GenerationSettings) -> GenerationConfig:
+    sampling = {"temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0}
+    return GenerationConfig(
+        max_new_tokens=settings.max_new_tokens,
+        do_sample=settings.temperature > 0,
+        **(sampling if settings.temperature > 0 else {}),
+        eos_token_id=model.generation_config.eos_token_id,
+        pad_token_id=model.generation_config.pad_token_id or _stop_ids(model)[0],
+    )
+
+
+def _sampler(model: PreTrainedModel, settings: GenerationSettings) -> Callable[[torch.Tensor], torch.Tensor]:
+    if settings.temperature == 0:
+        return lambda scores: scores.argmax(dim=-1)
+    generator = torch.Generator(model.device).manual_seed(settings.seed)
+    return lambda scores: torch.multinomial(scores.softmax(dim=-1), 1, generator=generator).squeeze(1)
+
+
+def _stop_ids(model: PreTrainedModel) -> list[int]:
+    ids = model.generation_config.eos_token_id
+    return list(ids) if isinstance(ids, list) else [ids]
+
+
+def _finish(token: int, stop_ids: list[int], last: bool) -> Finish | None:
+    if token in stop_ids:
+        return "stop"
+    return "length" if last else None
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,208 @@
+"""RunStore: a run is a directory, and the directory is the protocol between the page and the training process.
+
+config.json     what was chosen                      (written once, at creation)
+state.json      where it stands                      (replaced atomically)
+metrics.jsonl   one line per step and evaluation     (append only)
+train.log       everything the process printed
+versions.json   Python, libraries and device it ran on
+heldout/        rows training never saw, one JSONL file per split
+adapter/        the result                           (renamed into place when whole)
+stop            present once somebody asked to stop
+lock            held by the training process while it lives
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from .config import TrainConfig
+from .errors import ConfigError, RunError
+from .locks import is_held
+from .records import Choice, Message, RunState, TrainMetrics
+
+_ID = re.compile(r"[0-9]{8}-[0-9]{6}-[a-z]+-[0-9a-f]{4}")
+_README = """\
+This folder is one training run. It can be read without the app.
+
+config.json     what was chosen
+state.json      where the run stands: status, times, error, final figures
+metrics.jsonl   one JSON line per training step or held-out evaluation
+train.log       everything the training process printed
+versions.json   Python, library versions and the device
+heldout/        rows that training never saw (chat messages, JSONL)
+adapter/        the LoRA adapter and tokenizer; PEFT loads it
+"""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run as it stood when it was read."""
+
+    id: str
+    path: Path
+    config: TrainConfig
+    state: RunState
+
+    @property
+    def adapter(self) -> Path:
+        return self.path / "adapter"
+
+    @property
+    def has_adapter(self) -> bool:
+        return self.adapter.is_dir()
+
+    @property
+    def lock(self) -> Path:
+        return self.path / "lock"
+
+
+class RunStore:
+    """All runs under one directory."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def create(self, config: TrainConfig) -> Run:
+        """A new run in state "created"; it appears under its name only when it is whole."""
+        name = f"{time.strftime('%Y%m%d-%H%M%S')}-{config.method}-{secrets.token_hex(2)}"
+        draft = self.root / f".new-{name}"
+        draft.mkdir(parents=True)
+        (draft / "config.json").write_text(config.model_dump_json(indent=2), "utf-8")
+        (draft / "README").write_text(_README, "utf-8")
+        write_state(draft, RunState(status="created"))
+        draft.rename(self.root / name)
+        return self.get(name)
+
+    def get(self, name: str) -> Run:
+        """One run.  A process that died without an end state reads as failed, with the tail of its log."""
+        path = self.path(name)
+        try:
+            config = TrainConfig.from_file(path / "config.json")
+            return Run(name, path, config, _settled(path, read_state(path)))
+        except (ConfigError, OSError, ValueError, TypeError, KeyError) as exc:
+            raise RunError(f"run {name}: cannot be read ({exc}); delete it or restore its files") from exc
+
+    def path(self, name: str) -> Path:
+        """The directory of a run that exists; names are checked, so none leads elsewhere."""
+        path = self.root / name
+        if not _ID.fullmatch(name) or path.is_symlink() or not path.is_dir():
+            raise RunError(f"run {name!r}: no such run; `python -m qlora_demo runs list` shows them")
+        return path
+
+    def names(self) -> list[str]:
+        """Newest first."""
+        if not self.root.is_dir():
+            return []
+        return sorted((p.name for p in self.root.iterdir() if _ID.fullmatch(p.name)), reverse=True)
+
+    def all(self) -> list[Run]:
+        """Newest first; a run whose files are damaged is left out here and reported by `get`."""
+        return list(self._readable())
+
+    def _readable(self) -> Iterator[Run]:
+        for name in self.names():
+            try:
+                yield self.get(name)
+            except RunError:
+                continue
+
+    def active(self) -> Run | None:
+        """The run whose process is alive, if there is one."""
+        return next((run for run in self.all() if is_held(run.lock)), None)
+
+    def read_since(self, name: str, offset: int) -> tuple[list[TrainMetrics], int]:
+        """Whole metrics lines from a byte offset on, and the offset to continue from."""
+        try:
+            with (self.path(name) / "metrics.jsonl").open("rb") as file:
+                file.seek(offset)
+                data = file.read()
+        except FileNotFoundError:
+            return [], offset
+        whole = data[: data.rfind(b"\n") + 1]
+        return [TrainMetrics(**json.loads(line)) for line in whole.splitlines()], offset + len(whole)
+
+    def metrics(self, name: str) -> list[TrainMetrics]:
+        return self.read_since(name, 0)[0]
+
+    def log_tail(self, name: str, lines: int = 30) -> str:
+        return _log_tail(self.path(name), lines)
+
+    def heldout(self, name: str) -> dict[str, list[list[Message]]]:
+        """Held-out conversations by split, in the order of the file names."""
+        folder = self.path(name) / "heldout"
+        files = sorted(folder.glob("*.jsonl"), reverse=True)
+        return {file.stem: [json.loads(line)["messages"] for line in file.open(encoding="utf-8")] for file in files}
+
+    def request_stop(self, name: str) -> None:
+        """Ask the training process to stop after the step it is in and save its adapter."""
+        run = self.get(name)
+        if run.state.ended:
+            raise RunError(f"run {name}: already {run.state.status}; there is nothing to stop")
+        (run.path / "stop").touch()
+
+    def delete(self, name: str) -> None:
+        """Remove a run that is not alive."""
+        path = self.path(name)
+        if is_held(path / "lock"):
+            raise RunError(f"run {name}: still running; stop it first")
+        doomed = self.root / f".deleted-{name}"
+        path.rename(doomed)
+        shutil.rmtree(doomed)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write beside, then rename: a reader sees the old file or the new one."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    with draft.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
+
+
+def write_state(path: Path, state: RunState) -> None:
+    """Replace a run directory's state."""
+    write_atomically(path / "state.json", json.dumps(asdict(state), indent=2))
+
+
+def read_state(path: Path) -> RunState:
+    """The state as it was last written."""
+    values: dict[str, Any] = json.loads((path / "state.json").read_text("utf-8"))
+    choices = tuple(Choice(**choice) for choice in values.pop("choices"))
+    return RunState(**values, choices=choices)
+
+
+def append_metrics(path: Path, metrics: TrainMetrics) -> None:
+    """Append one line to a run directory's metrics."""
+    line = {key: value for key, value in asdict(metrics).items() if value is not None}
+    with (path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def _settled(path: Path, state: RunState) -> RunState:
+    if state.ended or state.status == "created" or is_held(path / "lock"):
+        return state
+    state = read_state(path)  # it may have ended between the first read and the probe
+    if state.ended:
+        return state
+    tail = _log_tail(path, 3).strip()
+    return replace(state, status="failed", error=f"the training process died without a word; its log ends: {tail}")
+
+
+def _log_tail(path: Path, lines: int) -> str:
+    try:
+        with (path / "train.log").open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 400 * lines))
+            text = file.read().decode("utf-8", "replace")
+    except FileNotFoundError:
+        return ""
+    return "\n".join(line.rsplit("\r", 1)[-1] for line in text.split("\n")[-lines - 1 :])

@@ -1,0 +1,196 @@
+"""Records -> text, tables and HTML.  Imports no gradio; everything that a person or a model wrote is escaped."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from html import escape
+
+import pandas as pd
+
+from ..records import Answer, Choice, DeviceInfo, Progress, Resident, TrainMetrics
+from ..runs import Run
+
+GIB = 1 << 30
+MIB = 1 << 20
+_FINISH = {"stop": "ended by itself", "length": "cut at the longest answer", "stopped": "stopped by hand"}
+_RECENT_STEPS = 20
+LOSS_COLORS = {"training": "#d97706", "held-out": "#2563eb"}
+
+
+def memory(count: float) -> str:
+    """Bytes for people."""
+    return f"{count / GIB:.1f} GiB" if count >= GIB else f"{count / MIB:.0f} MiB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people."""
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def bar(fraction: float, label: str) -> str:
+    """A progress bar with its meaning in words."""
+    percent = max(0.0, min(1.0, fraction)) * 100
+    return (
+        f'<div class="bar" role="progressbar" aria-valuenow="{percent:.0f}" aria-valuemin="0" aria-valuemax="100" '
+        f'aria-label="{escape(label)}"><div style="width:{percent:.1f}%"></div></div>'
+    )
+
+
+def status_line(device: DeviceInfo, holder: str, hub: str, fetching: Progress | None, fetch_error: str) -> str:
+    """The line at the top of the page."""
+    parts = [
+        escape(device.name),
+        f"{memory(device.free_bytes)} of {memory(device.total_bytes)} free",
+        f"in use by {escape(holder)}" if holder else "device is free",
+        escape(hub),
+    ]
+    if fetching is not None:
+        parts.append(f"bundled model: {escape(fetching.text)}{bar(fetching.fraction or 0, fetching.text)}")
+    if fetch_error:
+        parts.append(f'<span class="bad">bundled model: {escape(fetch_error)}</span>')
+    return '<div class="status">' + "".join(f"<span>{part}</span>" for part in parts) + "</div>"
+
+
+def run_label(run: Run) -> str:
+    """One line that tells runs apart."""
+    config = run.config
+    return f"{run.id} · {config.model} · {config.dataset} · r {config.r} · {run.state.status}"
+
+
+def run_progress(run: Run | None, metrics: Sequence[TrainMetrics]) -> str:
+    """State, bar, time left and the figures of a run."""
+    if run is None:
+        return '<div class="empty">No run yet. Press <b>Start training</b>: the defaults train the bundled model.</div>'
+    state, steps = run.state, [line for line in metrics if line.step_seconds is not None]
+    step, total = (steps[-1].step if steps else 0), state.max_steps
+    share = step / total if total else 0.0
+    head = f"<b>{escape(state.status)}</b> · step {step} of {total or '…'}"
+    if state.status == "running" and len(steps) > 1:
+        head += f" · about {duration(seconds_left(steps, total))} left"
+    if state.ended and state.started_at and state.ended_at:
+        head += f" · took {duration(state.ended_at - state.started_at)}"
+    error = f'<p class="bad">{escape(state.error)}</p>' if state.error else ""
+    body = bar(share, "training progress") + error + _figures(metrics) + _choices(state.choices)
+    return f'<div class="run"><p>{head}</p>{body}</div>'
+
+
+def seconds_left(steps: Sequence[TrainMetrics], total: int) -> float:
+    """Steps to go times the wall time of a recent step, evaluations included."""
+    recent = steps[-_RECENT_STEPS - 1 :]
+    return (recent[-1].time - recent[0].time) / (len(recent) - 1) * (total - steps[-1].step)
+
+
+def losses(metrics: Sequence[TrainMetrics]) -> pd.DataFrame:
+    """Training and held-out loss by step, for one plot."""
+    rows = [(m.step, m.loss, "training") for m in metrics if m.loss is not None]
+    rows += [(m.step, m.eval_loss, "held-out") for m in metrics if m.eval_loss is not None]
+    return pd.DataFrame(rows, columns=["step", "loss", "rows"]).astype({"step": "int64", "loss": "float64"})
+
+
+def learning_rates(metrics: Sequence[TrainMetrics]) -> pd.DataFrame:
+    """Learning rate by step."""
+    rows = [(m.step, m.learning_rate) for m in metrics if m.learning_rate is not None]
+    return pd.DataFrame(rows, columns=["step", "learning rate"]).astype({"step": "int64", "learning rate": "float64"})
+
+
+def runs_table(runs: Sequence[Run]) -> pd.DataFrame:
+    """One row per run."""
+    columns = [
+        "run",
+        "state",
+        "model",
+        "data",
+        "method",
+        "r",
+        "steps",
+        "train loss",
+        "held-out loss",
+        "tokens/s",
+        "time",
+    ]
+    return pd.DataFrame([_runs_row(run) for run in runs], columns=columns)
+
+
+def column_head(variant: str, title: str, resident: Resident | None) -> str:
+    """Name, precision, what it shares, memory."""
+    if resident is None:
+        return f'<div class="head"><b>{escape(title)}</b><small>loads with the first prompt</small></div>'
+    shared = f", shares the weights of {escape(resident.shares)}" if resident.shares else ""
+    return (
+        f'<div class="head"><b>{escape(resident.title)}</b>'
+        f"<small>{resident.precision} · {memory(resident.model_bytes)}{shared}<br>{escape(resident.note)}</small></div>"
+    )
+
+
+def column_foot(answer: Answer | None) -> str:
+    """What the answer cost, how it ended, what answered."""
+    if answer is None:
+        return '<div class="foot"></div>'
+    if answer.error:
+        return f'<div class="foot bad">{escape(answer.error)}</div>'
+    timing = answer.timing
+    cells = [
+        ("time to first token", duration(timing.ttft_seconds) if timing.new_tokens else "…"),
+        ("speed", f"{timing.tokens_per_second:.1f} tokens/s" if timing.new_tokens > 1 else "…"),
+        ("answer", f"{timing.new_tokens} tokens"),
+        ("total", duration(timing.total_seconds)),
+        ("memory", memory(answer.model_bytes)),
+        ("end", _FINISH[answer.finish] if answer.finish else "…"),
+    ]
+    table = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in cells)
+    proof = f"<small>answered by: {escape(str(answer.proof))}</small>" if answer.proof else ""
+    return f'<div class="foot"><dl>{table}</dl>{proof}</div>'
+
+
+def _figures(metrics: Sequence[TrainMetrics]) -> str:
+    steps = [m for m in metrics if m.step_seconds is not None and m.tokens is not None]
+    if not steps:
+        return ""
+    recent = steps[-_RECENT_STEPS:]
+    seconds, tokens = sum(m.step_seconds or 0 for m in recent), sum(m.tokens or 0 for m in recent)
+    heldout = [m.eval_loss for m in metrics if m.eval_loss is not None]
+    cells = [
+        ("training loss", f"{statistics.fmean(m.loss or 0 for m in recent):.3f}"),
+        ("held-out loss", f"{heldout[-1]:.3f}" if heldout else "…"),
+        ("speed", f"{tokens / seconds:,.0f} tokens/s"),
+        ("step", duration(seconds / len(recent))),
+        ("peak memory", memory(steps[-1].memory_bytes or 0)),
+    ]
+    return "<dl>" + "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in cells) + "</dl>"
+
+
+def _choices(choices: Sequence[Choice]) -> str:
+    if not choices:
+        return ""
+    lines = "".join(f"<li><b>{escape(c.what)}: {escape(c.value)}</b>: {escape(c.why)}</li>" for c in choices)
+    return f"<details open><summary>Chosen for this device and data</summary><ul>{lines}</ul></details>"
+
+
+def _runs_row(run: Run) -> list[object]:
+    config, state, summary = run.config, run.state, run.state.summary
+    end = state.ended_at or time.time()
+    return [
+        run.id,
+        state.status,
+        config.model,
+        config.dataset,
+        config.method,
+        config.r,
+        summary.get("steps", ""),
+        _number(summary.get("train_loss"), ".3f"),
+        _number(summary.get("eval_loss"), ".3f"),
+        _number(summary.get("tokens_per_second"), ".0f"),
+        duration(end - state.started_at) if state.started_at else "",
+    ]
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
