@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args = _parser().parse_args(argv)
         services = build_services(Settings.from_environment())
-        with contextlib.redirect_stdout(sys.stderr):
+        with contextlib.redirect_stdout(sys.stderr), contextlib.closing(services):
             result = args.command(services, args)
     except DemoError as exc:
         print(f"error: {exc}", file=sys.stderr)
@@ -69,6 +69,9 @@ def train(services: Services, args: argparse.Namespace) -> dict[str, Any]:
     except KeyboardInterrupt:
         services.runs.request_stop(run.id)
         run = _follow(services, run)
+    if run.state.refused:
+        services.runs.delete(run.id)
+        raise RequestError(run.state.error)
     if run.state.status == "failed":
         raise WorkError(f"run {run.id} failed: {run.state.error}; the whole log is {run.path / 'train.log'}")
     return {"run": run.id, "state": run.state.status, **run.state.summary}
@@ -199,7 +202,7 @@ def _follow(services: Services, run: Run) -> Run:
         for line in lines:
             what = f"loss {line.loss:.4f}" if line.loss is not None else f"held-out loss {line.eval_loss:.4f}"
             print(f"step {line.step}/{run.state.max_steps}  {what}", file=sys.stderr)
-        if run.state.ended:
+        if run.state.ended and not run.alive:
             return run
         time.sleep(0.5)
 

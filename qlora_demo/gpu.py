@@ -17,6 +17,9 @@ from .records import DeviceInfo
 
 Purpose = Literal["chat", "training", "evaluation", "merge"]
 
+_EXIT_SECONDS = 3.0
+"""A process that has written its end state needs a moment to leave, and to give its memory back."""
+
 
 class Lease:
     """One home's device has one holder at a time, across processes."""
@@ -26,7 +29,7 @@ class Lease:
 
     def acquire(self, purpose: Purpose, detail: str = "") -> HeldLock:
         """Hold the device until `release`, or until the last process that inherited the lock is gone."""
-        held = HeldLock.acquire(self.path, {"purpose": purpose, "detail": detail})
+        held = HeldLock.acquire(self.path, {"purpose": purpose, "detail": detail}, _EXIT_SECONDS)
         if held is None:
             raise DeviceBusy(f"device: held by {self.holder()}; wait for it or stop it")
         return held

@@ -14,8 +14,8 @@ import time
 from pathlib import Path
 from typing import Any, Self
 
-_PROBES_OUTLASTED = 20
-"""Attempts, 10 ms apart: a reader's probe holds the lock for an instant and must not look like a holder."""
+_PROBE_SECONDS = 0.2
+"""A reader's probe holds the lock for an instant and must not look like a holder."""
 
 
 class HeldLock:
@@ -25,11 +25,11 @@ class HeldLock:
         self.fd = fd
 
     @classmethod
-    def acquire(cls, path: Path, note: dict[str, Any]) -> Self | None:
-        """The lock, or None where another open file holds it."""
+    def acquire(cls, path: Path, note: dict[str, Any], patience: float = _PROBE_SECONDS) -> Self | None:
+        """The lock, or None where another open file still holds it after `patience` seconds."""
         path.parent.mkdir(parents=True, exist_ok=True)
         fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        if not _lock(fd):
+        if not _lock(fd, patience):
             os.close(fd)
             return None
         held = cls(fd)
@@ -46,14 +46,16 @@ class HeldLock:
         os.close(self.fd)
 
 
-def _lock(fd: int) -> bool:
-    for _ in range(_PROBES_OUTLASTED):
+def _lock(fd: int, patience: float) -> bool:
+    deadline = time.monotonic() + patience
+    while True:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return True
         except BlockingIOError:
+            if time.monotonic() > deadline:
+                return False
             time.sleep(0.01)
-    return False
 
 
 def is_held(path: Path) -> bool:

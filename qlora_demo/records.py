@@ -27,13 +27,15 @@ class Choice:
 
 @dataclass(frozen=True)
 class RunState:
-    """Where a run stands.  Times are seconds since the epoch; ``summary`` holds the end's figures."""
+    """Where a run stands.  Times are seconds since the epoch; ``summary`` holds the end's figures; a failed run was
+    ``refused`` where its request was wrong (a bad row, an unknown model) and nothing was trained."""
 
     status: Status
     max_steps: int = 0
     started_at: float | None = None
     ended_at: float | None = None
     error: str = ""
+    refused: bool = False
     choices: tuple[Choice, ...] = ()
     summary: dict[str, Any] = field(default_factory=dict)
 

@@ -64,6 +64,11 @@ class Run:
     def lock(self) -> Path:
         return self.path / "lock"
 
+    @property
+    def alive(self) -> bool:
+        """Whether the training process still exists, now."""
+        return is_held(self.lock)
+
 
 class RunStore:
     """All runs under one directory."""
@@ -117,7 +122,7 @@ class RunStore:
 
     def active(self) -> Run | None:
         """The run whose process is alive, if there is one."""
-        return next((run for run in self.all() if is_held(run.lock)), None)
+        return next((run for run in self.all() if run.alive), None)
 
     def read_since(self, name: str, offset: int) -> tuple[list[TrainMetrics], int]:
         """Whole metrics lines from a byte offset on, and the offset to continue from."""
@@ -137,10 +142,10 @@ class RunStore:
         return _log_tail(self.path(name), lines)
 
     def heldout(self, name: str) -> dict[str, list[list[Message]]]:
-        """Held-out conversations by split, in the order of the file names."""
+        """Held-out conversations by split, `test` first; rows of plain text hold none."""
         folder = self.path(name) / "heldout"
-        files = sorted(folder.glob("*.jsonl"), reverse=True)
-        return {file.stem: [json.loads(line)["messages"] for line in file.open(encoding="utf-8")] for file in files}
+        splits = sorted(folder.glob("*.jsonl"), reverse=True)
+        return {split.stem: _conversations(split) for split in splits}
 
     def request_stop(self, name: str) -> None:
         """Ask the training process to stop after the step it is in and save its adapter."""
@@ -186,6 +191,11 @@ def append_metrics(path: Path, metrics: TrainMetrics) -> None:
     line = {key: value for key, value in asdict(metrics).items() if value is not None}
     with (path / "metrics.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
+
+
+def _conversations(split: Path) -> list[list[Message]]:
+    rows = [json.loads(line) for line in split.read_text("utf-8").split("\n") if line]
+    return [row["messages"] for row in rows if "messages" in row]
 
 
 def _settled(path: Path, state: RunState) -> RunState:

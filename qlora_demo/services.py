@@ -64,3 +64,7 @@ class Services:
     lease: Lease
     launcher: Launcher
     engine: OnDemand
+
+    def close(self) -> None:
+        """Free models and the device."""
+        self.engine.release()

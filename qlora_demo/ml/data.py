@@ -146,7 +146,7 @@ def _checked(turns: Any, where: str) -> list[Message]:
 
 def _read_jsonl(path: Path) -> list[Row]:
     rows = []
-    for number, line in enumerate(_text(path).splitlines(), 1):
+    for number, line in enumerate(_text(path).split("\n"), 1):
         if line.strip():
             rows.append(_row(_parse(line, f"{path}, line {number}"), f"{path}, line {number}"))
     return rows

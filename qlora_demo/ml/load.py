@@ -38,9 +38,9 @@ Use = Literal["inference", "exact"]
 
 # Used where a base model brings no chat template of its own.
 PLAIN_TEMPLATE = (
-    "{% for message in messages %}### {{ message['role'] | capitalize }}:\n{{ message['content'] }}"
-    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}\n\n{% endfor %}"
-    "{% if add_generation_prompt %}### Assistant:\n{% endif %}"
+    "{% for message in messages %}{{ '### ' + message['role'] | capitalize + ':\n' + message['content'] }}"
+    "{{ eos_token if message['role'] == 'assistant' }}{{ '\n\n' }}{% endfor %}"
+    "{{ '### Assistant:\n' if add_generation_prompt }}"
 )
 
 _READ_ERRORS = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)

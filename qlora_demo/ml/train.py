@@ -33,7 +33,7 @@ from trl import SFTConfig, SFTTrainer
 from .. import __version__
 from ..choices import Chosen, Situation, choose
 from ..config import ATTENTION_MODULES, TrainConfig
-from ..errors import DataError, DemoError, OutOfMemory
+from ..errors import DataError, DemoError, OutOfMemory, RequestError
 from ..memory import ModelShape
 from ..records import Choice, RunState, TrainMetrics
 from ..runs import append_metrics, read_state, write_atomically, write_state
@@ -151,7 +151,7 @@ class EndState:
                 f"device: out of memory ({exc}); lower the batch, max_length or r, or turn checkpointing on"
             )
         message = str(exc) if isinstance(exc, DemoError) else f"{kind.__name__ if kind else ''}: {exc}"
-        _end(self.path, "failed", error=" ".join(message.split())[:1000])
+        _end(self.path, "failed", error=" ".join(message.split())[:1000], refused=isinstance(exc, RequestError))
 
 
 class Reporter(TrainerCallback):

@@ -88,17 +88,23 @@ def seconds_left(steps: Sequence[TrainMetrics], total: int) -> float:
     return (recent[-1].time - recent[0].time) / (len(recent) - 1) * (total - steps[-1].step)
 
 
-def losses(metrics: Sequence[TrainMetrics]) -> pd.DataFrame:
-    """Training and held-out loss by step, for one plot."""
-    rows = [(m.step, m.loss, "training") for m in metrics if m.loss is not None]
+def losses(metrics: Sequence[TrainMetrics]) -> pd.DataFrame | None:
+    """Training and held-out loss by step, for one plot; None while there is nothing.
+
+    The plot keeps the colours of its first value, so both names are in it from the first row on.
+    """
+    rows: list[tuple[int, float | None, str]] = [(m.step, m.loss, "training") for m in metrics if m.loss is not None]
+    if not rows:
+        return None
     rows += [(m.step, m.eval_loss, "held-out") for m in metrics if m.eval_loss is not None]
-    return pd.DataFrame(rows, columns=["step", "loss", "rows"]).astype({"step": "int64", "loss": "float64"})
+    rows += [(rows[0][0], None, "held-out")]
+    return pd.DataFrame(rows, columns=["step", "loss", "rows"]).astype({"loss": "float64"})
 
 
-def learning_rates(metrics: Sequence[TrainMetrics]) -> pd.DataFrame:
-    """Learning rate by step."""
+def learning_rates(metrics: Sequence[TrainMetrics]) -> pd.DataFrame | None:
+    """Learning rate by step; None while there is nothing."""
     rows = [(m.step, m.learning_rate) for m in metrics if m.learning_rate is not None]
-    return pd.DataFrame(rows, columns=["step", "learning rate"]).astype({"step": "int64", "learning rate": "float64"})
+    return pd.DataFrame(rows, columns=["step", "learning rate"]) if rows else None
 
 
 def runs_table(runs: Sequence[Run]) -> pd.DataFrame:

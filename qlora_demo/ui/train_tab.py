@@ -98,7 +98,6 @@ def _draw_run() -> dict[str, Any]:
     shown["progress"] = gr.HTML(elem_id="progress", min_height=150)
     with gr.Row():
         shown["loss"] = gr.LinePlot(
-            render.losses([]),
             x="step",
             y="loss",
             color="rows",
@@ -109,7 +108,6 @@ def _draw_run() -> dict[str, Any]:
             height=260,
         )
         shown["rate"] = gr.LinePlot(
-            render.learning_rates([]),
             x="step",
             y="learning rate",
             title="Learning rate",

@@ -1,0 +1,47 @@
+# make demo   the app on http://127.0.0.1:7860
+# make test   every check and every test, the browser's too
+# make quick  the tests that need neither the bundled model nor a browser
+PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
+	$$p -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && echo $$p && break; done)
+BIN := .venv/bin
+
+.PHONY: demo test quick lint chromium screenshot clean
+
+demo: .venv/.demo
+	$(BIN)/python -m qlora_demo fetch
+	$(BIN)/python app.py
+
+test: .venv/.dev lint chromium
+	$(BIN)/python -m pytest
+
+quick: .venv/.dev
+	$(BIN)/python -m pytest -m "not bundled and not browser"
+
+lint: .venv/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+# A Chromium of the system is used where there is one; Playwright's own is the last resort.
+chromium: .venv/.dev
+	@command -v chromium chromium-browser google-chrome >/dev/null \
+	|| (command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq chromium) \
+	|| $(BIN)/python -m playwright install chromium
+
+screenshot: .venv/.dev chromium
+	QLORA_DEMO_SCREENSHOTS=docs $(BIN)/python -m pytest tests/browser
+
+.venv/bin/python:
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed; set PYTHON=/path/to/python3.11" >&2; exit 2; }
+	$(PYTHON) -m venv .venv
+
+.venv/.demo: requirements.txt | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+.venv/.dev: requirements-dev.txt .venv/.demo
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+
+clean:
+	rm -rf .venv

@@ -1,0 +1,74 @@
+"""Fresh homes, a tiny random model built in place, and the bundled model where truth needs it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from qlora_demo.catalog import SMOLLM2
+from qlora_demo.compose import build_services
+from qlora_demo.services import Services
+from qlora_demo.settings import Settings, quiet_libraries
+
+quiet_libraries()
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty home, also for the processes that a test starts."""
+    folder = tmp_path / "home"
+    folder.mkdir()
+    monkeypatch.setenv("QLORA_DEMO_HOME", str(folder))
+    return folder
+
+
+@pytest.fixture
+def services(home: Path) -> Iterator[Services]:
+    """A fresh app's parts on an empty home."""
+    made = build_services(Settings(home))
+    yield made
+    made.engine.release()
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A 2-layer Llama with random weights and a byte-level tokenizer with a ChatML template, saved as a folder."""
+    from tests.tiny import save_tiny_model
+
+    return save_tiny_model(tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.fixture(scope="session")
+def bundled_models() -> Path:
+    """The folder that holds the bundled model, fetched once into the person's own home."""
+    from qlora_demo.ml.fetch import fetch
+
+    environ = {name: value for name, value in os.environ.items() if name != "QLORA_DEMO_HOME"}
+    environ |= {"QLORA_DEMO_HOME": home} if (home := os.environ.get("QLORA_DEMO_TEST_HOME")) else {}
+    settings = Settings.from_environment(environ)
+    fetch(settings, SMOLLM2, lambda _: None)
+    return settings.models
+
+
+@pytest.fixture
+def bundled_home(home: Path, bundled_models: Path) -> Path:
+    """A fresh home that shares the fetched model."""
+    (home / "models").symlink_to(bundled_models)
+    return home
+
+
+@pytest.fixture
+def chat_file(tmp_path: Path) -> Path:
+    """Forty chat rows as JSONL."""
+    path = tmp_path / "rows.jsonl"
+    rows = [
+        {"messages": [{"role": "user", "content": f"say {n}"}, {"role": "assistant", "content": f'{{"n": {n}}}'}]}
+        for n in range(40)
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    return path

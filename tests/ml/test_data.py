@@ -1,0 +1,132 @@
+"""Every accepted format comes out as the same messages; every bad row is named with its place."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from qlora_demo.config import TrainConfig
+from qlora_demo.errors import DataError
+from qlora_demo.ml import data
+
+QUESTION = {"role": "user", "content": "q"}
+ANSWER = {"role": "assistant", "content": "a"}
+SAME = [
+    {"messages": [QUESTION, ANSWER]},
+    {"prompt": "q", "completion": "a"},
+    {"prompt": [QUESTION], "completion": [ANSWER]},
+    {"instruction": "q", "input": "", "output": "a"},
+    {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
+]
+
+
+@pytest.mark.parametrize("row", SAME, ids=["messages", "text pair", "message pair", "alpaca", "sharegpt"])
+def test_each_format_becomes_the_same_messages(row: dict[str, Any]) -> None:
+    assert data.to_messages([row], "rows") == [{"messages": [QUESTION, ANSWER]}]
+
+
+def test_an_alpaca_input_joins_the_instruction() -> None:
+    [row] = data.to_messages([{"instruction": "sum up", "input": "long text", "output": "a"}], "rows")
+    assert row["messages"][0]["content"] == "sum up\n\nlong text"
+
+
+def test_plain_text_is_kept_whole() -> None:
+    assert data.to_messages([{"text": "all of it"}], "rows") == [{"text": "all of it"}]
+
+
+def test_each_assistant_turn_is_one_example_with_the_turns_before_it_as_prompt() -> None:
+    more = {"role": "user", "content": "again"}
+    examples = data.to_prompt_completion({"messages": [QUESTION, ANSWER, more, ANSWER]})
+    assert [len(example["prompt"]) for example in examples] == [1, 3]
+    assert all(example["completion"] == [ANSWER] for example in examples)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"messages": []}, "row 1: holds no messages"),
+        ({"messages": "hello"}, "row 1: holds no messages"),
+        ({"messages": [QUESTION]}, r"row 1: has no answer \(it ends with user\)"),
+        ({"messages": [QUESTION, {"role": "assistant", "content": " "}]}, "row 1, message 2: has no answer"),
+        ({"messages": [{"role": "robot", "content": "q"}, ANSWER]}, "row 1, message 1: role is not"),
+        ({"prompt": "q", "completion": None}, "row 1, message 2: has no answer"),
+        ({"conversations": "q"}, "row 1: conversations is str"),
+        ({"conversations": [{"value": "q"}]}, "row 1, message 1: role is not"),
+        ({"text": ""}, "row 1: text is empty"),
+        ({"a": 1, "b": 2}, "row 1: columns a, b are not understood; use messages"),
+    ],
+)
+def test_a_bad_row_is_named_with_its_number(row: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        data.to_messages([row], "rows.jsonl")
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".parquet"])
+def test_every_file_type_gives_the_same_rows(tmp_path: Path, suffix: str) -> None:
+    rows = [{"prompt": f"q{n}", "completion": f"ä\u2028 {n}"} for n in range(3)]
+    path = tmp_path / f"rows{suffix}"
+    if suffix == ".jsonl":
+        path.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n\n", "utf-8")
+    elif suffix == ".json":
+        path.write_text(json.dumps(rows), "utf-8")
+    elif suffix == ".csv":
+        pd.DataFrame(rows).to_csv(path, index=False)
+    else:
+        pd.DataFrame(rows).to_parquet(path)
+    assert data.read_rows(str(path)) == rows
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("rows.jsonl", b'{"text": "a"}\n{"text": \n', r"rows\.jsonl, line 2: not valid JSON"),
+        ("rows.jsonl", b'{"text": "a"}\n[1]\n', r"rows\.jsonl, line 2: is list, not an object"),
+        ("rows.jsonl", b'{"text": "a"}\n\xff\xfe\n', r"rows\.jsonl, line 2: not UTF-8"),
+        ("rows.jsonl", b"", "holds no rows"),
+        ("rows.json", b'"text"', "is no list of rows"),
+        ("rows.json", b"[" * 100_000, "not valid JSON"),
+        ("rows.csv", b"", "holds no rows"),
+        ("rows.csv", b"a,b\n1,2\n1,2,3,4\n", "cannot be read .*line 3"),
+        ("rows.parquet", b"PAR1 not really", "cannot be read"),
+        ("rows.xlsx", b"x", r"ends in '\.xlsx'; give one of \.jsonl"),
+    ],
+)
+def test_a_bad_file_is_named_with_the_line(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        data.read_rows(str(path))
+
+
+@pytest.mark.parametrize("name", ["missing.jsonl", "/nowhere/rows.csv", "a/b/c"])
+def test_a_missing_file_is_named(name: str) -> None:
+    with pytest.raises(DataError, match=f"there is no file {name}"):
+        data.read_rows(name)
+
+
+def test_a_hub_id_without_a_hub_says_what_was_tried() -> None:
+    with pytest.raises(DataError, match=r"'nobody/rows' is no bundled data set \(tickets\), no file, and the hub"):
+        data.read_rows("nobody/rows")
+
+
+def test_held_out_rows_are_not_trained_on(chat_file: Path) -> None:
+    splits = data.load_splits(TrainConfig(dataset=str(chat_file), eval_rows=4))
+    assert len(splits.heldout["test"]) == 4
+    assert len(splits.train) == 36
+    assert all(row not in splits.train for row in splits.heldout["test"])
+
+
+def test_one_row_is_too_few(tmp_path: Path) -> None:
+    path = tmp_path / "one.jsonl"
+    path.write_text('{"text": "a"}', "utf-8")
+    with pytest.raises(DataError, match="holds 1 row; give at least 2"):
+        data.load_splits(TrainConfig(dataset=str(path)))
+
+
+def test_the_bundled_task_has_both_held_out_splits() -> None:
+    splits = data.load_splits(TrainConfig())
+    assert {name: len(rows) for name, rows in splits.heldout.items()} == {"test": 100, "hard": 100}

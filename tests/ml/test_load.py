@@ -1,0 +1,145 @@
+"""Loaders: one each, errors that name the thing and the remedy, and no silent corruption of 4-bit weights."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from bitsandbytes.functional import has_avx512bf16
+
+from qlora_demo.errors import AdapterError, ModelError
+from qlora_demo.ml import load
+from qlora_demo.settings import Settings
+from tests.tiny import save_adapter
+
+
+def _gradient(model: Any) -> float:
+    """Norm of the gradient that reaches the embeddings through all 4-bit layers."""
+    model.train()
+    embedding = model.get_input_embeddings().weight.requires_grad_(True)
+    ids = torch.arange(3, 40).unsqueeze(0)
+    model(input_ids=ids, labels=ids).loss.backward()
+    return float(embedding.grad.norm())
+
+
+def _evaluate(model: Any) -> None:
+    model.eval()
+    with torch.no_grad():
+        model(input_ids=torch.arange(3, 40).unsqueeze(0))
+
+
+def test_training_after_an_evaluation_has_the_gradients_of_a_fresh_model(tiny_model: Path) -> None:
+    fresh, evaluated = (load.load_nf4(str(tiny_model), "exact") for _ in range(2))
+    _evaluate(evaluated)
+    assert _gradient(evaluated) == _gradient(fresh)
+
+
+def test_dequantizing_after_an_evaluation_gives_the_weights_of_a_fresh_model(tiny_model: Path) -> None:
+    expected = load.load_dequantized(str(tiny_model))
+    evaluated = load.load_nf4(str(tiny_model), "exact")
+    _evaluate(evaluated)
+    actual = evaluated.dequantize(dtype=torch.bfloat16)
+    for (name, ours), theirs in zip(actual.named_parameters(), expected.parameters(), strict=True):
+        assert torch.equal(ours, theirs), name
+
+
+@pytest.mark.filterwarnings("ignore:bitsandbytes..gemv_4bit. an autograd kernel was not registered:UserWarning")
+@pytest.mark.skipif(not has_avx512bf16(), reason="only a CPU with AVX512-BF16 repacks 4-bit weights")
+def test_the_cure_is_needed_here(tiny_model: Path) -> None:
+    """Without it the same evaluation ruins the gradients: this is what the two tests above guard."""
+    uncured, fresh = load.load_nf4(str(tiny_model), "inference"), load.load_nf4(str(tiny_model), "exact")
+    _evaluate(uncured)
+    assert _gradient(uncured) != pytest.approx(_gradient(fresh), rel=0.01)
+
+
+def test_precision_is_read_from_the_layers(tiny_model: Path, tmp_path: Path) -> None:
+    adapter = save_adapter(tiny_model, tmp_path / "adapter")
+    assert load.precision_of(load.load_16bit(str(tiny_model))) == "bf16"
+    assert load.precision_of(load.load_nf4(str(tiny_model), "exact")) == "nf4"
+    assert load.precision_of(load.load_dequantized(str(tiny_model))) == "bf16"
+    assert load.precision_of(load.load_adapter(load.load_16bit(str(tiny_model)), adapter)) == "bf16"
+
+
+def test_a_4_bit_model_takes_less_memory_and_every_constant_is_counted(tiny_model: Path) -> None:
+    four_bit = load.load_nf4(str(tiny_model), "exact")
+    weights = sum(layer.weight.numel() for layer in load.four_bit_layers(four_bit))
+    assert load.tensor_bytes(four_bit) < load.tensor_bytes(load.load_16bit(str(tiny_model)))
+    assert load.tensor_bytes(four_bit) > weights + sum(p.nbytes for p in four_bit.parameters() if p.is_floating_point())
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("smollm2-135m-instruct", "not fetched yet; run `python -m qlora_demo fetch`"),
+        ("./nowhere", "is no folder here; give smollm2-135m-instruct"),
+        ("a/b/c", "is no folder here"),
+    ],
+)
+def test_a_model_that_cannot_be_is_refused_by_name(home: Path, name: str, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        load.resolve(Settings(home), name)
+
+
+def test_a_folder_with_pickled_weights_only_is_refused(home: Path, tiny_model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "pickled"
+    shutil.copytree(tiny_model, folder)
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(ModelError, match=r"holds no \.safetensors file, and nothing else is read"):
+        load.resolve(Settings(home), str(folder))
+
+
+def test_a_hub_id_without_a_hub_says_what_was_tried(home: Path) -> None:
+    source = load.resolve(Settings(home), "nobody/nothing")
+    with pytest.raises(ModelError, match=r"no bundled model and no folder, and the hub's cache did not give it"):
+        load.load_16bit(source)
+
+
+def test_truncated_weights_are_reported_with_the_folder(tiny_model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "cut"
+    shutil.copytree(tiny_model, folder)
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ModelError, match=f"folder {folder} cannot be read"):
+        load.load_16bit(str(folder))
+
+
+@pytest.mark.parametrize("missing", ["adapter_config.json", "adapter_model.safetensors"])
+def test_an_adapter_with_a_missing_file_names_it(tiny_model: Path, tmp_path: Path, missing: str) -> None:
+    adapter = save_adapter(tiny_model, tmp_path / "adapter")
+    (adapter / missing).unlink()
+    with pytest.raises(AdapterError, match=f"{missing} is missing"):
+        load.load_adapter(load.load_16bit(str(tiny_model)), adapter)
+
+
+def test_a_damaged_or_foreign_adapter_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    adapter = save_adapter(tiny_model, tmp_path / "adapter")
+    weights = adapter / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:500])
+    with pytest.raises(AdapterError, match="does not fit the base model or is damaged"):
+        load.load_adapter(load.load_16bit(str(tiny_model)), adapter)
+    (adapter / "adapter_config.json").write_text("{not json", "utf-8")
+    with pytest.raises(AdapterError, match=r"adapter_config\.json cannot be read"):
+        load.load_adapter(load.load_16bit(str(tiny_model)), adapter)
+
+
+def test_an_adapter_whose_rank_does_not_match_its_weights_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    adapter = save_adapter(tiny_model, tmp_path / "adapter")
+    config = json.loads((adapter / "adapter_config.json").read_text("utf-8"))
+    (adapter / "adapter_config.json").write_text(json.dumps(config | {"r": 8}), "utf-8")
+    with pytest.raises(AdapterError, match="does not fit the base model"):
+        load.load_adapter(load.load_16bit(str(tiny_model)), adapter)
+
+
+def test_a_base_without_a_chat_template_gets_a_plain_one(tiny_model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "plain"
+    shutil.copytree(tiny_model, folder)
+    (folder / "chat_template.jinja").unlink()
+    tokenizer: Any = load.load_tokenizer(str(folder))
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], tokenize=False
+    )
+    assert text == "### User:\na\n\n### Assistant:\nb<|im_end|>\n\n"

@@ -1,0 +1,174 @@
+"""The training process on the tiny model: what it writes, how it ends, what it leaves alone."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from qlora_demo.config import TrainConfig
+from qlora_demo.errors import RunError
+from qlora_demo.ml import load, train
+from qlora_demo.ml.data import load_splits
+from qlora_demo.runs import Run
+from qlora_demo.services import Services
+
+TINY: dict[str, Any] = {
+    "max_length": 64,
+    "r": 4,
+    "max_steps": 4,
+    "per_device_train_batch_size": 2,
+    "eval_steps": 2,
+    "eval_rows": 4,
+}
+
+
+@pytest.fixture
+def config(tiny_model: Path, chat_file: Path) -> TrainConfig:
+    return TrainConfig(model=str(tiny_model), dataset=str(chat_file), **TINY)
+
+
+def wait(services: Services, run: Run, until: Callable[[Run], bool], seconds: float = 120) -> Run:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        run = services.runs.get(run.id)
+        if until(run):
+            return run
+        time.sleep(0.1)
+    raise AssertionError(f"{run.state}\n{services.runs.log_tail(run.id)}")
+
+
+def ended(run: Run) -> bool:
+    return run.state.ended and not run.alive
+
+
+@pytest.mark.parametrize("method", ["qlora", "lora"])
+def test_a_run_writes_its_metrics_adapter_and_end_state(services: Services, config: TrainConfig, method: str) -> None:
+    run = wait(services, services.launcher.start(config.changed(method=method)), ended)
+    assert run.state.status == "finished", services.runs.log_tail(run.id)
+    assert run.has_adapter
+    metrics = services.runs.metrics(run.id)
+    assert [m.step for m in metrics if m.loss is not None] == [1, 2, 3, 4]
+    assert [m.step for m in metrics if m.eval_loss is not None] == [2, 4]
+    assert sum(m.tokens or 0 for m in metrics) > 0
+    summary = run.state.summary
+    assert summary["steps"] == 4
+    assert summary["trainable_parameters"] == 2 * 4 * (64 + 64 + 64 + 32 + 64 + 32 + 64 + 64 + 3 * (64 + 128))
+    assert summary["eval_loss"] == [m.eval_loss for m in metrics if m.eval_loss is not None][-1]
+    assert {choice.what for choice in run.state.choices} >= {"Gradient checkpointing", "Padding", "Loss"}
+    assert (run.path / "versions.json").is_file()
+    assert len(services.runs.heldout(run.id)["test"]) == 4
+    assert services.lease.holder() == ""
+
+
+def test_stop_saves_the_adapter_of_the_steps_done(services: Services, config: TrainConfig) -> None:
+    run = services.launcher.start(config.changed(max_steps=5000))
+    wait(services, run, lambda r: bool(services.runs.metrics(r.id)))
+    services.runs.request_stop(run.id)
+    run = wait(services, run, ended)
+    assert run.state.status == "stopped"
+    assert run.has_adapter
+    assert 0 < run.state.summary["steps"] < 5000
+    with pytest.raises(RunError, match="already stopped"):
+        services.runs.request_stop(run.id)
+
+
+def test_a_killed_run_reads_as_failed_and_frees_the_device(services: Services, config: TrainConfig) -> None:
+    run = services.launcher.start(config.changed(max_steps=5000))
+    run = wait(services, run, lambda r: bool(services.runs.metrics(r.id)))
+    for process in Path("/proc").glob("[0-9]*/cmdline"):
+        if run.id.encode() in process.read_bytes():
+            os.kill(int(process.parent.name), signal.SIGKILL)
+    run = wait(services, run, lambda r: not r.alive)
+    assert run.state.status == "failed"
+    assert "died without a word" in run.state.error
+    assert not run.has_adapter
+    assert services.lease.holder() == ""
+
+
+def test_a_wrong_request_ends_as_refused_with_one_line(services: Services, config: TrainConfig) -> None:
+    run = wait(services, services.launcher.start(config.changed(dataset="missing.jsonl")), ended)
+    assert (run.state.status, run.state.refused) == ("failed", True)
+    assert run.state.error == "dataset: there is no file missing.jsonl; check the path"
+    assert not run.has_adapter
+
+
+def test_rows_cut_before_their_answer_are_refused(services: Services, config: TrainConfig, chat_file: Path) -> None:
+    long = "x" * 300
+    chat_file.write_text("\n".join([f'{{"prompt": "{long}", "completion": "a"}}'] * 4), "utf-8")
+    run = wait(services, services.launcher.start(config), ended)
+    assert run.state.error == "max_length: no row keeps a trained token within 64 tokens; raise max_length"
+
+
+def test_two_processes_train_one_run(services: Services, config: TrainConfig) -> None:
+    run = wait(services, services.launcher.start(config, processes=2), ended)
+    assert run.state.status == "finished", services.runs.log_tail(run.id)
+    assert [m.step for m in services.runs.metrics(run.id) if m.loss is not None] == [1, 2, 3, 4]
+
+
+def test_the_base_weights_are_bit_identical_before_and_after(services: Services, config: TrainConfig) -> None:
+    run = services.runs.create(config)
+    trainer, _ = train.build_trainer(run.path, config, services.settings, load_splits(config))
+    before = frozen_checksum(trainer.model)
+    adapter_before = trainable_checksum(trainer.model)
+    trainer.train()
+    assert trainable_checksum(trainer.model) != adapter_before
+    assert frozen_checksum(trainer.model) == before
+
+
+def test_the_loss_is_on_the_answer_and_its_stop_token_only(services: Services, config: TrainConfig) -> None:
+    run = services.runs.create(config)
+    trainer, _ = train.build_trainer(run.path, config, services.settings, load_splits(config))
+    tokenizer: Any = trainer.processing_class
+    row = trainer.train_dataset[0]
+    trained = [token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label != -100]
+    text = tokenizer.decode(trained)
+    assert text.startswith('{"n":')
+    assert text.rstrip("\n").endswith("<|im_end|>")
+
+
+def test_only_answer_positions_are_projected_through_the_head(
+    services: Services, config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import trl.trainer.utils as trl_utils
+
+    run = services.runs.create(config)
+    trainer, _ = train.build_trainer(run.path, config, services.settings, load_splits(config))
+    projected: list[int] = []
+    original = trl_utils._ChunkedLogProbFunction.apply
+    monkeypatch.setattr(
+        trl_utils._ChunkedLogProbFunction,
+        "apply",
+        lambda hidden, *rest: projected.append(len(hidden)) or original(hidden, *rest),
+    )
+    batch = trainer.data_collator([trainer.train_dataset[0], trainer.train_dataset[1]])
+    with torch.no_grad():
+        trainer.compute_loss(trainer.model, batch)
+    assert projected == [int((batch["labels"][:, 1:] != -100).sum())]
+
+
+def frozen_checksum(model: Any) -> str:
+    """Over every frozen tensor and quantization constant."""
+    digest = _digest(parameter for parameter in model.parameters() if not parameter.requires_grad)
+    for layer in load.four_bit_layers(model):
+        digest.update(layer.weight.quant_state.absmax.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def trainable_checksum(model: Any) -> str:
+    """Over every trained tensor."""
+    return str(_digest(parameter for parameter in model.parameters() if parameter.requires_grad).hexdigest())
+
+
+def _digest(tensors: Any) -> Any:
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.detach().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest

@@ -1,0 +1,132 @@
+"""The command line: one JSON document on stdout, exit codes that scripts can rely on, errors in one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qlora_demo.cli import main
+from qlora_demo.config import TrainConfig, field_names
+
+FLAGS = ["--max-length", "64", "--r", "4", "--max-steps", "2", "--per-device-train-batch-size", "2", "--eval-rows", "4"]
+
+
+def run_json(capsys: pytest.CaptureFixture[str], *argv: str) -> Any:
+    code = main([*argv, "--json"])
+    captured = capsys.readouterr()
+    assert code == 0, captured.err
+    return json.loads(captured.out)
+
+
+def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    """The one line on stderr of a request that is wrong."""
+    assert main(list(argv)) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    lines = [line for line in captured.err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+def test_train_compare_evaluate_merge_and_list_one_run(
+    home: Path, tiny_model: Path, chat_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained = run_json(capsys, "train", "--model", str(tiny_model), "--dataset", str(chat_file), *FLAGS)
+    assert trained["state"] == "finished"
+    assert {
+        "run", "steps", "train_loss", "tokens_per_second", "peak_memory_bytes", "runtime_seconds", "trainable_parameters"
+    } <= set(trained)  # fmt: skip
+    run = trained["run"]
+
+    compared = run_json(capsys, "compare", run, "--prompt", "a", "--prompt", "b", "--max-new-tokens", "4")
+    assert [result["prompt"] for result in compared["results"]] == ["a", "b"]
+    for result in compared["results"]:
+        assert list(result["answers"]) == ["base", "adapter", "merged"]
+        for answer in result["answers"].values():
+            assert {"text", "new_tokens", "ttft_seconds", "tokens_per_second", "model_bytes", "finish"} <= set(answer)
+
+    evaluated = run_json(capsys, "evaluate", run, "--variants", "base,adapter", "--limit", "2")
+    assert {"loss", "perplexity", "token_accuracy", "exact_match"} <= set(evaluated["variants"]["adapter"])
+
+    merged = run_json(capsys, "merge", run, "--onto", "original", "--out", str(tmp_path / "merged"))
+    assert (merged["path"], merged["onto"]) == (str(tmp_path / "merged"), "original")
+    assert merged["fidelity"]["kl_mean"] >= 0
+
+    assert [row["run"] for row in run_json(capsys, "runs", "list")] == [run]
+    assert run_json(capsys, "runs", "show", run)["config"]["r"] == 4
+    assert run_json(capsys, "runs", "delete", run)["state"] == "deleted"
+    assert run_json(capsys, "runs", "list") == []
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["train", "--r", "0"], "r: '0' is not allowed; give a whole number >= 1 and <= 256"),
+        (["train", "--learning-rate", "fast"], "learning_rate: 'fast' is not allowed; give a number > 0 and <= 1"),
+        (["train", "--method", "full"], "method: 'full' is not allowed; give one of qlora, lora"),
+        (["train", "--processes", "0"], "argument --processes: '0' is not allowed"),
+        (["train", "--config", "nowhere.json"], "config: cannot read nowhere.json"),
+        (["train", "--rank", "8"], "unrecognized arguments: --rank 8"),
+        (["compare", "20260101-000000-qlora-0000", "--prompt", "a"], "run '20260101-000000-qlora-0000': no such run"),
+        (["compare", "../../etc", "--prompt", "a"], "run '../../etc': no such run"),
+        (["runs", "show"], "RUN: missing"),
+        (["nonsense"], "invalid choice: 'nonsense'"),
+        ([], "the following arguments are required: COMMAND"),
+    ],
+)
+def test_a_wrong_request_is_one_line_and_exit_2(
+    home: Path, capsys: pytest.CaptureFixture[str], argv: list[str], message: str
+) -> None:
+    assert message in refused(capsys, *argv)
+
+
+def test_wrong_data_is_refused_and_leaves_no_run(
+    home: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"prompt": "q", "completion": "a"}\n{"prompt": "q", "completion": ""}\n', "utf-8")
+    line = refused(capsys, "train", "--model", str(tiny_model), "--dataset", str(bad), *FLAGS)
+    assert line.endswith("row 2, message 2: has no answer; remove the row or fill it")
+    assert run_json(capsys, "runs", "list") == []
+
+
+def test_flags_override_the_config_file(tmp_path: Path) -> None:
+    from qlora_demo import cli
+
+    path = tmp_path / "config.json"
+    path.write_text(TrainConfig(r=8, lora_alpha=64).model_dump_json(), "utf-8")
+    args = cli._parser().parse_args(["train", "--config", str(path), "--r", "4"])
+    config = cli._train_config(args)
+    assert (config.r, config.lora_alpha) == (4, 64)
+
+
+def test_every_config_field_is_a_flag() -> None:
+    from qlora_demo import cli
+
+    values = [part for name in field_names(TrainConfig) for part in (f"--{name.replace('_', '-')}", "1")]
+    args = cli._parser().parse_args(["train", *values])
+    assert all(getattr(args, name) == "1" for name in field_names(TrainConfig))
+
+
+def test_a_failure_is_exit_1_and_says_where_the_log_is(
+    home: Path, tiny_model: Path, chat_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "qlora_demo.launcher.train_command", lambda run, processes: [sys.executable, "-c", "raise SystemExit('boom')"]
+    )
+    assert main(["train", "--model", str(tiny_model), "--dataset", str(chat_file)]) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "boom" in error and "the whole log is" in error and error.endswith("train.log")
+
+
+def test_a_module_run_prints_help_and_version_without_torch() -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "qlora_demo", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
+    assert done.stdout.strip()
+    assert " torch" not in done.stderr
