@@ -215,7 +215,7 @@ def _read_prompts(name: str | None) -> list[str]:
     if name is None:
         return []
     try:
-        lines = Path(name).read_text("utf-8").splitlines()
+        lines = Path(name).read_text("utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as exc:
         raise RequestError(f"prompts: cannot read {name} ({exc}); give a UTF-8 text file") from exc
     return [line for line in lines if line.strip()]

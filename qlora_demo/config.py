@@ -34,7 +34,7 @@ class _Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    def __init__(self, **values: Any) -> None:
+    def __init__(self, /, **values: Any) -> None:
         try:
             super().__init__(**values)
         except ValidationError as exc:
@@ -182,14 +182,18 @@ def allowed(config: type[_Config], name: str) -> str:
         return "one of " + ", ".join(map(str, schema["enum"]))
     words = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
     limits = [f"{sign} {schema[key]:g}" for key, sign in words.items() if key in schema]
-    kinds = {"integer": "a whole number", "number": "a number", "string": "a text", "boolean": "true or false"}
+    if schema["type"] == "string":
+        return f"a text of {schema['minLength']} to {schema['maxLength']} characters"
+    kinds = {"integer": "a whole number", "number": "a number"}
     return " ".join([kinds[schema["type"]], " and ".join(limits)]).strip()
 
 
 def _translate(config: type[_Config], exc: ValidationError) -> ConfigError:
     first = exc.errors()[0]
-    name = str(first["loc"][0])
+    name = str(first["loc"][0]) if first["loc"] else "config"
     if first["type"] == "extra_forbidden":
         newer = f"; it is called {_OLDER_NAMES[name]} now" if name in _OLDER_NAMES else ""
         return ConfigError(name, f"unknown field{newer}; known are {', '.join(field_names(config))}")
-    return ConfigError(name, f"{first['input']!r} is not allowed; give {allowed(config, name)}")
+    if name not in config.model_fields:
+        return ConfigError(name, f"cannot be read ({first['msg']}); known are {', '.join(field_names(config))}")
+    return ConfigError(name, f"{repr(first['input'])[:80]} is not allowed; give {allowed(config, name)}")

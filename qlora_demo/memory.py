@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from .errors import ModelError
@@ -42,13 +40,10 @@ class ModelShape:
                 vocab_size=int(config["vocab_size"]),
                 tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
             )
-        except KeyError as exc:
-            raise ModelError(f"config.json: {exc.args[0]} is missing; only Llama-like decoders can be planned") from exc
-
-    @classmethod
-    def from_folder(cls, folder: Path) -> ModelShape:
-        """Read a local model's config.json."""
-        return cls.from_config(json.loads((folder / "config.json").read_text("utf-8")))
+        except (KeyError, TypeError, ValueError) as exc:
+            raise ModelError(
+                f"config.json: {exc} is missing or no number; only Llama-like decoders can be planned"
+            ) from exc
 
     @property
     def kv_size(self) -> int:

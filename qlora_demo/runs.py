@@ -22,7 +22,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from .config import TrainConfig
 from .errors import ConfigError, RunError
@@ -93,7 +92,7 @@ class RunStore:
         try:
             config = TrainConfig.from_file(path / "config.json")
             return Run(name, path, config, _settled(path, read_state(path)))
-        except (ConfigError, OSError, ValueError, TypeError, KeyError) as exc:
+        except (ConfigError, OSError, ValueError, TypeError, KeyError, RecursionError) as exc:
             raise RunError(f"run {name}: cannot be read ({exc}); delete it or restore its files") from exc
 
     def path(self, name: str) -> Path:
@@ -121,8 +120,8 @@ class RunStore:
                 continue
 
     def active(self) -> Run | None:
-        """The run whose process is alive, if there is one."""
-        return next((run for run in self.all() if run.alive), None)
+        """The run that is at work, if there is one."""
+        return next((run for run in self.all() if run.alive and not run.state.ended), None)
 
     def read_since(self, name: str, offset: int) -> tuple[list[TrainMetrics], int]:
         """Whole metrics lines from a byte offset on, and the offset to continue from."""
@@ -181,7 +180,9 @@ def write_state(path: Path, state: RunState) -> None:
 
 def read_state(path: Path) -> RunState:
     """The state as it was last written."""
-    values: dict[str, Any] = json.loads((path / "state.json").read_text("utf-8"))
+    values = json.loads((path / "state.json").read_text("utf-8"))
+    if not isinstance(values, dict):
+        raise ValueError(f"state.json holds a {type(values).__name__}, not an object")
     choices = tuple(Choice(**choice) for choice in values.pop("choices"))
     return RunState(**values, choices=choices)
 

@@ -22,8 +22,9 @@ def score(answer: str, reference: str) -> Score:
     if not isinstance(expected, dict):
         return Score(answer.strip() == reference.strip())
     given = _parse(answer)
-    same = {name: isinstance(given, dict) and given.get(name) == value for name, value in expected.items()}
-    return Score(given == expected, given is not _INVALID, same)
+    fields = given if isinstance(given, dict) else {}
+    same = {name: name in fields and _same(fields[name], value) for name, value in expected.items()}
+    return Score(_same(given, expected), given is not _INVALID, same)
 
 
 def summarize(scores: list[Score]) -> dict[str, Any]:
@@ -41,8 +42,17 @@ def summarize(scores: list[Score]) -> dict[str, Any]:
 _INVALID = object()
 
 
+def _same(given: Any, expected: Any) -> bool:
+    """Equal as JSON: `1`, `1.0` and `true` are three values."""
+    return given is not _INVALID and json.dumps(given, sort_keys=True) == json.dumps(expected, sort_keys=True)
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"{constant} is not JSON")
+
+
 def _parse(text: str) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text, parse_constant=_refuse)
     except (ValueError, RecursionError):
         return _INVALID

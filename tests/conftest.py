@@ -49,7 +49,8 @@ def bundled_models() -> Path:
     from qlora_demo.ml.fetch import fetch
 
     environ = {name: value for name, value in os.environ.items() if name != "QLORA_DEMO_HOME"}
-    environ |= {"QLORA_DEMO_HOME": home} if (home := os.environ.get("QLORA_DEMO_TEST_HOME")) else {}
+    if shared := os.environ.get("QLORA_DEMO_TEST_HOME"):
+        environ["QLORA_DEMO_HOME"] = shared
     settings = Settings.from_environment(environ)
     fetch(settings, SMOLLM2, lambda _: None)
     return settings.models

@@ -34,6 +34,10 @@ def fetch(settings: Settings, model: BundledModel, report: Report) -> Path:
     try:
         if not is_fetched(settings, model.name):
             _make(settings, model, report)
+    except (OSError, zipfile.BadZipFile) as exc:
+        raise FetchError(
+            f"{bundled_path(settings, model.name)}: cannot be made ({exc}); free disk space, try again"
+        ) from exc
     finally:
         lock.release()
     return bundled_path(settings, model.name)

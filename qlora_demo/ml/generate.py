@@ -178,6 +178,7 @@ def fingerprint_of(logits: torch.Tensor) -> str:
 def _passes(
     model: Any,
     input_ids: torch.Tensor,
+    *,
     logits_processor: Any,
     stopping_criteria: Any,
     generation_config: GenerationConfig,

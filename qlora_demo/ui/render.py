@@ -26,9 +26,9 @@ def memory(count: float) -> str:
 
 def duration(seconds: float) -> str:
     """Seconds for people."""
-    if seconds < 1:
+    if round(seconds, 3) < 1:
         return f"{seconds * 1000:.0f} ms"
-    if seconds < 60:
+    if round(seconds, 1) < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
@@ -166,7 +166,7 @@ def _figures(metrics: Sequence[TrainMetrics]) -> str:
     cells = [
         ("training loss", f"{statistics.fmean(m.loss or 0 for m in recent):.3f}"),
         ("held-out loss", f"{heldout[-1]:.3f}" if heldout else "…"),
-        ("speed", f"{tokens / seconds:,.0f} tokens/s"),
+        ("speed", f"{tokens / seconds:,.0f} tokens/s" if seconds else "…"),
         ("step", duration(seconds / len(recent))),
         ("peak memory", memory(steps[-1].memory_bytes or 0)),
     ]

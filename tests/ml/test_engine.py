@@ -12,8 +12,8 @@ import torch
 from qlora_demo.config import GenerationSettings
 from qlora_demo.errors import DeviceBusy, OutOfMemory, RequestError
 from qlora_demo.gpu import Lease
-from qlora_demo.ml import engine as engine_module
 from qlora_demo.ml.engine import Worker
+from qlora_demo.ml.generate import stream
 from qlora_demo.records import AnswerRequest, Message
 from qlora_demo.runs import Run
 from qlora_demo.services import Services
@@ -102,14 +102,13 @@ def test_out_of_memory_while_loading_frees_what_it_took(
 def test_out_of_memory_in_one_column_leaves_the_others_talking(
     services: Services, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = engine_module.stream
 
     def failing(model: Any, tokenizer: Any, conversation: Any, settings: Any, activate: Any) -> Any:
         if type(model).__name__.startswith("Peft"):
             raise torch.OutOfMemoryError("injected")
-        yield from real(model, tokenizer, conversation, settings, activate)
+        yield from stream(model, tokenizer, conversation, settings, activate)
 
-    monkeypatch.setattr(engine_module, "stream", failing)
+    monkeypatch.setattr("qlora_demo.ml.engine.stream", failing)
     *_, answers = services.engine().answer(ask(run), threading.Event())
     assert {answer.variant for answer in answers if answer.error} == {"adapter"}
     assert all(answer.finish for answer in answers if not answer.error)

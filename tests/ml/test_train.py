@@ -143,11 +143,12 @@ def test_only_answer_positions_are_projected_through_the_head(
     trainer, _ = train.build_trainer(run.path, config, services.settings, load_splits(config))
     projected: list[int] = []
     original = trl_utils._ChunkedLogProbFunction.apply
-    monkeypatch.setattr(
-        trl_utils._ChunkedLogProbFunction,
-        "apply",
-        lambda hidden, *rest: projected.append(len(hidden)) or original(hidden, *rest),
-    )
+
+    def counting(hidden: torch.Tensor, *rest: Any) -> Any:
+        projected.append(len(hidden))
+        return original(hidden, *rest)
+
+    monkeypatch.setattr(trl_utils._ChunkedLogProbFunction, "apply", counting)
     batch = trainer.data_collator([trainer.train_dataset[0], trainer.train_dataset[1]])
     with torch.no_grad():
         trainer.compute_loss(trainer.model, batch)
@@ -159,7 +160,7 @@ def frozen_checksum(model: Any) -> str:
     digest = _digest(parameter for parameter in model.parameters() if not parameter.requires_grad)
     for layer in load.four_bit_layers(model):
         digest.update(layer.weight.quant_state.absmax.numpy().tobytes())
-    return digest.hexdigest()
+    return str(digest.hexdigest())
 
 
 def trainable_checksum(model: Any) -> str:

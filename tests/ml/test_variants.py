@@ -16,7 +16,7 @@ from qlora_demo.memory import ModelShape
 from qlora_demo.ml import load, merge, variants
 from qlora_demo.ml.evaluate import fidelity, reference_targets
 from qlora_demo.ml.variants import Variants, base_fits, prove
-from qlora_demo.records import RunState
+from qlora_demo.records import MergeBase, RunState
 from qlora_demo.runs import Run, write_state
 from qlora_demo.services import Services
 from tests.tiny import save_adapter
@@ -134,8 +134,9 @@ def test_the_merge_onto_the_dequantized_base_is_nearer_to_the_adapter_model(serv
     held = Variants(services.settings)
     [adapter] = held.load(run, ["adapter"], lambda _: None)
     distance = {}
-    for onto in ("original", "dequantized"):
-        model = merge.load_merged(held.source, run.adapter, run.config, onto)  # type: ignore[arg-type]
+    bases: tuple[MergeBase, ...] = ("original", "dequantized")
+    for onto in bases:
+        model = merge.load_merged(held.source, run.adapter, run.config, onto)
         merged = replace(adapter, model=model)
         distance[onto] = fidelity(merged, adapter, held.tokenizer, ROWS)["kl_mean"]
     assert distance["dequantized"] < distance["original"] / 3

@@ -1,0 +1,193 @@
+"""What a person chooses: defaults, refusals and files."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from qlora_demo.config import GenerationSettings, TrainConfig, allowed, field_names, knob
+from qlora_demo.errors import ConfigError
+
+Config = type[TrainConfig] | type[GenerationSettings]
+CONFIGS: tuple[Config, ...] = (TrainConfig, GenerationSettings)
+KNOBS = [(config, name) for config in CONFIGS for name in field_names(config)]
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_defaults_are_valid_and_are_the_declared_ones(config: Config) -> None:
+    made = config().model_dump()
+    assert made == {name: knob(config, name).default for name in field_names(config)}
+    assert config(**made).model_dump() == made
+
+
+@pytest.mark.parametrize(("config", "name"), KNOBS)
+def test_each_knob_has_a_meaning_a_label_a_group_and_allowed_values(config: Config, name: str) -> None:
+    extra = knob(config, name).json_schema_extra
+    assert isinstance(extra, dict)
+    assert knob(config, name).description
+    assert extra["label"]
+    assert extra["group"]
+    assert allowed(config, name)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "range_"),
+    [
+        ("r", 0, "a whole number >= 1 and <= 256"),
+        ("r", 257, "a whole number >= 1 and <= 256"),
+        ("r", 2.5, "a whole number >= 1 and <= 256"),
+        ("r", "eight", "a whole number >= 1 and <= 256"),
+        ("r", None, "a whole number >= 1 and <= 256"),
+        ("r", [8], "a whole number >= 1 and <= 256"),
+        ("max_length", 15, "a whole number >= 16 and <= 131072"),
+        ("eval_rows", 0, "a whole number >= 1 and <= 10000"),
+        ("lora_dropout", 1, "a number >= 0 and < 1"),
+        ("lora_dropout", -0.1, "a number >= 0 and < 1"),
+        ("learning_rate", 0, "a number > 0 and <= 1"),
+        ("learning_rate", 1.5, "a number > 0 and <= 1"),
+        ("method", "dora", "one of qlora, lora"),
+        ("target_modules", "q_proj", "one of all-linear, attention"),
+        ("gradient_checkpointing", True, "one of auto, on, off"),
+        ("lr_scheduler_type", "step", "one of cosine, linear, constant_with_warmup"),
+        ("max_steps", -2, "a whole number >= -1 and <= 1e+06"),
+        ("model", 7, "a text of 1 to 400 characters"),
+        ("dataset", "", "a text of 1 to 400 characters"),
+    ],
+)
+def test_a_bad_value_is_refused_with_the_field_the_value_and_the_allowed_range(
+    name: str, value: Any, range_: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        TrainConfig(**{name: value})
+    assert caught.value.field == name
+    assert str(caught.value) == f"{name}: {value!r} is not allowed; give {range_}"
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, "nan", "inf"])
+@pytest.mark.parametrize("name", ["learning_rate", "lora_dropout", "num_train_epochs", "warmup_steps", "max_grad_norm"])
+def test_a_number_that_is_not_finite_is_refused(name: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=f"^{name}: .* is not allowed; give a number"):
+        TrainConfig(**{name: value})
+
+
+@pytest.mark.parametrize("value", [-(2**63), 2**63, 10**400, -1e308, 1e308, "9" * 5000, "\0", "\ud800", {}, b"\xff"])
+@pytest.mark.parametrize("name", [name for name in field_names(TrainConfig) if name not in ("model", "dataset")])
+def test_an_extreme_value_is_refused_with_the_field_on_one_line(name: str, value: Any) -> None:
+    with pytest.raises(ConfigError) as caught:
+        TrainConfig(**{name: value})
+    assert caught.value.field == name
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(("config", "name"), KNOBS)
+def test_the_declared_limits_themselves_are_accepted(config: Config, name: str) -> None:
+    schema = config.model_json_schema()["properties"][name]
+    edges = [schema[key] for key in ("minimum", "maximum") if key in schema] + schema.get("enum", [])
+    assert [getattr(config(**{name: edge}), name) for edge in edges] == edges
+
+
+def test_zero_steps_are_refused_and_the_remedy_names_epochs() -> None:
+    with pytest.raises(ConfigError, match=r"^max_steps: 0 .*-1 \(use num_train_epochs\)"):
+        TrainConfig(max_steps=0)
+
+
+def test_an_unknown_field_is_named_with_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match=r"^rank: unknown field; known are model, .*gradient_checkpointing$"):
+        TrainConfig(**{"rank": 8})
+
+
+@pytest.mark.parametrize(("old", "new"), [("max_seq_length", "max_length"), ("lora_r", "r")])
+def test_an_older_name_hints_at_the_one_that_it_has_now(old: str, new: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{old}: unknown field; it is called {new} now"):
+        TrainConfig(**{old: 8})
+
+
+def test_a_config_cannot_be_changed_in_place() -> None:
+    config = TrainConfig()
+    with pytest.raises(ValidationError, match="frozen"):
+        config.r = 8  # type: ignore[misc]
+    assert config == TrainConfig()
+
+
+def test_a_changed_copy_leaves_the_original_and_is_validated() -> None:
+    config = TrainConfig(seed=7)
+    assert config.changed(r=8) == TrainConfig(seed=7, r=8)
+    assert config == TrainConfig(seed=7)
+    with pytest.raises(ConfigError, match=r"^r: 0 is"):
+        config.changed(r=0)
+
+
+def test_values_from_the_command_line_are_read_as_numbers() -> None:
+    assert TrainConfig(r="8", learning_rate="1e-4", max_steps="-1") == TrainConfig(
+        r=8, learning_rate=1e-4, max_steps=-1
+    )
+
+
+def test_a_config_survives_json() -> None:
+    config = TrainConfig(model="Ünicode/模型", r=8, learning_rate=1 / 3, method="lora", max_steps=-1, seed=2**31)
+    assert TrainConfig.from_json(config.model_dump_json(), "f") == config
+
+
+def test_a_file_of_some_fields_is_read_over_the_defaults(tmp_path: Path) -> None:
+    (tmp_path / "c.json").write_text('{"r": 8}', "utf-8")
+    assert TrainConfig.from_file(tmp_path / "c.json") == TrainConfig(r=8)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"{", "not valid JSON"),
+        (b"", "not valid JSON"),
+        (b"[" * 200_000, "not valid JSON"),
+        (b"[]", "holds a list; write one JSON object"),
+        (b"null", "holds a NoneType; write one JSON object"),
+        (b'"r"', "holds a str; write one JSON object"),
+        (b'"\xff"', "cannot read .*utf-8"),
+        (b'{"r": NaN}', "^r: nan is not allowed"),
+        (b'{"learning_rate": 1e999}', "^learning_rate: inf is not allowed"),
+    ],
+)
+def test_a_damaged_file_is_refused(content: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "c.json").write_bytes(content)
+    with pytest.raises(ConfigError, match=message):
+        TrainConfig.from_file(tmp_path / "c.json")
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^config: cannot read .*nowhere\.json .*; give a JSON file"):
+        TrainConfig.from_file(tmp_path / "nowhere.json")
+
+
+@pytest.mark.parametrize("key", ["self", "\ud800"])
+def test_a_key_that_python_cannot_pass_on_is_an_unknown_field(key: str) -> None:
+    with pytest.raises(ConfigError):
+        TrainConfig.from_json(json.dumps({key: 1}), "f")
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=5,
+)
+CONFIG_TEXTS = st.dictionaries(st.sampled_from(field_names(TrainConfig)) | st.text(), JSON_VALUES).map(json.dumps)
+
+
+@settings(max_examples=200, deadline=None, database=None, derandomize=True)
+@given(st.text() | JSON_VALUES.map(json.dumps) | CONFIG_TEXTS)
+@example("{}")
+@example('{"": ""}')
+@example('{"max_steps": "0"}')
+def test_any_text_gives_a_config_or_a_config_error(text: str) -> None:
+    try:
+        config = TrainConfig.from_json(text, "f")
+    except ConfigError as exc:
+        assert exc.field in str(exc)
+    else:
+        assert TrainConfig.from_json(config.model_dump_json(), "f") == config

@@ -1,0 +1,93 @@
+"""The product's promise on the bundled model with the defaults: one real run, its scores, its answers."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from qlora_demo.compose import build_services
+from qlora_demo.config import GenerationSettings, TrainConfig
+from qlora_demo.ml.generate import encode, stream
+from qlora_demo.ml.variants import Variants
+from qlora_demo.records import AnswerRequest
+from qlora_demo.runs import Run
+from qlora_demo.services import Services
+from qlora_demo.settings import Settings
+
+pytestmark = pytest.mark.bundled
+NAMES = ["base", "adapter", "merged"]
+ROWS = 40
+
+
+@pytest.fixture(scope="module")
+def trained(bundled_models: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Services, Run]:
+    """A run with the default config, in a home of its own."""
+    home = tmp_path_factory.mktemp("full") / "home"
+    home.mkdir()
+    (home / "models").symlink_to(bundled_models)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("QLORA_DEMO_HOME", str(home))
+        services = build_services(Settings(home))
+        run = services.launcher.start(TrainConfig())
+        while not (run := services.runs.get(run.id)).state.ended or run.alive:
+            time.sleep(0.5)
+    assert run.state.status == "finished", services.runs.log_tail(run.id)
+    return services, run
+
+
+def test_the_adapter_learns_the_task_and_the_base_does_not_know_it(trained: tuple[Services, Run]) -> None:
+    services, run = trained
+    scores = services.engine().evaluate(run.id, ["base", "adapter"], ROWS, lambda _: None)["splits"]
+    services.engine().release()
+    assert scores["test"]["base"]["exact_match"] <= 0.05
+    assert scores["test"]["adapter"]["exact_match"] >= 0.80
+    assert scores["hard"]["adapter"]["exact_match"] >= 0.50
+    assert scores["test"]["adapter"]["valid_json"] >= 0.98
+    assert scores["hard"]["adapter"]["valid_json"] >= 0.98
+
+
+def test_every_column_says_what_plain_generate_says(trained: tuple[Services, Run]) -> None:
+    services, run = trained
+    prompts = [tuple(row[:-1]) for row in services.runs.heldout(run.id)["hard"][:2]]
+    settings = GenerationSettings(max_new_tokens=32)
+    held = Variants(services.settings)
+    held.load(run, NAMES, lambda _: None)
+    for prompt in prompts:
+        request = AnswerRequest(run.id, dict.fromkeys(NAMES, prompt), settings)
+        *_, answers = services.engine().answer(request, threading.Event())
+        for answer in answers:
+            assert answer.text == _plain(held, answer.variant, prompt, settings), answer.variant
+    services.engine().release()
+
+
+def test_reported_times_agree_with_an_outside_stopwatch(trained: tuple[Services, Run]) -> None:
+    """Not a speed test: both sides measure the same passes of one run, so load does not matter."""
+    services, run = trained
+    held = Variants(services.settings)
+    for loaded in held.load(run, NAMES, lambda _: None):
+        prompt = services.runs.heldout(run.id)["test"][0][:-1]
+        chunks: Any = stream(
+            loaded.model, held.tokenizer, prompt, GenerationSettings(max_new_tokens=24), loaded.activate
+        )
+        outside, inside = 0.0, 0.0
+        while True:
+            started = time.perf_counter()
+            chunk = next(chunks, None)
+            if chunk is None:
+                break
+            outside += time.perf_counter() - started
+            inside += chunk.seconds
+        assert inside == pytest.approx(outside, rel=0.05), loaded.resident.variant
+
+
+def _plain(held: Variants, name: str, prompt: Any, settings: GenerationSettings) -> str:
+    loaded = held.loaded[name]
+    inputs = encode(held.tokenizer, [prompt])
+    with torch.inference_mode(), loaded.activate():
+        out = loaded.model.generate(**inputs, max_new_tokens=settings.max_new_tokens, do_sample=False)
+    return str(held.tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))

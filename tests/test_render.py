@@ -1,0 +1,231 @@
+"""Records as text and HTML: nothing that a person or a model wrote becomes markup."""
+
+from __future__ import annotations
+
+from html import escape
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import pytest
+
+from qlora_demo.config import TrainConfig
+from qlora_demo.records import Answer, AnswerTiming, Choice, DeviceInfo, Progress, Proof, Resident, RunState
+from qlora_demo.records import TrainMetrics as Line
+from qlora_demo.runs import Run
+from qlora_demo.ui import render
+
+HOSTILE = """"'><img src=x onerror='alert("&")'>"""
+CPU = DeviceInfo("cpu", "CPU, 2 cores", 3 * render.GIB, 8 * render.GIB)
+
+
+def a_run(state: RunState, **values: Any) -> Run:
+    """A run that is on no disk."""
+    return Run("20260101-000000-qlora-0000", Path("/nowhere"), TrainConfig(**values), state)
+
+
+def steps(*times: float, seconds: float = 0.5) -> list[Line]:
+    """Training steps that ended at the given times."""
+    return [
+        Line(n, time, loss=4.0 / n, learning_rate=n / 1000, step_seconds=seconds, tokens=100, memory_bytes=render.GIB)
+        for n, time in enumerate(times, 1)
+    ]
+
+
+@pytest.mark.parametrize(
+    "html",
+    [
+        render.run_progress(a_run(RunState("failed", error=HOSTILE)), []),
+        render.run_progress(a_run(RunState("running", choices=(Choice(HOSTILE, "v", "w"),))), []),
+        render.run_progress(a_run(RunState("running", choices=(Choice("w", HOSTILE, "w"),))), []),
+        render.run_progress(a_run(RunState("running", choices=(Choice("w", "v", HOSTILE),))), []),
+        render.run_progress(a_run(RunState(cast(Any, HOSTILE))), []),
+        render.column_foot(Answer("base", error=HOSTILE)),
+        render.column_foot(Answer("base", proof=Proof("nf4", "on", HOSTILE))),
+        render.column_head("base", HOSTILE, None),
+        render.column_head("base", "t", Resident("base", HOSTILE, "bf16", "none", 1)),
+        render.column_head("base", "t", Resident("base", "t", "bf16", "none", 1, shares=HOSTILE)),
+        render.column_head("base", "t", Resident("base", "t", "bf16", "none", 1, note=HOSTILE)),
+        render.status_line(DeviceInfo("cpu", HOSTILE, 1, 2), "", "hub", None, ""),
+        render.status_line(CPU, HOSTILE, "hub", None, ""),
+        render.status_line(CPU, "", HOSTILE, None, ""),
+        render.status_line(CPU, "", "hub", Progress(HOSTILE), ""),
+        render.status_line(CPU, "", "hub", None, HOSTILE),
+        render.bar(0.5, HOSTILE),
+    ],
+)
+def test_hostile_text_is_shown_and_is_no_markup(html: str) -> None:
+    assert escape(HOSTILE) in html
+    assert "<img" not in html
+    assert HOSTILE not in html
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0, "0 ms"),
+        (0.0123, "12 ms"),
+        (0.5, "500 ms"),
+        (1, "1.0 s"),
+        (59.94, "59.9 s"),
+        (60, "1 min 00 s"),
+        (119.6, "2 min 00 s"),
+        (3599, "59 min 59 s"),
+        (3600, "1 h 00 min"),
+        (90061, "25 h 01 min"),
+    ],
+)
+def test_durations_have_the_unit_that_suits_them(seconds: float, words: str) -> None:
+    assert render.duration(seconds) == words
+
+
+@pytest.mark.parametrize(
+    ("count", "words"),
+    [
+        (0, "0 MiB"),
+        (render.MIB, "1 MiB"),
+        (300 * render.MIB, "300 MiB"),
+        (render.GIB, "1.0 GiB"),
+        (140 * render.GIB, "140.0 GiB"),
+    ],
+)
+def test_memory_has_the_unit_that_suits_it(count: float, words: str) -> None:
+    assert render.memory(count) == words
+
+
+@pytest.mark.parametrize(
+    ("fraction", "width"), [(-1, "0.0%"), (0, "0.0%"), (0.255, "25.5%"), (1, "100.0%"), (7, "100.0%")]
+)
+def test_a_bar_stays_within_its_frame(fraction: float, width: str) -> None:
+    assert f"width:{width}" in render.bar(fraction, "")
+
+
+def test_the_time_left_is_the_steps_to_go_times_a_step_s_wall_time() -> None:
+    assert render.seconds_left(steps(100, 102, 104), total=10) == pytest.approx(2 * 7)
+    assert render.seconds_left(steps(100, 102), total=2) == 0
+
+
+def test_the_time_left_goes_by_the_recent_steps() -> None:
+    slow, fast = [float(n * 100) for n in range(10)], [900.0 + n for n in range(1, 26)]
+    assert render.seconds_left(steps(*slow, *fast), total=45) == pytest.approx(10)
+
+
+def test_the_time_left_is_shown_while_a_run_is_running_only() -> None:
+    running = render.run_progress(a_run(RunState("running", max_steps=10)), steps(100, 102))
+    assert "step 2 of 10 · about 16.0 s left" in running
+    assert "left" not in render.run_progress(a_run(RunState("stopped", max_steps=10)), steps(100, 102))
+    assert "left" not in render.run_progress(a_run(RunState("running", max_steps=10)), steps(100))
+
+
+def test_a_run_that_ended_says_how_long_it_took() -> None:
+    state = RunState("finished", max_steps=2, started_at=100.0, ended_at=190.0)
+    assert "took 1 min 30 s" in render.run_progress(a_run(state), steps(100, 102))
+
+
+def test_the_figures_of_a_run_are_those_of_its_recent_steps() -> None:
+    lines = [*steps(1, 2), Line(2, 2.5, eval_loss=1.25)]
+    html = render.run_progress(a_run(RunState("running", max_steps=4)), lines)
+    for name, value in [
+        ("training loss", "3.000"),
+        ("held-out loss", "1.250"),
+        ("speed", "200 tokens/s"),
+        ("step", "500 ms"),
+        ("peak memory", "1.0 GiB"),
+    ]:
+        assert f"<dt>{name}</dt><dd>{value}</dd>" in html
+    assert 'aria-valuenow="50"' in html
+
+
+def test_without_a_run_the_page_says_what_to_do() -> None:
+    assert "Start training" in render.run_progress(None, [])
+
+
+def test_a_run_without_steps_or_a_known_end_has_an_empty_bar() -> None:
+    html = render.run_progress(a_run(RunState("starting")), [])
+    assert "step 0 of …" in html
+    assert 'aria-valuenow="0"' in html
+
+
+def test_losses_hold_both_series_by_step() -> None:
+    frame = render.losses([*steps(1, 2), Line(2, 2.5, eval_loss=1.25)])
+    assert frame is not None
+    points = frame.dropna().groupby("rows")[["step", "loss"]].apply(lambda group: group.to_numpy().tolist())
+    assert points.to_dict() == {"training": [[1, 4.0], [2, 2.0]], "held-out": [[2, 1.25]]}
+
+
+def test_losses_name_both_series_before_the_first_held_out_loss() -> None:
+    frame = render.losses(steps(1))
+    assert frame is not None
+    assert set(frame["rows"]) == set(render.LOSS_COLORS) == {"training", "held-out"}
+    assert frame["loss"].dtype == "float64"
+
+
+def test_without_lines_there_is_no_plot() -> None:
+    assert render.losses([]) is None
+    assert render.learning_rates([]) is None
+
+
+def test_learning_rates_are_those_of_the_steps() -> None:
+    frame = render.learning_rates([*steps(1, 2), Line(2, 2.5, eval_loss=1.25)])
+    assert frame is not None
+    assert frame.to_numpy().tolist() == [[1, 0.001], [2, 0.002]]
+
+
+def test_the_table_of_runs_has_a_row_per_run_with_its_final_figures() -> None:
+    summary = {"steps": 120, "train_loss": 0.12345, "eval_loss": 0.5, "tokens_per_second": 1234.5}
+    ended = a_run(RunState("finished", started_at=100.0, ended_at=190.0, summary=summary), r=8)
+    rows = render.runs_table([ended, a_run(RunState("created"))]).to_dict("records")
+    figures = {"r": 8, "steps": 120, "train loss": "0.123", "held-out loss": "0.500", "tokens/s": "1234"}
+    assert rows[0] == rows[0] | figures | {"run": ended.id, "state": "finished", "time": "1 min 30 s"}
+    assert rows[1] == rows[1] | {"state": "created", "train loss": "", "tokens/s": "", "time": ""}
+
+
+def test_the_table_of_no_runs_has_its_columns() -> None:
+    assert list(render.runs_table([]).columns[:2]) == ["run", "state"]
+
+
+def test_a_run_s_label_tells_it_apart() -> None:
+    label = render.run_label(a_run(RunState("finished"), model="m/n", dataset="d.csv", r=8))
+    assert label == "20260101-000000-qlora-0000 · m/n · d.csv · r 8 · finished"
+
+
+def test_the_head_of_a_column_names_precision_memory_and_what_it_shares() -> None:
+    resident = Resident("adapter", "4-bit + adapter", "nf4", "on", 2 * render.GIB, shares="base", note="dequantized")
+    html = render.column_head("adapter", "unused", resident)
+    assert "<b>4-bit + adapter</b><small>nf4 · 2.0 GiB, shares the weights of base<br>dequantized</small>" in html
+    assert "loads with the first prompt" in render.column_head("adapter", "t", None)
+
+
+@pytest.mark.parametrize(
+    ("finish", "words"),
+    [("stop", "ended by itself"), ("length", "cut at the longest answer"), ("stopped", "stopped by hand"), (None, "…")],
+)
+def test_the_foot_of_a_column_says_how_the_answer_ended(
+    finish: Literal["stop", "length", "stopped"] | None, words: str
+) -> None:
+    assert f"<dt>end</dt><dd>{words}</dd>" in render.column_foot(Answer("base", finish=finish))
+
+
+def test_the_foot_of_a_column_has_the_answer_s_own_figures() -> None:
+    answer = Answer("base", "text", AnswerTiming(9, 11, 0.25, 2.25), "stop", Proof("bf16", "none", "ab12"), render.GIB)
+    html = render.column_foot(answer)
+    for words in ("250 ms", "5.0 tokens/s", "11 tokens", "2.2 s", "1.0 GiB"):
+        assert f"<dd>{words}</dd>" in html
+    assert "answered by: bf16 weights, adapter none, logits ab12" in html
+
+
+def test_the_foot_of_a_column_that_has_not_begun_claims_no_speed() -> None:
+    assert "tokens/s" not in render.column_foot(Answer("base"))
+    assert "tokens/s" not in render.column_foot(Answer("base", timing=AnswerTiming(9, 1, 0.25, 0.25)))
+    assert render.column_foot(None) == '<div class="foot"></div>'
+
+
+def test_the_line_at_the_top_says_where_one_is() -> None:
+    html = render.status_line(CPU, "", "hub: reachable", None, "")
+    for part in ("CPU, 2 cores", "3.0 GiB of 8.0 GiB free", "device is free", "hub: reachable"):
+        assert f"<span>{part}</span>" in html
+    assert "bundled model" not in html
+
+
+def test_the_line_at_the_top_shows_a_fetch_in_progress_and_its_error() -> None:
+    assert 'aria-valuenow="40"' in render.status_line(CPU, "chat", "hub", Progress("downloading", 0.4), "")
+    assert 'class="bad">bundled model: no room' in render.status_line(CPU, "chat", "hub", None, "no room")
