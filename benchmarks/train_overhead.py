@@ -4,8 +4,8 @@
 
 Method: each round trains the same rows with the same settings through the app (`python -m qlora_demo train`), through
 the plain script with the app's checkpointing (same settings), and through the plain script with TRL's default
-checkpointing (its default settings).  tokens/s = unpadded tokens over the seconds of the training loop alone; the
-app's held-out evaluations and its metrics writing are inside its seconds.
+checkpointing (its default settings).  tokens/s = unpadded tokens over the seconds of the training loop alone, the
+app's writing of its metrics included; neither side evaluates in between.
 """
 
 from __future__ import annotations
