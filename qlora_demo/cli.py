@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def fetch(services: Services, args: argparse.Namespace) -> dict[str, Any]:
     """Make the bundled model's folder."""
     model = SMOLLM2
-    path = services.engine().fetch(model, _report)
+    path = services.fetch(model, _report)
     return {"model": model.name, "path": str(path), "sha256": model.sha256}
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from .catalog import BundledModel
 from .gpu import Lease
 from .launcher import Launcher
 from .runs import RunStore
-from .services import Engine, OnDemand, Services
+from .services import Engine, OnDemand, Report, Services
 from .settings import Settings, quiet_libraries
 
 
@@ -20,7 +23,12 @@ def build_services(settings: Settings) -> Services:
 
         return RealEngine(settings, runs, lease)
 
-    return Services(settings, runs, lease, Launcher(runs, lease), OnDemand(make_engine))
+    def fetch(model: BundledModel, report: Report) -> Path:
+        from .ml.fetch import fetch
+
+        return fetch(settings, model, report)
+
+    return Services(settings, runs, lease, Launcher(runs, lease), fetch, OnDemand(make_engine))
 
 
 def serve(services: Services, host: str | None = None, port: int | None = None) -> None:

@@ -140,6 +140,14 @@ class RunStore:
     def log_tail(self, name: str, lines: int = 30) -> str:
         return _log_tail(self.path(name), lines)
 
+    def versions(self, name: str) -> dict[str, str]:
+        """Python, libraries and device a run ran on; empty before it began."""
+        try:
+            found = json.loads((self.path(name) / "versions.json").read_text("utf-8"))
+        except (OSError, ValueError, RecursionError):
+            return {}
+        return {str(key): str(value) for key, value in found.items()} if isinstance(found, dict) else {}
+
     def heldout(self, name: str) -> dict[str, list[list[Message]]]:
         """Held-out conversations by split, `test` first; rows of plain text hold none."""
         folder = self.path(name) / "heldout"

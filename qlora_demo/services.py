@@ -21,8 +21,7 @@ Report = Callable[[Progress], None]
 class Engine(Protocol):
     """What may be asked of the models; `ml.engine.Engine` is the real one, tests hand in a fake."""
 
-    def fetch(self, model: BundledModel, report: Report) -> Path: ...
-    def load(self, run: str, names: Sequence[str], report: Report) -> tuple[Resident, ...]: ...
+    def load(self, run: str, names: Sequence[str], stop: threading.Event) -> Iterator[Progress]: ...
     def resident(self) -> tuple[Resident, ...]: ...
     def release(self) -> None: ...
     def answer(self, request: AnswerRequest, stop: threading.Event) -> Iterator[tuple[Answer, ...]]: ...
@@ -57,12 +56,13 @@ class OnDemand:
 
 @dataclass(frozen=True)
 class Services:
-    """One app's parts."""
+    """One app's parts.  ``fetch`` makes a bundled model's folder where it is missing; its path."""
 
     settings: Settings
     runs: RunStore
     lease: Lease
     launcher: Launcher
+    fetch: Callable[[BundledModel, Report], Path]
     engine: OnDemand
 
     def close(self) -> None:

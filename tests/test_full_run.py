@@ -18,6 +18,7 @@ from qlora_demo.records import AnswerRequest
 from qlora_demo.runs import Run
 from qlora_demo.services import Services
 from qlora_demo.settings import Settings
+from tests.ml.test_variants import loaded
 
 pytestmark = pytest.mark.bundled
 NAMES = ["base", "adapter", "merged"]
@@ -56,7 +57,7 @@ def test_every_column_says_what_plain_generate_says(trained: tuple[Services, Run
     prompts = [tuple(row[:-1]) for row in services.runs.heldout(run.id)["hard"][:2]]
     settings = GenerationSettings(max_new_tokens=32)
     held = Variants(services.settings)
-    held.load(run, NAMES, lambda _: None)
+    loaded(held, run, NAMES)
     for prompt in prompts:
         request = AnswerRequest(run.id, dict.fromkeys(NAMES, prompt), settings)
         *_, answers = services.engine().answer(request, threading.Event())
@@ -69,11 +70,9 @@ def test_reported_times_agree_with_an_outside_stopwatch(trained: tuple[Services,
     """Not a speed test: both sides measure the same passes of one run, so load does not matter."""
     services, run = trained
     held = Variants(services.settings)
-    for loaded in held.load(run, NAMES, lambda _: None):
+    for one in loaded(held, run, NAMES):
         prompt = services.runs.heldout(run.id)["test"][0][:-1]
-        chunks: Any = stream(
-            loaded.model, held.tokenizer, prompt, GenerationSettings(max_new_tokens=24), loaded.activate
-        )
+        chunks: Any = stream(one.model, held.tokenizer, prompt, GenerationSettings(max_new_tokens=24), one.activate)
         outside, inside = 0.0, 0.0
         while True:
             started = time.perf_counter()
@@ -82,12 +81,12 @@ def test_reported_times_agree_with_an_outside_stopwatch(trained: tuple[Services,
                 break
             outside += time.perf_counter() - started
             inside += chunk.seconds
-        assert inside == pytest.approx(outside, rel=0.05), loaded.resident.variant
+        assert inside == pytest.approx(outside, rel=0.05), one.resident.variant
 
 
 def _plain(held: Variants, name: str, prompt: Any, settings: GenerationSettings) -> str:
-    loaded = held.loaded[name]
+    one = held.loaded[name]
     inputs = encode(held.tokenizer, [prompt])
-    with torch.inference_mode(), loaded.activate():
-        out = loaded.model.generate(**inputs, max_new_tokens=settings.max_new_tokens, do_sample=False)
+    with torch.inference_mode(), one.activate():
+        out = one.model.generate(**inputs, max_new_tokens=settings.max_new_tokens, do_sample=False)
     return str(held.tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))

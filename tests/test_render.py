@@ -41,10 +41,11 @@ def steps(*times: float, seconds: float = 0.5) -> list[Line]:
         render.run_progress(a_run(RunState(cast(Any, HOSTILE))), []),
         render.column_foot(Answer("base", error=HOSTILE)),
         render.column_foot(Answer("base", proof=Proof("nf4", "on", HOSTILE))),
-        render.column_head("base", HOSTILE, None),
-        render.column_head("base", "t", Resident("base", HOSTILE, "bf16", "none", 1)),
-        render.column_head("base", "t", Resident("base", "t", "bf16", "none", 1, shares=HOSTILE)),
-        render.column_head("base", "t", Resident("base", "t", "bf16", "none", 1, note=HOSTILE)),
+        render.column_head(HOSTILE, None, ""),
+        render.column_head("t", None, HOSTILE),
+        render.column_head("t", Resident("base", HOSTILE, "bf16", "none", 1), ""),
+        render.column_head("t", Resident("base", "t", "bf16", "none", 1, shares=HOSTILE), ""),
+        render.column_head("t", Resident("base", "t", "bf16", "none", 1, note=HOSTILE), ""),
         render.status_line(DeviceInfo("cpu", HOSTILE, 1, 2), "", "hub", None, ""),
         render.status_line(CPU, HOSTILE, "hub", None, ""),
         render.status_line(CPU, "", HOSTILE, None, ""),
@@ -190,9 +191,9 @@ def test_a_run_s_label_tells_it_apart() -> None:
 
 def test_the_head_of_a_column_names_precision_memory_and_what_it_shares() -> None:
     resident = Resident("adapter", "4-bit + adapter", "nf4", "on", 2 * render.GIB, shares="base", note="dequantized")
-    html = render.column_head("adapter", "unused", resident)
+    html = render.column_head("unused", resident, "")
     assert "<b>4-bit + adapter</b><small>nf4 · 2.0 GiB, shares the weights of base<br>dequantized</small>" in html
-    assert "loads with the first prompt" in render.column_head("adapter", "t", None)
+    assert "loading now" in render.column_head("t", None, "loading now")
 
 
 @pytest.mark.parametrize(

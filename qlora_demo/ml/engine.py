@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from ..catalog import VARIANTS, BundledModel
+from ..catalog import VARIANTS
 from ..errors import DataError, DemoError, OutOfMemory
 from ..gpu import Lease, Purpose
 from ..locks import HeldLock
@@ -24,7 +24,6 @@ from ..records import Answer, AnswerRequest, GenerationChunk, MergeBase, Message
 from ..runs import Run, RunStore
 from ..settings import Settings
 from .evaluate import evaluate, fidelity
-from .fetch import fetch
 from .generate import add_pass, stream
 from .merge import default_base, load_merged, save_merged
 from .variants import Loaded, Variants, prove
@@ -46,13 +45,9 @@ class Engine:
         self._variants = Variants(settings)
         self._worker = Worker()
 
-    def fetch(self, model: BundledModel, report: Report) -> Path:
-        """The bundled model's folder, made where it is missing."""
-        return fetch(self.settings, model, report)
-
-    def load(self, run: str, names: Sequence[str], report: Report) -> tuple[Resident, ...]:
-        """Bring the variants of a run into memory, warmed up."""
-        return self._worker.call(lambda: tuple(loaded.resident for loaded in self._load(run, names, report)))
+    def load(self, run: str, names: Sequence[str], stop: threading.Event) -> Iterator[Progress]:
+        """Bring the variants of a run into memory, warmed up, one per step; setting `stop` ends it between two."""
+        return self._worker.iterate(lambda: self._loading(run, names, stop), stop)
 
     def resident(self) -> tuple[Resident, ...]:
         """What is in memory now."""
@@ -77,11 +72,21 @@ class Engine:
         """Scores of the variants on each held-out split of the run."""
         return self._worker.call(lambda: self._evaluate(self.runs.get(run_id), names, limit, report))
 
-    def _load(self, run_id: str, names: Sequence[str], report: Report, purpose: Purpose = "chat") -> list[Loaded]:
+    def _load(self, run: str, names: Sequence[str], report: Report, purpose: Purpose = "chat") -> list[Loaded]:
+        for progress in self._loading(run, names, threading.Event(), purpose):
+            report(progress)
+        return [self._variants.loaded[name] for name in names]
+
+    def _loading(
+        self, run_id: str, names: Sequence[str], stop: threading.Event, purpose: Purpose = "chat"
+    ) -> Iterator[Progress]:
         run = self.runs.get(run_id)
         self._held = self._held or self._lease.acquire(purpose, f"of run {run_id}")
         try:
-            return self._variants.load(run, names, report)
+            for progress in self._variants.load(run, names):
+                if stop.is_set():
+                    return
+                yield progress
         except torch.OutOfMemoryError as exc:
             self._release()
             raise OutOfMemory(f"device: no room to load {', '.join(names)}; choose fewer columns") from exc
@@ -96,7 +101,11 @@ class Engine:
             self._held = None
 
     def _answer(self, request: AnswerRequest, stop: threading.Event) -> Iterator[tuple[Answer, ...]]:
-        loaded = self._load(request.run, list(request.conversations), lambda _: None)
+        for _ in self._loading(request.run, list(request.conversations), stop):
+            pass
+        if stop.is_set():
+            return
+        loaded = [self._variants.loaded[name] for name in request.conversations]
         answers = {one.resident.variant: self._begin(one) for one in loaded}
         columns: dict[str, Any] = {one.resident.variant: self._column(one, request) for one in loaded}
         shown = 0.0
@@ -175,12 +184,15 @@ class Worker:
             items.put(())
 
         self._jobs.put(work)
+        whole = False
         try:
             while item := items.get():
                 yield item[0]
-            done.result()
+            whole = True
         finally:
-            stop.set()
+            if not whole:
+                stop.set()
+        done.result()
 
     def _work(self) -> None:
         while True:

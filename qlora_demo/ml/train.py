@@ -12,7 +12,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import resource
 import shutil
 import signal
 import sys
@@ -26,8 +25,6 @@ import psutil
 import torch
 import trl.trainer.utils
 from peft import LoraConfig
-from torch import distributed
-from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from .. import __version__
@@ -35,11 +32,12 @@ from ..choices import Chosen, Situation, choose
 from ..config import ATTENTION_MODULES, TrainConfig
 from ..errors import DataError, DemoError, OutOfMemory, RequestError
 from ..memory import ModelShape
-from ..records import Choice, RunState, TrainMetrics
-from ..runs import append_metrics, read_state, write_atomically, write_state
+from ..records import Choice, RunState
+from ..runs import read_state, write_atomically
 from ..settings import Settings, quiet_libraries
 from .data import Splits, load_splits, training_set
 from .load import device, load_16bit, load_nf4, load_tokenizer, resolve
+from .reporter import Reporter, is_main, peak_memory_bytes, write_run_state
 
 LIBRARIES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets")
 
@@ -55,8 +53,8 @@ def main() -> None:
 
 def train(path: Path, config: TrainConfig, settings: Settings) -> None:
     """Run the training and save its adapter; the state says how it ended."""
-    _write(path, RunState(status="loading", started_at=time.time()))
-    if _is_main():
+    write_run_state(path, RunState(status="loading", started_at=time.time()))
+    if is_main():
         write_atomically(path / "versions.json", json.dumps(versions(), indent=2))
     splits = load_splits(config)
     _keep_heldout(path, splits)
@@ -112,14 +110,6 @@ def situation() -> Situation:
     return Situation("cpu", True, psutil.virtual_memory().available)
 
 
-def peak_memory_bytes() -> int:
-    """Peak so far: GPU memory allocated, or without a GPU this process's resident memory."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
 def versions() -> dict[str, str]:
     """Python, platform, device and libraries, as this process runs on them."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()})"
@@ -152,65 +142,6 @@ class EndState:
             )
         message = str(exc) if isinstance(exc, DemoError) else f"{kind.__name__ if kind else ''}: {exc}"
         _end(self.path, "failed", error=" ".join(message.split())[:1000], refused=isinstance(exc, RequestError))
-
-
-class Reporter(TrainerCallback):
-    """Writes what the trainer does into the run directory, and stops it when somebody asks."""
-
-    def __init__(self, path: Path, choices: tuple[Choice, ...]) -> None:
-        self.path = path
-        self.choices = choices
-        self.stopping = False
-        self.eval_loss: float | None = None
-        self.tokens = 0
-        self.seconds = 0.0
-        self._began = 0.0
-        self._step_seconds = 0.0
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        now = read_state(self.path)
-        _write(self.path, replace(now, status="running", max_steps=state.max_steps, choices=self.choices))
-        self._check_stop(control)
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._began = time.perf_counter()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        self._step_seconds = time.perf_counter() - self._began
-        self.seconds += self._step_seconds
-        self._check_stop(control)
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
-        if "eval_loss" in logs:
-            self.eval_loss = float(logs["eval_loss"])
-            self._append(TrainMetrics(state.global_step, time.time(), eval_loss=self.eval_loss))
-        elif "loss" in logs:
-            tokens = int(logs["num_tokens"]) - self.tokens
-            self.tokens += tokens
-            self._append(
-                TrainMetrics(
-                    step=state.global_step,
-                    time=time.time(),
-                    loss=float(logs["loss"]),
-                    learning_rate=float(logs["learning_rate"]),
-                    grad_norm=float(logs["grad_norm"]),
-                    token_accuracy=float(logs["mean_token_accuracy"]),
-                    step_seconds=self._step_seconds,
-                    tokens=tokens,
-                    memory_bytes=peak_memory_bytes(),
-                )
-            )
-
-    def _append(self, metrics: TrainMetrics) -> None:
-        if _is_main():
-            append_metrics(self.path, metrics)
-
-    def _check_stop(self, control: Any) -> None:
-        self.stopping = _agreed((self.path / "stop").exists())
-        if self.stopping:
-            control.should_training_stop = True
 
 
 def _sft_config(path: Path, config: TrainConfig, chosen: Chosen) -> SFTConfig:
@@ -278,7 +209,7 @@ def _data_choices(trainer: SFTTrainer, splits: Splits) -> tuple[Choice, ...]:
 
 
 def _keep_heldout(path: Path, splits: Splits) -> None:
-    if not _is_main():
+    if not is_main():
         return
     (path / "heldout").mkdir(exist_ok=True)
     for name, rows in splits.heldout.items():
@@ -287,7 +218,7 @@ def _keep_heldout(path: Path, splits: Splits) -> None:
 
 
 def _save_adapter(path: Path, trainer: SFTTrainer) -> None:
-    if not _is_main():
+    if not is_main():
         return
     draft = path / ".adapter-new"
     shutil.rmtree(draft, ignore_errors=True)
@@ -301,25 +232,7 @@ def _end(path: Path, status: Any, **values: Any) -> None:
     state = read_state(path)
     ended = time.time()
     summary = values.pop("summary", {}) | {"runtime_seconds": ended - (state.started_at or ended)}
-    _write(path, replace(state, status=status, ended_at=ended, summary=summary, **values))
-
-
-def _write(path: Path, state: RunState) -> None:
-    if _is_main():
-        write_state(path, state)
-
-
-def _is_main() -> bool:
-    return os.environ.get("RANK", "0") == "0"
-
-
-def _agreed(stop: bool) -> bool:
-    """Rank 0's answer on every rank: ranks that saw the stop file at different steps would wait for each other."""
-    if not distributed.is_initialized():
-        return stop
-    answer = torch.tensor([stop], dtype=torch.uint8, device=device())
-    distributed.broadcast(answer, src=0)
-    return bool(answer.item())
+    write_run_state(path, replace(state, status=status, ended_at=ended, summary=summary, **values))
 
 
 if __name__ == "__main__":

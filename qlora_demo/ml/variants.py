@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -33,7 +33,6 @@ from .load import (
 )
 from .merge import default_base, load_merged
 
-Report = Callable[[Progress], None]
 _HEADROOM = 1.15
 """Weights times this must fit: caches and activations want room too."""
 
@@ -57,8 +56,8 @@ class Variants:
         self.tokenizer: Any = None
         self.loaded: dict[str, Loaded] = {}
 
-    def load(self, run: Run, names: Sequence[str], report: Report) -> list[Loaded]:
-        """The named variants of a run, loading what is not resident; another run's variants are freed first."""
+    def load(self, run: Run, names: Sequence[str]) -> Iterator[Progress]:
+        """Bring the named variants of a run into `loaded`, one per step; another run's variants are freed first."""
         _check(run, names)
         if self.run is None or self.run.id != run.id:
             self.release()
@@ -67,9 +66,8 @@ class Variants:
             self.run = run
         for place, name in enumerate(sorted(names, key=list(BUILDERS).index)):
             if name not in self.loaded:
-                report(Progress(f"loading {VARIANTS[name]}", place / len(names)))
+                yield Progress(f"loading {VARIANTS[name]}", place / len(names))
                 self.loaded[name] = self._load(run, name)
-        return [self.loaded[name] for name in names]
 
     def release(self) -> None:
         """Forget every model and give the memory back."""

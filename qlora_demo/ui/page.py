@@ -26,7 +26,9 @@ CSS = """
 .run dt, .foot dt {opacity:.75; font-size:.8rem} .run dd, .foot dd {margin:0; font-weight:600}
 .foot {min-height:6.4rem} .head {min-height:3.6rem} .foot small, .head small {opacity:.75}
 .head small {display:block} .empty {padding:1rem 0}
-#stop, #free {align-self:end; max-height:3rem}
+.about {display:grid; grid-template-columns:max-content 1fr; gap:.1rem 1rem; font-size:.85rem; margin:0 0 .6rem}
+.about dt {opacity:.75} .about dd {margin:0; overflow-wrap:anywhere}
+#stop {align-self:end; max-height:3rem}
 """
 
 
@@ -63,7 +65,7 @@ def launch(services: Services, host: str | None, port: int | None) -> None:
     """Answer until interrupted; the bundled model is fetched in the background where it is missing."""
     status = AppStatus()
     page = build_page(services, status)
-    status.begin(services.settings, SMOLLM2, lambda model, report: services.engine().fetch(model, report))
+    status.begin(services.settings, SMOLLM2, services.fetch)
     page.launch(
         server_name=host,
         server_port=port,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
+from typing import Any
 
 import pandas as pd
 
@@ -82,6 +83,12 @@ def run_progress(run: Run | None, metrics: Sequence[TrainMetrics]) -> str:
     return f'<div class="run"><p>{head}</p>{body}</div>'
 
 
+def run_about(run: Run, versions: dict[str, str]) -> str:
+    """What was chosen, and what it ran on."""
+    parts = [("Configuration", run.config.model_dump()), ("Ran on", versions), ("Kept in", {"folder": str(run.path)})]
+    return "".join(f"<p><b>{title}</b></p>{_table(values)}" for title, values in parts)
+
+
 def seconds_left(steps: Sequence[TrainMetrics], total: int) -> float:
     """Steps to go times the wall time of a recent step, evaluations included."""
     recent = steps[-_RECENT_STEPS - 1 :]
@@ -125,10 +132,10 @@ def runs_table(runs: Sequence[Run]) -> pd.DataFrame:
     return pd.DataFrame([_runs_row(run) for run in runs], columns=columns)
 
 
-def column_head(variant: str, title: str, resident: Resident | None) -> str:
-    """Name, precision, what it shares, memory."""
+def column_head(title: str, resident: Resident | None, waiting: str) -> str:
+    """Name, precision, what it shares, memory; while there is no model, what it waits for."""
     if resident is None:
-        return f'<div class="head"><b>{escape(title)}</b><small>loads with the first prompt</small></div>'
+        return f'<div class="head"><b>{escape(title)}</b><small>{escape(waiting)}</small></div>'
     shared = f", shares the weights of {escape(resident.shares)}" if resident.shares else ""
     return (
         f'<div class="head"><b>{escape(resident.title)}</b>'
@@ -156,6 +163,16 @@ def column_foot(answer: Answer | None) -> str:
     return f'<div class="foot"><dl>{table}</dl>{proof}</div>'
 
 
+def merge_saved(result: Mapping[str, Any]) -> str:
+    """Where the merged model is, and how near it is to the adapter model."""
+    near = result["fidelity"]
+    where = f"<p>Saved to <code>{escape(result['path'])}</code>, merged onto the {escape(result['onto'])} base."
+    return (
+        f"{where} Against the adapter model on {near['tokens']:.0f} held-out tokens: mean KL divergence "
+        f"{near['kl_mean']:.2g} nats, the same first choice on {near['top1_agreement']:.1%}.</p>"
+    )
+
+
 def _figures(metrics: Sequence[TrainMetrics]) -> str:
     steps = [m for m in metrics if m.step_seconds is not None and m.tokens is not None]
     if not steps:
@@ -171,6 +188,11 @@ def _figures(metrics: Sequence[TrainMetrics]) -> str:
         ("peak memory", memory(steps[-1].memory_bytes or 0)),
     ]
     return "<dl>" + "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in cells) + "</dl>"
+
+
+def _table(values: Mapping[str, object]) -> str:
+    cells = "".join(f"<dt>{escape(name)}</dt><dd>{escape(str(value))}</dd>" for name, value in values.items())
+    return f'<dl class="about">{cells}</dl>'
 
 
 def _choices(choices: Sequence[Choice]) -> str:

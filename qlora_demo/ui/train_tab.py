@@ -34,7 +34,7 @@ def build(services: Services, page: gr.Blocks) -> None:
             shown = _draw_run()
     message = gr.State("")
     read = [shown["run"], shown["seen"]]
-    written = [shown[name] for name in ("run", "progress", "loss", "rate", "log", "table", "seen")]
+    written = [shown[name] for name in ("run", "progress", "loss", "rate", "about", "log", "table", "seen")]
 
     def poll(run_id: str | None, seen: str) -> list[Any]:
         return _poll(services.runs, run_id, seen)
@@ -116,6 +116,8 @@ def _draw_run() -> dict[str, Any]:
             y_axis_format=".1e",
             height=260,
         )
+    with gr.Accordion("Configuration and versions", open=False):
+        shown["about"] = gr.HTML(elem_id="about")
     with gr.Accordion("Log", open=False):
         shown["log"] = gr.Textbox(show_label=False, lines=12, max_lines=12, interactive=False, elem_id="log")
     with gr.Accordion("Runs", open=True):
@@ -130,7 +132,7 @@ def _poll(runs: RunStore, run_id: str | None, seen: str) -> list[Any]:
     run = _chosen(runs, known, run_id)
     now = _signature(known, run)
     if now == seen:
-        return [gr.skip()] * 7
+        return [gr.skip()] * 8
     metrics = runs.metrics(run.id) if run else []
     every = max(1, len(metrics) // _PLOT_POINTS)
     kept = [m for m in metrics if m.eval_loss is not None or m.step % every == 0]
@@ -139,6 +141,7 @@ def _poll(runs: RunStore, run_id: str | None, seen: str) -> list[Any]:
         render.run_progress(run, metrics),
         render.losses(kept),
         render.learning_rates(kept),
+        render.run_about(run, runs.versions(run.id)) if run else "",
         runs.log_tail(run.id) if run else "",
         render.runs_table(known),
         now,

@@ -57,6 +57,9 @@ def test_train_reload_restart_and_chat(page: Page, server: Server, browser: Brow
     expect(page.locator("#progress")).to_contain_text("Gradient checkpointing: off")
     for label in ("training", "held-out", "loss (nats per token)", "learning rate"):
         expect(page.get_by_text(label, exact=True).first).to_be_visible()
+    page.get_by_role("button", name="Configuration and versions").click()
+    expect(page.locator("#about")).to_contain_text(re.compile("max_steps.*25.*transformers", re.DOTALL))
+    page.get_by_role("button", name="Configuration and versions").click()
     screenshot(page, "train")
 
     tab(page, "Chat")
@@ -74,6 +77,10 @@ def test_train_reload_restart_and_chat(page: Page, server: Server, browser: Brow
     screenshot(page, "chat")
 
     retry_multi_turn_stop_and_clear(page)
+    page.click("#save-merged")
+    expect(page.locator("#saved")).to_contain_text(re.compile("merged-dequantized.*mean KL divergence"), timeout=MINUTE)
+    page.click("#free")
+    expect(page.locator("#status")).to_contain_text("device is free", timeout=MINUTE)
 
 
 def retry_multi_turn_stop_and_clear(page: Page) -> None:
@@ -106,6 +113,13 @@ def test_mistakes_are_told_in_one_line(page: Page) -> None:
     page.fill("#prompt textarea", "hello")
     page.click("#send")
     expect(page.get_by_text("run: none is finished yet")).to_be_visible()
+
+
+def test_a_model_that_does_not_exist_is_told_in_the_run(page: Page) -> None:
+    page.locator("#TrainConfig-model input").fill("./no-such-folder")
+    page.keyboard.press("Enter")
+    page.click("#start")
+    expect(page.locator("#progress")).to_contain_text("'./no-such-folder' is no folder here", timeout=MINUTE)
 
 
 def test_a_damaged_adapter_is_told_and_the_app_goes_on(page: Page, server: Server) -> None:

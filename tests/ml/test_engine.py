@@ -144,3 +144,14 @@ def test_the_worker_hands_errors_to_the_thread_that_asked() -> None:
     with pytest.raises(RequestError, match="no"):
         worker.call(fail)
     assert worker.call(lambda: threading.current_thread().name) == "models"
+
+
+def test_loading_can_be_stopped_between_two_models(services: Services, run: Run) -> None:
+    stop = threading.Event()
+    steps = services.engine().load(run.id, NAMES, stop)
+    assert next(steps).text == "loading 4-bit + adapter"
+    stop.set()
+    assert [step.text for step in steps] in ([], ["loading Base"])
+    assert len(services.engine().resident()) < 3
+    list(services.engine().load(run.id, NAMES, threading.Event()))
+    assert len(services.engine().resident()) == 3

@@ -15,7 +15,7 @@ from qlora_demo.errors import ConfigError, RequestError, RunError, WrongModel
 from qlora_demo.memory import ModelShape
 from qlora_demo.ml import load, merge, variants
 from qlora_demo.ml.evaluate import fidelity, reference_targets
-from qlora_demo.ml.variants import Variants, base_fits, prove
+from qlora_demo.ml.variants import Loaded, Variants, base_fits, prove
 from qlora_demo.records import MergeBase, RunState
 from qlora_demo.runs import Run, write_state
 from qlora_demo.services import Services
@@ -30,6 +30,13 @@ def run(services: Services, tiny_model: Path) -> Run:
     return finished_run(services, tiny_model, "qlora")
 
 
+def loaded(held: Variants, run: Run, names: list[str]) -> list[Loaded]:
+    """Load to the end; the named ones."""
+    for _ in held.load(run, names):
+        pass
+    return [held.loaded[name] for name in names]
+
+
 def finished_run(services: Services, model: Path, method: Any, scale: float = 0.1) -> Run:
     run = services.runs.create(TrainConfig(model=str(model), method=method))
     save_adapter(model, run.adapter, scale)
@@ -38,8 +45,8 @@ def finished_run(services: Services, model: Path, method: Any, scale: float = 0.
 
 
 def test_three_columns_are_what_they_say(services: Services, run: Run) -> None:
-    loaded = Variants(services.settings).load(run, ["base", "adapter", "merged"], lambda _: None)
-    proofs = {one.resident.variant: prove(one) for one in loaded}
+    three = loaded(Variants(services.settings), run, ["base", "adapter", "merged"])
+    proofs = {one.resident.variant: prove(one) for one in three}
     assert {name: (proof.precision, proof.adapter) for name, proof in proofs.items()} == {
         "base": ("bf16", "none"),
         "adapter": ("nf4", "on"),
@@ -51,7 +58,7 @@ def test_a_base_that_does_not_fit_shares_the_adapter_columns_weights(
     services: Services, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(variants, "free_bytes", lambda: 0)
-    base, adapter = Variants(services.settings).load(run, ["base", "adapter"], lambda _: None)
+    base, adapter = loaded(Variants(services.settings), run, ["base", "adapter"])
     assert base.model is adapter.model
     assert base.resident.shares == "adapter"
     assert (prove(base).precision, prove(base).adapter) == ("nf4", "off")
@@ -60,21 +67,21 @@ def test_a_base_that_does_not_fit_shares_the_adapter_columns_weights(
 
 def test_a_16_bit_run_shares_its_base(services: Services, tiny_model: Path) -> None:
     run = finished_run(services, tiny_model, "lora")
-    base, adapter = Variants(services.settings).load(run, ["base", "adapter"], lambda _: None)
+    base, adapter = loaded(Variants(services.settings), run, ["base", "adapter"])
     assert base.model is adapter.model
     assert (base.resident.precision, adapter.resident.title) == ("bf16", "bf16 + adapter")
 
 
 def test_an_adapter_left_on_in_the_base_column_is_caught(services: Services, run: Run) -> None:
     held = Variants(services.settings)
-    [adapter] = held.load(run, ["adapter"], lambda _: None)
+    [adapter] = loaded(held, run, ["adapter"])
     pretender = replace(adapter, resident=replace(adapter.resident, variant="base", adapter="off"))
     with pytest.raises(WrongModel, match="base: expected nf4 weights with adapter off, found nf4 with adapter on"):
         prove(pretender)
 
 
 def test_a_wrong_base_in_the_merged_column_is_caught(services: Services, run: Run) -> None:
-    [adapter] = Variants(services.settings).load(run, ["adapter"], lambda _: None)
+    [adapter] = loaded(Variants(services.settings), run, ["adapter"])
     pretender = replace(
         adapter, resident=replace(adapter.resident, variant="merged", adapter="merged", precision="bf16")
     )
@@ -83,7 +90,7 @@ def test_a_wrong_base_in_the_merged_column_is_caught(services: Services, run: Ru
 
 
 def test_an_adapter_on_in_some_layers_only_is_caught(services: Services, run: Run) -> None:
-    [adapter] = Variants(services.settings).load(run, ["adapter"], lambda _: None)
+    [adapter] = loaded(Variants(services.settings), run, ["adapter"])
     next(m for m in adapter.model.modules() if isinstance(m, BaseTunerLayer)).enable_adapters(False)
     with pytest.raises(WrongModel, match="on in some layers and off in others"):
         prove(adapter)
@@ -91,9 +98,9 @@ def test_an_adapter_on_in_some_layers_only_is_caught(services: Services, run: Ru
 
 def test_another_run_replaces_the_one_in_memory(services: Services, run: Run, tiny_model: Path) -> None:
     held = Variants(services.settings)
-    held.load(run, ["base", "adapter"], lambda _: None)
+    loaded(held, run, ["base", "adapter"])
     other = finished_run(services, tiny_model, "lora")
-    held.load(other, ["adapter"], lambda _: None)
+    loaded(held, other, ["adapter"])
     assert held.run is not None and held.run.id == other.id
     assert set(held.loaded) == {"adapter"}
 
@@ -101,10 +108,10 @@ def test_another_run_replaces_the_one_in_memory(services: Services, run: Run, ti
 def test_unknown_columns_and_unfinished_runs_are_refused(services: Services, run: Run) -> None:
     held = Variants(services.settings)
     with pytest.raises(ConfigError, match="variants: nonsense is not known; choose from base, adapter, merged"):
-        held.load(run, ["nonsense"], lambda _: None)
+        loaded(held, run, ["nonsense"])
     unfinished = services.runs.create(TrainConfig())
     with pytest.raises(RunError, match="created, it has no adapter"):
-        held.load(unfinished, ["base"], lambda _: None)
+        loaded(held, unfinished, ["base"])
 
 
 def test_a_zero_adapter_makes_adapter_equal_base_exactly(
@@ -113,7 +120,7 @@ def test_a_zero_adapter_makes_adapter_equal_base_exactly(
     run = finished_run(services, tiny_model, "qlora", scale=0.0)
     monkeypatch.setattr(variants, "free_bytes", lambda: 0)
     held = Variants(services.settings)
-    base, adapter = held.load(run, ["base", "adapter"], lambda _: None)
+    base, adapter = loaded(held, run, ["base", "adapter"])
     ours, theirs = (list(reference_targets(one, held.tokenizer, ROWS)) for one in (base, adapter))
     assert all(torch.equal(a.log_probs, b.log_probs) for a, b in zip(ours, theirs, strict=True))
     assert fidelity(adapter, base, held.tokenizer, ROWS)["kl_worst"] == 0
@@ -132,7 +139,7 @@ def test_the_merge_holds_base_plus_update_in_every_layer(tiny_model: Path, tmp_p
 
 def test_the_merge_onto_the_dequantized_base_is_nearer_to_the_adapter_model(services: Services, run: Run) -> None:
     held = Variants(services.settings)
-    [adapter] = held.load(run, ["adapter"], lambda _: None)
+    [adapter] = loaded(held, run, ["adapter"])
     distance = {}
     bases: tuple[MergeBase, ...] = ("original", "dequantized")
     for onto in bases:
