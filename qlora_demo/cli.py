@@ -78,11 +78,14 @@ def train(services: Services, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def runs(services: Services, args: argparse.Namespace) -> Any:
-    """List, show or delete runs."""
+    """List, show, stop or delete runs."""
     if args.action == "list":
         return [{"run": run.id, "state": run.state.status, **run.state.summary} for run in services.runs.all()]
     if not args.run:
         raise RequestError(f"RUN: missing; `runs {args.action} RUN` takes an id from `runs list`")
+    if args.action == "stop":
+        services.runs.request_stop(args.run)
+        return {"run": args.run, "state": "stopping"}
     if args.action == "delete":
         services.runs.delete(args.run)
         return {"run": args.run, "state": "deleted"}
@@ -134,7 +137,7 @@ def _parser() -> _Parser:
     _add(commands, "fetch", fetch)
     _add_train(_add(commands, "train", train))
     listing = _add(commands, "runs", runs)
-    listing.add_argument("action", choices=("list", "show", "delete"))
+    listing.add_argument("action", choices=("list", "show", "stop", "delete"))
     listing.add_argument("run", nargs="?")
     _add_compare(_add(commands, "compare", compare))
     merging = _add(commands, "merge", merge)

@@ -113,7 +113,7 @@ class TrainConfig(_Config):
         le=1,
     )
     max_steps: int = _knob(
-        120, "Schedule", "Steps", "Optimizer steps; -1 trains for the number of epochs instead", ge=-1, le=1_000_000
+        110, "Schedule", "Steps", "Optimizer steps; -1 trains for the number of epochs instead", ge=-1, le=1_000_000
     )
     num_train_epochs: float = _knob(
         1.0, "Schedule", "Epochs", "Passes over the training rows; used when steps is -1", gt=0, le=1000
@@ -135,7 +135,7 @@ class TrainConfig(_Config):
     weight_decay: float = _knob(0.0, "Advanced", "Weight decay", "AdamW's weight decay", ge=0, le=1)
     max_grad_norm: float = _knob(1.0, "Advanced", "Gradient clipping", "Largest norm of the gradient", gt=0, le=1000)
     eval_steps: int = _knob(
-        20,
+        55,
         "Advanced",
         "Steps between held-out losses",
         "The held-out loss is also measured at the end",

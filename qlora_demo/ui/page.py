@@ -53,7 +53,7 @@ def build_page(services: Services, status: AppStatus) -> gr.Blocks:
             return chat_tab.runs_with_adapter(services.runs, chosen)
 
         hidden: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-        gr.Timer(3).tick(where, None, line, concurrency_limit=None, **hidden)
+        gr.Timer(5).tick(where, None, line, concurrency_limit=None, **hidden)
         page.load(where, None, line, **hidden)
         page.load(refresh, run, run, **hidden)
         chat.select(refresh, run, run, **hidden)

@@ -15,6 +15,7 @@ import gradio as gr
 
 from ..config import TrainConfig
 from ..errors import RunError
+from ..records import TrainMetrics
 from ..runs import Run, RunStore
 from ..services import Services
 from . import controls, render
@@ -22,6 +23,8 @@ from .told import told
 
 _GROUPS = ("Model", "Data", "Method", "Schedule")
 _PLOT_POINTS = 400
+_PLOT_STEPS = 20
+_POLL_SECONDS = 2
 
 
 def build(services: Services, page: gr.Blocks) -> None:
@@ -34,9 +37,9 @@ def build(services: Services, page: gr.Blocks) -> None:
             shown = _draw_run()
     message = gr.State("")
     read = [shown["run"], shown["seen"]]
-    written = [shown[name] for name in ("run", "progress", "loss", "rate", "about", "log", "table", "seen")]
+    written = [shown[name] for name in ("run", "table", "progress", "about", "log", "loss", "rate", "seen")]
 
-    def poll(run_id: str | None, seen: str) -> list[Any]:
+    def poll(run_id: str | None, seen: dict[str, Any]) -> list[Any]:
         return _poll(services.runs, run_id, seen)
 
     def begin(*values: Any) -> list[Any]:
@@ -44,7 +47,7 @@ def build(services: Services, page: gr.Blocks) -> None:
         if services.engine.release():
             gr.Info("The chat's models were freed to make room for training; the next prompt loads them again.")
         run = services.launcher.start(config)
-        return _poll(services.runs, run.id, "")
+        return _poll(services.runs, run.id, {})
 
     def stop(run_id: str | None) -> None:
         services.runs.request_stop(_named(run_id))
@@ -52,13 +55,15 @@ def build(services: Services, page: gr.Blocks) -> None:
 
     def delete(run_id: str | None) -> list[Any]:
         services.runs.delete(_named(run_id))
-        return _poll(services.runs, None, "")
+        return _poll(services.runs, None, {})
 
     start.click(told(begin), list(chosen.values()), written, show_progress="hidden", api_visibility="private")
     shown["stop"].click(told(stop), shown["run"], message, show_progress="hidden", api_visibility="private")
     shown["delete"].click(told(delete), shown["run"], written, show_progress="hidden", api_visibility="private")
     shown["run"].input(poll, read, written, show_progress="hidden", api_visibility="private")
-    gr.Timer(1).tick(poll, read, written, show_progress="hidden", concurrency_limit=None, api_visibility="private")
+    gr.Timer(_POLL_SECONDS).tick(
+        poll, read, written, show_progress="hidden", concurrency_limit=None, api_visibility="private"
+    )
     page.load(poll, read, written, show_progress="hidden", api_visibility="private")
 
 
@@ -91,7 +96,7 @@ def _draw_upload(services: Services, dataset: Any) -> None:
 
 
 def _draw_run() -> dict[str, Any]:
-    shown: dict[str, Any] = {"seen": gr.State("")}
+    shown: dict[str, Any] = {"seen": gr.State({})}
     with gr.Row():
         shown["run"] = gr.Dropdown([], label="Run", elem_id="run", scale=4, interactive=True)
         shown["stop"] = gr.Button("Stop and save", elem_id="stop", scale=1, min_width=120)
@@ -126,39 +131,58 @@ def _draw_run() -> dict[str, Any]:
     return shown
 
 
-def _poll(runs: RunStore, run_id: str | None, seen: str) -> list[Any]:
-    """Everything the right side shows, or nothing where nothing changed since `seen`."""
+def _poll(runs: RunStore, run_id: str | None, seen: dict[str, Any]) -> list[Any]:
+    """What the right side shows, each part only where it changed since `seen`: drawing takes the trainer's time."""
     known = runs.all()
     run = _chosen(runs, known, run_id)
-    now = _signature(known, run)
-    if now == seen:
-        return [gr.skip()] * 8
     metrics = runs.metrics(run.id) if run else []
+    now = {
+        "runs": [(r.id, r.state.status) for r in known] + [(run.id if run else "", "")],
+        "run": _marks(run),
+        "plots": (_marks(run)[:2], _plot_step(run, metrics)),
+    }
+    parts = [
+        _draw_runs(known, run) if now["runs"] != seen.get("runs") else [gr.skip()] * 2,
+        _draw_state(runs, run, metrics) if now["run"] != seen.get("run") else [gr.skip()] * 3,
+        _draw_plots(metrics) if now["plots"] != seen.get("plots") else [gr.skip()] * 2,
+    ]
+    return [*(value for part in parts for value in part), now]
+
+
+def _draw_runs(known: list[Run], run: Run | None) -> list[Any]:
+    choices = [(render.run_label(r), r.id) for r in known]
+    return [gr.Dropdown(choices, value=run.id if run else None), render.runs_table(known)]
+
+
+def _draw_state(runs: RunStore, run: Run | None, metrics: list[TrainMetrics]) -> list[Any]:
+    if run is None:
+        return [render.run_progress(None, []), "", ""]
+    about = render.run_about(run, runs.versions(run.id))
+    return [render.run_progress(run, metrics), about, runs.log_tail(run.id)]
+
+
+def _draw_plots(metrics: list[TrainMetrics]) -> list[Any]:
     every = max(1, len(metrics) // _PLOT_POINTS)
     kept = [m for m in metrics if m.eval_loss is not None or m.step % every == 0]
-    return [
-        gr.Dropdown([(render.run_label(r), r.id) for r in known], value=run.id if run else None),
-        render.run_progress(run, metrics),
-        render.losses(kept),
-        render.learning_rates(kept),
-        render.run_about(run, runs.versions(run.id)) if run else "",
-        runs.log_tail(run.id) if run else "",
-        render.runs_table(known),
-        now,
-    ]
+    return [render.losses(kept), render.learning_rates(kept)]
+
+
+def _marks(run: Run | None) -> tuple[Any, ...]:
+    if run is None:
+        return ("none", "", 0, 0)
+    return (run.id, run.state.status, _size(run.path / "metrics.jsonl"), _size(run.path / "train.log"))
+
+
+def _plot_step(run: Run | None, metrics: list[TrainMetrics]) -> tuple[int, int]:
+    """Changes with every held-out loss and with every twentieth of the run."""
+    evaluated = sum(m.eval_loss is not None for m in metrics)
+    total = run.state.max_steps if run else 0
+    return evaluated, len(metrics) * _PLOT_STEPS // total if total else 0
 
 
 def _chosen(runs: RunStore, known: list[Run], run_id: str | None) -> Run | None:
     named = next((run for run in known if run.id == run_id), None)
     return named or runs.active() or (known[0] if known else None)
-
-
-def _signature(known: list[Run], run: Run | None) -> str:
-    states = ",".join(f"{r.id}:{r.state.status}" for r in known)
-    if run is None:
-        return states or "none"
-    sizes = [_size(run.path / name) for name in ("metrics.jsonl", "train.log")]
-    return f"{states} {run.id} {sizes} {run.state.max_steps}"
 
 
 def _size(path: Path) -> int:
