@@ -8,6 +8,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
@@ -31,6 +32,7 @@ from .variants import Loaded, Variants, prove
 T = TypeVar("T")
 Report = Callable[[Progress], None]
 _UPDATE_SECONDS = 1 / 12
+_PATIENCE_SECONDS = 0.25
 _FIDELITY_ROWS = 16
 
 
@@ -108,9 +110,12 @@ class Engine:
         loaded = [self._variants.loaded[name] for name in request.conversations]
         answers = {one.resident.variant: self._begin(one) for one in loaded}
         columns: dict[str, Any] = {one.resident.variant: self._column(one, request) for one in loaded}
-        shown = 0.0
+        shown, rounds = 0.0, 0
         while columns and not stop.is_set():
-            for name in list(columns):
+            order = deque(columns)
+            order.rotate(-rounds)
+            rounds += 1
+            for name in order:
                 answers[name] = _turn(answers[name], columns[name])
                 if answers[name].finish or answers[name].error:
                     columns.pop(name).close()
@@ -171,13 +176,19 @@ class Worker:
         return done.result()
 
     def iterate(self, begin: Callable[[], Iterator[T]], stop: threading.Event) -> Iterator[T]:
-        """Run an iterator on the thread and yield its items here; leaving early sets `stop`."""
+        """Run an iterator on the thread and yield its items here; leaving early sets `stop`.
+
+        The thread waits, for a moment at most, until an item is dealt with: what is done with it would otherwise run
+        beside the next model pass and into its time.
+        """
         items: queue.SimpleQueue[tuple[T, ...]] = queue.SimpleQueue()
+        taken = threading.Semaphore(0)
         done: Future[None] = Future()
 
         def pump() -> None:
             for item in begin():
                 items.put((item,))
+                taken.acquire(timeout=_PATIENCE_SECONDS)
 
         def work() -> None:
             _settle(done, pump)
@@ -188,10 +199,12 @@ class Worker:
         try:
             while item := items.get():
                 yield item[0]
+                taken.release()
             whole = True
         finally:
             if not whole:
                 stop.set()
+                taken.release()
         done.result()
 
     def _work(self) -> None:

@@ -26,6 +26,8 @@ CSS = """
 .run dt, .foot dt {opacity:.75; font-size:.8rem} .run dd, .foot dd {margin:0; font-weight:600}
 .foot {min-height:6.4rem} .head {min-height:3.6rem} .foot small, .head small {opacity:.75}
 .head small {display:block} .empty {padding:1rem 0}
+/* Gradio's own button would empty the picture and not the conversation. */
+[id^=chat-] button[aria-label=Clear] {display:none}
 .about {display:grid; grid-template-columns:max-content 1fr; gap:.1rem 1rem; font-size:.85rem; margin:0 0 .6rem}
 .about dt {opacity:.75} .about dd {margin:0; overflow-wrap:anywhere}
 #stop {align-self:end; max-height:3rem}

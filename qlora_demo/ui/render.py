@@ -187,7 +187,7 @@ def _figures(metrics: Sequence[TrainMetrics]) -> str:
         ("step", duration(seconds / len(recent))),
         ("peak memory", memory(steps[-1].memory_bytes or 0)),
     ]
-    return "<dl>" + "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in cells) + "</dl>"
+    return "<dl>" + "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in cells) + "</dl>"
 
 
 def _table(values: Mapping[str, object]) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import torch
 from qlora_demo.config import GenerationSettings
 from qlora_demo.errors import DeviceBusy, OutOfMemory, RequestError
 from qlora_demo.gpu import Lease
-from qlora_demo.ml.engine import Worker
+from qlora_demo.ml.engine import Worker, _turn
 from qlora_demo.ml.generate import stream
 from qlora_demo.records import AnswerRequest, Message
 from qlora_demo.runs import Run
@@ -155,3 +157,32 @@ def test_loading_can_be_stopped_between_two_models(services: Services, run: Run)
     assert len(services.engine().resident()) < 3
     list(services.engine().load(run.id, NAMES, threading.Event()))
     assert len(services.engine().resident()) == 3
+
+
+def test_the_worker_waits_until_an_item_is_dealt_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qlora_demo.ml.engine._PATIENCE_SECONDS", 10)
+    events: list[str] = []
+
+    def make() -> Iterator[int]:
+        for number in range(3):
+            events.append(f"make {number}")
+            yield number
+
+    for item in Worker().iterate(make, threading.Event()):
+        time.sleep(0.02)
+        events.append(f"use {item}")
+    assert events == [f"{what} {number}" for number in range(3) for what in ("make", "use")]
+
+
+def test_every_column_has_each_place_in_the_turn(services: Services, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+
+    def watched(answer: Any, column: Any) -> Any:
+        order.append(answer.variant)
+        return _turn(answer, column)
+
+    monkeypatch.setattr("qlora_demo.ml.engine._turn", watched)
+    list(services.engine().answer(ask(run, settings=GenerationSettings(max_new_tokens=3)), threading.Event()))
+    rounds = [order[at : at + 3] for at in range(0, 9, 3)]
+    assert [first for first, *_ in rounds] == list(NAMES)
+    assert all(sorted(one) == sorted(NAMES) for one in rounds)
