@@ -126,7 +126,7 @@ def test_the_figures_of_a_run_are_those_of_its_recent_steps() -> None:
     lines = [*steps(1, 2), Line(2, 2.5, eval_loss=1.25)]
     html = render.run_progress(a_run(RunState("running", max_steps=4)), lines)
     for name, value in [
-        ("training loss", "3.000"),
+        ("training loss, mean of 2 steps", "3.000"),
         ("held-out loss", "1.250"),
         ("speed", "200 tokens/s"),
         ("step", "500 ms"),
@@ -175,9 +175,9 @@ def test_the_table_of_runs_has_a_row_per_run_with_its_final_figures() -> None:
     summary = {"steps": 120, "train_loss": 0.12345, "eval_loss": 0.5, "tokens_per_second": 1234.5}
     ended = a_run(RunState("finished", started_at=100.0, ended_at=190.0, summary=summary), r=8)
     rows = render.runs_table([ended, a_run(RunState("created"))]).to_dict("records")
-    figures = {"r": 8, "steps": 120, "train loss": "0.123", "held-out loss": "0.500", "tokens/s": "1234"}
+    figures = {"r": 8, "steps": 120, "mean train loss": "0.123", "held-out loss": "0.500", "tokens/s": "1234"}
     assert rows[0] == rows[0] | figures | {"run": ended.id, "state": "finished", "time": "1 min 30 s"}
-    assert rows[1] == rows[1] | {"state": "created", "train loss": "", "tokens/s": "", "time": ""}
+    assert rows[1] == rows[1] | {"state": "created", "mean train loss": "", "tokens/s": "", "time": ""}
 
 
 def test_the_table_of_no_runs_has_its_columns() -> None:

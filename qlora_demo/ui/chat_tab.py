@@ -32,16 +32,18 @@ def build(services: Services) -> gr.Dropdown:
     choices = [parts.run, parts.names, parts.system, parts.talk, *parts.sampling.values()]
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     busy: dict[str, Any] = {**quiet, "concurrency_id": "answers", "concurrency_limit": 8}
-    for trigger in (parts.send.click, parts.prompt.submit):
+    asking = [
         trigger(told(chat.ask), [parts.prompt, *choices], [parts.prompt, parts.talk, *shown], **busy)
-    parts.retry.click(told(chat.retry), choices, [parts.talk, *shown], **busy)
+        for trigger in (parts.send.click, parts.prompt.submit)
+    ]
+    asking.append(parts.retry.click(told(chat.retry), choices, [parts.talk, *shown], **busy))
     parts.stop.click(chat.halt, None, None, **quiet)
-    parts.clear.click(chat.forget, None, [parts.talk, *shown], **quiet)
+    parts.clear.click(chat.forget, None, [parts.talk, *shown], cancels=asking, **quiet)
     parts.free.click(told(chat.release), parts.talk, shown, **quiet)
     parts.save.click(told(chat.save_merged), parts.run, parts.saved, api_visibility="private")
     parts.names.change(chat.show_columns, parts.names, list(parts.columns.values()), **quiet)
     choose_out = [parts.talk, parts.system, parts.examples, *shown]
-    parts.run.change(told(chat.choose_run), parts.run, choose_out, **quiet)
+    parts.run.change(told(chat.choose_run), parts.run, choose_out, cancels=asking, **quiet)
     parts.examples.click(lambda sample: sample[0], parts.examples, parts.prompt, **quiet)
     run: gr.Dropdown = parts.run
     return run
@@ -67,23 +69,22 @@ class Chat:
         """One more prompt to every chosen column."""
         run, names, system, talk, settings = self._read(choices)
         talk = with_prompt(talk, text, run, names, system)
-        flag = self.stops.new(_visitor(request))
-        yield ["", talk, *self.draw(talk)]
-        yield from ([gr.skip(), *rest] for rest in self._answer(talk, settings, flag, request))
+        for shown in self._answer(talk, settings, request):
+            yield ["", *shown]
 
     def retry(self, request: gr.Request, *choices: Any) -> Iterator[list[Any]]:
         """The last prompt once more, to the columns that are chosen now."""
         run, names, system, talk, settings = self._read(choices)
-        flag = self.stops.new(_visitor(request))
         talk = with_prompt(talk, take_back(talk), run, names, system)
-        yield from self._answer(talk, settings, flag, request)
+        yield from self._answer(talk, settings, request)
 
     def halt(self, request: gr.Request) -> None:
         """Stop this visitor's answer after the pass it is in."""
         self.stops.set(_visitor(request))
 
-    def forget(self) -> list[Any]:
-        """Begin a new conversation."""
+    def forget(self, request: gr.Request) -> list[Any]:
+        """Begin a new conversation; an answer that still grows is stopped, and the page no longer listens to it."""
+        self.stops.set(_visitor(request))
         fresh = Talk()
         return [fresh, *self.draw(fresh)]
 
@@ -120,13 +121,15 @@ class Chat:
         settings = controls.read(GenerationSettings, self.sampling, values)
         return _named(run), [name for name in VARIANTS if name in names], system, talk, settings
 
-    def _answer(self, talk: Talk, settings: GenerationSettings, flag: Any, request: gr.Request) -> Iterator[list[Any]]:
-        conversations = {name: conversation(talk, name) for name in talk.turns}
+    def _answer(self, talk: Talk, settings: GenerationSettings, request: gr.Request) -> Iterator[list[Any]]:
+        conversations = {name: conversation(talk, name) for name in talk.asked}
+        flag = self.stops.new(_visitor(request))
         try:
+            yield [talk, *self.draw(talk)]
             for progress in self.services.engine().load(talk.run, list(conversations), flag):
                 yield [gr.skip(), *self.draw(talk, progress.text)]
             for answers in self.services.engine().answer(AnswerRequest(talk.run, conversations, settings), flag):
-                talk.answers = {one.variant: one for one in answers}
+                talk.answers |= {one.variant: one for one in answers}
                 yield [gr.skip(), *self.draw(talk)]
         finally:
             flag.set()

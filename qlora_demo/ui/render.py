@@ -124,7 +124,7 @@ def runs_table(runs: Sequence[Run]) -> pd.DataFrame:
         "method",
         "r",
         "steps",
-        "train loss",
+        "mean train loss",
         "held-out loss",
         "tokens/s",
         "time",
@@ -181,7 +181,7 @@ def _figures(metrics: Sequence[TrainMetrics]) -> str:
     seconds, tokens = sum(m.step_seconds or 0 for m in recent), sum(m.tokens or 0 for m in recent)
     heldout = [m.eval_loss for m in metrics if m.eval_loss is not None]
     cells = [
-        ("training loss", f"{statistics.fmean(m.loss or 0 for m in recent):.3f}"),
+        (f"training loss, mean of {len(recent)} steps", f"{statistics.fmean(m.loss or 0 for m in recent):.3f}"),
         ("held-out loss", f"{heldout[-1]:.3f}" if heldout else "…"),
         ("speed", f"{tokens / seconds:,.0f} tokens/s" if seconds else "…"),
         ("step", duration(seconds / len(recent))),

@@ -11,11 +11,13 @@ from ..records import Answer, Message
 
 @dataclass
 class Talk:
-    """One visitor's conversations, one per column, all with one run and one system prompt."""
+    """One visitor's conversations, one per column, all with one run and one system prompt; ``asked`` are the columns
+    that the last prompt went to."""
 
     run: str = ""
     system: str = ""
     prompt: str = ""
+    asked: tuple[str, ...] = ()
     turns: dict[str, list[Message]] = field(default_factory=dict)
     answers: dict[str, Answer] = field(default_factory=dict)
 
@@ -48,10 +50,11 @@ def with_prompt(talk: Talk, text: str, run: str, names: list[str], system: str) 
     if not names:
         raise ConfigError("columns", "none is chosen; tick at least one")
     same = talk.run == run and talk.system == system
-    turns = {name: list(talk.turns.get(name, [])) if same else [] for name in names}
-    for column in turns.values():
-        column.append({"role": "user", "content": text})
-    return Talk(run, system, text, turns)
+    turns = {name: list(column) for name, column in talk.turns.items()} if same else {}
+    answers = {name: answer for name, answer in talk.answers.items() if same and name not in names}
+    for name in names:
+        turns.setdefault(name, []).append({"role": "user", "content": text})
+    return Talk(run, system, text, tuple(names), turns, answers)
 
 
 def conversation(talk: Talk, name: str) -> tuple[Message, ...]:
@@ -62,8 +65,8 @@ def conversation(talk: Talk, name: str) -> tuple[Message, ...]:
 
 def settle(talk: Talk) -> None:
     """Put the answers into the conversations, so the next turn sees them; where there is none, take the prompt back."""
-    for name, turns in talk.turns.items():
-        answer = talk.answers.get(name)
+    for name in talk.asked:
+        answer, turns = talk.answers.get(name), talk.turns[name]
         if answer is None or answer.error:
             turns.pop()
         else:

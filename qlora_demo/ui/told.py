@@ -13,7 +13,10 @@ from ..errors import DemoError
 
 
 def told(handler: Callable[..., Any]) -> Callable[..., Any]:
-    """A handler whose `DemoError`s appear as a message instead of a stack trace."""
+    """A handler whose `DemoError`s appear as a message and leave the page as it was.
+
+    Raising `gr.Error` instead would stamp "Error" over everything the handler might have drawn.
+    """
     if inspect.isgeneratorfunction(handler):
 
         @functools.wraps(handler)
@@ -21,7 +24,7 @@ def told(handler: Callable[..., Any]) -> Callable[..., Any]:
             try:
                 yield from handler(*args, **kwargs)
             except DemoError as exc:
-                raise _shown(exc) from exc
+                yield _shown(exc)
 
         return generator
 
@@ -30,10 +33,11 @@ def told(handler: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return handler(*args, **kwargs)
         except DemoError as exc:
-            raise _shown(exc) from exc
+            return _shown(exc)
 
     return function
 
 
-def _shown(exc: DemoError) -> gr.Error:
-    return gr.Error(str(exc), duration=20, print_exception=False)
+def _shown(exc: DemoError) -> Any:
+    gr.Warning(str(exc), duration=20, title="Not done")
+    return gr.skip()

@@ -13,8 +13,9 @@ from typing import Any
 
 import gradio as gr
 
+from ..catalog import BUNDLED_MODELS, is_fetched
 from ..config import TrainConfig
-from ..errors import RunError
+from ..errors import ModelError, RunError
 from ..records import TrainMetrics
 from ..runs import Run, RunStore
 from ..services import Services
@@ -44,6 +45,10 @@ def build(services: Services, page: gr.Blocks) -> None:
 
     def begin(*values: Any) -> list[Any]:
         config = controls.read(TrainConfig, list(chosen), values)
+        if config.model in BUNDLED_MODELS and not is_fetched(services.settings, config.model):
+            raise ModelError(
+                f"model: {config.model} is still being fetched; wait until the line on top no longer says so"
+            )
         if services.engine.release():
             gr.Info("The chat's models were freed to make room for training; the next prompt loads them again.")
         run = services.launcher.start(config)

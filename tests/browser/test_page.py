@@ -37,28 +37,28 @@ def screenshot(page: Page, name: str) -> None:
 def test_train_reload_restart_and_chat(page: Page, server: Server, browser: Browser) -> None:
     progress = page.locator("#progress")
     expect(progress).to_contain_text("No run yet")
-    set_number(page, "max_steps", "25")
+    set_number(page, "max_steps", "30")
     page.click("#start")
     expect(progress).to_contain_text("running", timeout=MINUTE)
-    expect(progress).to_contain_text("step 1 of 25", timeout=MINUTE)
+    expect(progress).to_contain_text(re.compile(r"step [1-9]\d* of 30"), timeout=MINUTE)
 
     page.reload()
-    expect(progress).to_contain_text(re.compile(r"running · step \d+ of 25 · about .* left"), timeout=MINUTE)
+    expect(progress).to_contain_text(re.compile(r"running · step \d+ of 30 · about .* left"), timeout=MINUTE)
     second = browser.new_page()
     second.goto(server.url)
-    expect(second.locator("#progress")).to_contain_text("of 25", timeout=MINUTE)
+    expect(second.locator("#progress")).to_contain_text("of 30", timeout=MINUTE)
     second.close()
 
     server.kill()
     server.start()
     page.goto(server.url)
-    expect(progress).to_contain_text(re.compile(r"(running|finished) · step \d+ of 25"), timeout=MINUTE)
-    expect(progress).to_contain_text("finished · step 25 of 25", timeout=3 * MINUTE)
+    expect(progress).to_contain_text(re.compile(r"(running|finished) · step \d+ of 30"), timeout=MINUTE)
+    expect(progress).to_contain_text("finished · step 30 of 30", timeout=3 * MINUTE)
     expect(page.locator("#progress")).to_contain_text("Gradient checkpointing: off")
     for label in ("training", "held-out", "loss (nats per token)", "learning rate"):
         expect(page.get_by_text(label, exact=True).first).to_be_visible()
     page.get_by_role("button", name="Configuration and versions").click()
-    expect(page.locator("#about")).to_contain_text(re.compile("max_steps.*25.*transformers", re.DOTALL))
+    expect(page.locator("#about")).to_contain_text(re.compile("max_steps.*30.*transformers", re.DOTALL))
     page.get_by_role("button", name="Configuration and versions").click()
     screenshot(page, "train")
 
@@ -84,6 +84,13 @@ def test_train_reload_restart_and_chat(page: Page, server: Server, browser: Brow
 
 
 def retry_multi_turn_stop_and_clear(page: Page) -> None:
+    page.click("#clear")
+    page.click("#retry")
+    expect(page.get_by_text("there is nothing to retry")).to_be_visible()
+    page.locator("#examples").get_by_role("button").first.click()
+    page.click("#send")
+    for name in ("base", "adapter", "merged"):
+        expect(page.locator(f"#foot-{name}")).to_contain_text(re.compile("ended by itself|cut at"), timeout=MINUTE)
     first = page.locator("#chat-adapter").inner_text()
     page.click("#retry")
     expect(page.locator("#foot-base")).to_contain_text("…")
@@ -98,8 +105,14 @@ def retry_multi_turn_stop_and_clear(page: Page) -> None:
     expect(page.locator("#foot-base")).to_contain_text(re.compile("stopped by hand|ended by itself"), timeout=MINUTE)
     expect(page.locator("#chat-base")).to_contain_text("Tell me a very long story")
 
+    page.fill("#prompt textarea", "Tell me another very long story about a scanner.")
+    page.click("#send")
+    expect(page.locator("#foot-base")).to_contain_text(re.compile(r"answer\s*[3-9] tokens"), timeout=MINUTE)
     page.click("#clear")
-    expect(page.locator("#chat-base")).not_to_contain_text("printer")
+    expect(page.locator("#chat-base")).not_to_contain_text("scanner")
+    expect(page.locator("#status")).to_contain_text("chat of run")
+    expect(page.locator("#foot-base")).not_to_contain_text("tokens")
+    expect(page.locator("#chat-base")).not_to_contain_text("scanner")
 
 
 def test_mistakes_are_told_in_one_line(page: Page) -> None:
@@ -113,6 +126,8 @@ def test_mistakes_are_told_in_one_line(page: Page) -> None:
     page.fill("#prompt textarea", "hello")
     page.click("#send")
     expect(page.get_by_text("run: none is finished yet")).to_be_visible()
+    expect(page.locator("#prompt textarea")).to_have_value("hello")
+    expect(page.locator("#chat-base")).not_to_contain_text("Error")
 
 
 def test_a_model_that_does_not_exist_is_told_in_the_run(page: Page) -> None:
