@@ -7,8 +7,9 @@ from pathlib import Path
 from .catalog import BundledModel
 from .gpu import Lease
 from .launcher import Launcher
+from .records import Report
 from .runs import RunStore
-from .services import Engine, OnDemand, Report, Services
+from .services import Engine, OnDemand, Services
 from .settings import Settings, quiet_libraries
 
 

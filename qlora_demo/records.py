@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -166,3 +167,6 @@ class Progress:
 
     text: str
     fraction: float | None = None
+
+
+Report = Callable[[Progress], None]

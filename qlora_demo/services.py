@@ -11,11 +11,9 @@ from typing import Any, Protocol
 from .catalog import BundledModel
 from .gpu import Lease
 from .launcher import Launcher
-from .records import Answer, AnswerRequest, MergeBase, Progress, Resident
+from .records import Answer, AnswerRequest, MergeBase, Progress, Report, Resident
 from .runs import RunStore
 from .settings import Settings
-
-Report = Callable[[Progress], None]
 
 
 class Engine(Protocol):

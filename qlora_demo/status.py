@@ -12,10 +12,10 @@ from huggingface_hub import constants
 
 from .catalog import BundledModel, is_fetched
 from .errors import DemoError
-from .records import Progress
+from .records import Progress, Report
 from .settings import Settings
 
-Fetch = Callable[[BundledModel, Callable[[Progress], None]], object]
+Fetch = Callable[[BundledModel, Report], object]
 
 
 class AppStatus:

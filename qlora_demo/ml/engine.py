@@ -21,7 +21,7 @@ from ..catalog import VARIANTS
 from ..errors import DataError, DemoError, OutOfMemory
 from ..gpu import Lease, Purpose
 from ..locks import HeldLock
-from ..records import Answer, AnswerRequest, GenerationChunk, MergeBase, Message, Progress, Proof, Resident
+from ..records import Answer, AnswerRequest, GenerationChunk, MergeBase, Message, Progress, Proof, Report, Resident
 from ..runs import Run, RunStore
 from ..settings import Settings
 from .evaluate import evaluate, fidelity
@@ -30,7 +30,6 @@ from .merge import default_base, load_merged, save_merged
 from .variants import Loaded, Variants, prove
 
 T = TypeVar("T")
-Report = Callable[[Progress], None]
 _UPDATE_SECONDS = 1 / 12
 _PATIENCE_SECONDS = 0.25
 _FIDELITY_ROWS = 16

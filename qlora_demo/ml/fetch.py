@@ -12,16 +12,13 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 
 from ..catalog import BundledModel, bundled_path, is_fetched
 from ..errors import FetchError
 from ..locks import HeldLock
-from ..records import Progress
+from ..records import Progress, Report
 from ..settings import Settings
-
-Report = Callable[[Progress], None]
 
 
 def fetch(settings: Settings, model: BundledModel, report: Report) -> Path:

@@ -123,7 +123,10 @@ def versions() -> dict[str, str]:
 
 
 class EndState:
-    """Whatever leaves the block unhandled becomes the run's end state: failed, with one line that says why."""
+    """Whatever leaves the block unhandled becomes the run's end state: failed, with one line that says why.
+
+    An error made for people ends the process with that line; any other keeps its traceback, which the log takes.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -141,7 +144,11 @@ class EndState:
                 f"device: out of memory ({exc}); lower the batch, max_length or r, or turn checkpointing on"
             )
         message = str(exc) if isinstance(exc, DemoError) else f"{kind.__name__ if kind else ''}: {exc}"
-        _end(self.path, "failed", error=" ".join(message.split())[:1000], refused=isinstance(exc, RequestError))
+        message = " ".join(message.split())[:1000]
+        _end(self.path, "failed", error=message, refused=isinstance(exc, RequestError))
+        if isinstance(exc, DemoError):
+            print(f"error: {message}", file=sys.stderr)
+            raise SystemExit(exc.exit_code) from exc
 
 
 def _sft_config(path: Path, config: TrainConfig, chosen: Chosen) -> SFTConfig:

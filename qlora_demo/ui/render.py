@@ -153,7 +153,7 @@ def column_foot(answer: Answer | None) -> str:
     cells = [
         ("time to first token", duration(timing.ttft_seconds) if timing.new_tokens else "…"),
         ("speed", f"{timing.tokens_per_second:.1f} tokens/s" if timing.new_tokens > 1 else "…"),
-        ("answer", f"{timing.new_tokens} tokens"),
+        ("answer", f"{timing.new_tokens} token{'s' * (timing.new_tokens != 1)}"),
         ("total", duration(timing.total_seconds)),
         ("memory", memory(answer.model_bytes)),
         ("end", _FINISH[answer.finish] if answer.finish else "…"),

@@ -41,6 +41,7 @@ def build(services: Services, page: gr.Blocks) -> None:
     written = [shown[name] for name in ("run", "table", "progress", "about", "log", "loss", "rate", "seen")]
 
     def poll(run_id: str | None, seen: dict[str, Any]) -> list[Any]:
+        _drop_refused(services.runs, run_id)
         return _poll(services.runs, run_id, seen)
 
     def begin(*values: Any) -> list[Any]:
@@ -183,6 +184,14 @@ def _plot_step(run: Run | None, metrics: list[TrainMetrics]) -> tuple[int, int]:
     evaluated = sum(m.eval_loss is not None for m in metrics)
     total = run.state.max_steps if run else 0
     return evaluated, len(metrics) * _PLOT_STEPS // total if total else 0
+
+
+def _drop_refused(runs: RunStore, run_id: str | None) -> None:
+    """A run whose request was wrong trained nothing: tell why, and leave nothing of it behind."""
+    run = next((run for run in runs.all() if run.id == run_id and run.state.refused and not run.alive), None)
+    if run is not None:
+        runs.delete(run.id)
+        gr.Warning(run.state.error, duration=20, title="Not started")
 
 
 def _chosen(runs: RunStore, known: list[Run], run_id: str | None) -> Run | None:

@@ -130,11 +130,12 @@ def test_mistakes_are_told_in_one_line(page: Page) -> None:
     expect(page.locator("#chat-base")).not_to_contain_text("Error")
 
 
-def test_a_model_that_does_not_exist_is_told_in_the_run(page: Page) -> None:
+def test_a_model_that_does_not_exist_is_told_and_leaves_no_run(page: Page) -> None:
     page.locator("#TrainConfig-model input").fill("./no-such-folder")
     page.keyboard.press("Enter")
     page.click("#start")
-    expect(page.locator("#progress")).to_contain_text("'./no-such-folder' is no folder here", timeout=MINUTE)
+    expect(page.get_by_text("'./no-such-folder' is no folder here")).to_be_visible(timeout=MINUTE)
+    expect(page.locator("#progress")).to_contain_text("No run yet")
 
 
 def test_a_damaged_adapter_is_told_and_the_app_goes_on(page: Page, server: Server) -> None:

@@ -98,6 +98,9 @@ def test_a_wrong_request_ends_as_refused_with_one_line(services: Services, confi
     assert (run.state.status, run.state.refused) == ("failed", True)
     assert run.state.error == "dataset: there is no file missing.jsonl; check the path"
     assert not run.has_adapter
+    log = services.runs.log_tail(run.id)
+    assert "error: dataset: there is no file missing.jsonl" in log
+    assert "Traceback" not in log
 
 
 def test_rows_cut_before_their_answer_are_refused(services: Services, config: TrainConfig, chat_file: Path) -> None:
