@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from .memory import ModelShape
+from .records import Recipe
 from .settings import Settings
 
 
@@ -36,8 +38,29 @@ SMOLLM2 = BundledModel(
 )
 TICKETS = BundledDataset(name="tickets", title="Support tickets to JSON (bundled)")
 
-VARIANTS = {"base": "Base", "adapter": "4-bit + adapter", "merged": "Merged"}
-"""Columns that can be compared, in the order they are shown; ml/variants.py knows how to build each."""
+VARIANTS: dict[Recipe, str] = {
+    "base": "Base",
+    "adapter": "4-bit + adapter",
+    "merged": "Merged",
+    "merged-4bit": "Merged, 4-bit again",
+}
+"""What a column can run, in the order they are offered; ml/variants.py knows how to build each."""
+
+DEFAULT_COLUMNS = ("base", "adapter", "merged")
+
+SHAPES = {
+    "smollm2-135m": ModelShape(576, 1536, 30, 9, 3, 64, 49152, True),
+    "smollm2-360m": ModelShape(960, 2560, 32, 15, 5, 64, 49152, True),
+    "smollm2-1.7b": ModelShape(2048, 8192, 24, 32, 32, 64, 49152, True),
+    "llama-2-7b": ModelShape(4096, 11008, 32, 32, 32, 128, 32000, False),
+    "llama-3.1-8b": ModelShape(4096, 14336, 32, 32, 8, 128, 128256, False),
+    "mistral-7b": ModelShape(4096, 14336, 32, 32, 8, 128, 32768, False),
+    "qwen3-0.6b": ModelShape(1024, 3072, 28, 16, 8, 128, 151936, True),
+    "qwen3-1.7b": ModelShape(2048, 6144, 28, 16, 8, 128, 151936, True),
+    "qwen3-4b": ModelShape(2560, 9728, 36, 32, 8, 128, 151936, True),
+    "qwen3-8b": ModelShape(4096, 12288, 36, 32, 8, 128, 151936, False),
+}
+"""Dimensions as the models' config.json files give them, in `ModelShape`'s order."""
 
 BUNDLED_MODELS = {model.name: model for model in (SMOLLM2,)}
 BUNDLED_DATASETS = {dataset.name: dataset for dataset in (TICKETS,)}

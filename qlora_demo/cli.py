@@ -11,26 +11,35 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import sys
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 from . import __version__
-from .catalog import SMOLLM2, VARIANTS
+from .answers import kept
+from .catalog import DEFAULT_COLUMNS, SMOLLM2
+from .columns import parse_all
 from .compose import build_services, serve
 from .config import GenerationSettings, TrainConfig, allowed, field_names, knob
 from .errors import DemoError, RequestError, WorkError
-from .records import Answer, AnswerRequest, Message, Progress
+from .exporting import push
+from .halt import Halt
+from .jobs import save_result
+from .promptsets import conversation, read_prompts
+from .records import Answer, AnswerRequest, ExportKind, ExportRequest, MergeBase, Progress, Step
+from .report import save
+from .reporting import gather
 from .runs import Run
 from .services import Services
 from .settings import Settings
 
 Command = Callable[[Services, argparse.Namespace], Any]
-_ALL = ",".join(VARIANTS)
+_DEFAULT_COLUMNS = ",".join(DEFAULT_COLUMNS)
+_VARIANTS_HELP = f"columns, as RECIPE[:original|:dequantized][@RUN]; default: {_DEFAULT_COLUMNS}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -97,27 +106,58 @@ def compare(services: Services, args: argparse.Namespace) -> dict[str, Any]:
     """The same prompts to every variant."""
     given = {name: getattr(args, name) for name in field_names(GenerationSettings)}
     settings = GenerationSettings(**{name: value for name, value in given.items() if value is not None})
-    prompts = args.prompt + _read_prompts(args.prompts)
+    prompts = args.prompt + (read_prompts(Path(args.prompts)) if args.prompts else [])
     if not prompts:
         raise RequestError("prompt: none given; use --prompt TEXT or --prompts FILE")
     system = _system_prompt(services, args.run) if args.system is None else args.system
+    columns = parse_all(_names(args.variants), args.run)
     results = []
     for prompt in prompts:
-        turns = _conversation(system, prompt)
-        request = AnswerRequest(args.run, dict.fromkeys(_names(args.variants), turns), settings)
-        *_, answers = services.engine().answer(request, threading.Event())
-        results.append({"prompt": prompt, "answers": {answer.variant: _answer(answer) for answer in answers}})
+        turns = dict.fromkeys([column.name for column in columns], conversation(system, prompt))
+        request = AnswerRequest(
+            columns, turns, settings, "one after the other" if args.one_after_the_other else "in turn"
+        )
+        *_, answers = services.engine().answer(request, Halt())
+        results.append({"prompt": prompt, "answers": {answer.column: _kept(answer) for answer in answers}})
     return {"run": args.run, "system": system, "settings": settings.model_dump(), "results": results}
 
 
 def merge(services: Services, args: argparse.Namespace) -> dict[str, Any]:
     """Save the merged 16-bit model."""
-    return services.engine().merge(args.run, args.onto, Path(args.out) if args.out else None, _report)
+    out = Path(args.out) if args.out else None
+    return _last(services.engine().export(ExportRequest(args.run, "merged", args.onto, out), Halt()))
+
+
+def export(services: Services, args: argparse.Namespace) -> dict[str, Any]:
+    """Save an adapter or a merged model with its model card, and push it to a hub repository where one is named."""
+    out = Path(args.out) if args.out else None
+    result = _last(services.engine().export(ExportRequest(args.run, args.what, args.onto, out), Halt()))
+    if args.push:
+        token = os.environ.get("HF_TOKEN", "")
+        result |= _last(push(services.hub, Path(result["path"]), args.push, token))
+    return result
+
+
+def report(services: Services, args: argparse.Namespace) -> dict[str, Any]:
+    """Write everything known about a run as one HTML file, as JSON and as CSV."""
+    run = services.runs.get(args.run)
+    out = Path(args.out) if args.out else run.path / "report"
+    return {"run": run.id, **{kind: str(path) for kind, path in save(gather(services, run), out).items()}}
 
 
 def evaluate(services: Services, args: argparse.Namespace) -> dict[str, Any]:
     """Scores on the run's held-out rows."""
-    return services.engine().evaluate(args.run, _names(args.variants), args.limit, _report)
+    columns = parse_all(_names(args.variants), args.run)
+    result = _last(services.engine().evaluate(args.run, columns, args.limit, Halt()))
+    save_result(services.runs.get(args.run), "evaluation", result | {"complete": True, "time": time.time()})
+    return {"run": args.run, "variants": result["variants"], "splits": result["splits"]}
+
+
+def fidelity(services: Services, args: argparse.Namespace) -> dict[str, Any]:
+    """Both merges against the adapter model, on the run's held-out rows."""
+    result = _last(services.engine().fidelity(args.run, args.limit, Halt()))
+    save_result(services.runs.get(args.run), "fidelity", result | {"complete": True, "time": time.time()})
+    return {"run": args.run, **result}
 
 
 def start_server(services: Services, args: argparse.Namespace) -> None:
@@ -142,12 +182,24 @@ def _parser() -> _Parser:
     _add_compare(_add(commands, "compare", compare))
     merging = _add(commands, "merge", merge)
     merging.add_argument("run")
-    merging.add_argument("--onto", choices=("original", "dequantized"), help="default: what the adapter was trained on")
+    merging.add_argument("--onto", choices=get_args(MergeBase), help="default: what the adapter was trained on")
     merging.add_argument("--out", help="folder to make; default: in the run's folder")
+    exporting = _add(commands, "export", export)
+    exporting.add_argument("run")
+    exporting.add_argument("--what", choices=get_args(ExportKind), default="merged", help="default: merged")
+    exporting.add_argument("--onto", choices=get_args(MergeBase), help="default: what suits the export")
+    exporting.add_argument("--out", help="folder to make; default: in the run's folder")
+    exporting.add_argument("--push", metavar="REPO", help="hub repository to send it to; the token is HF_TOKEN's")
+    reporting = _add(commands, "report", report)
+    reporting.add_argument("run")
+    reporting.add_argument("--out", help="folder to write to; default: in the run's folder")
     evaluation = _add(commands, "evaluate", evaluate)
     evaluation.add_argument("run")
-    evaluation.add_argument("--variants", default=_ALL)
+    evaluation.add_argument("--variants", default=_DEFAULT_COLUMNS, help=_VARIANTS_HELP)
     evaluation.add_argument("--limit", type=_positive, help="rows of each split; default: all")
+    faithful = _add(commands, "fidelity", fidelity)
+    faithful.add_argument("run")
+    faithful.add_argument("--limit", type=_positive, help="rows; default 32")
     server = _add(commands, "serve", start_server)
     server.add_argument("--host")
     server.add_argument("--port", type=int)
@@ -171,9 +223,10 @@ def _add_train(parser: _Parser) -> None:
 def _add_compare(parser: _Parser) -> None:
     parser.add_argument("run")
     parser.add_argument("--prompt", action="append", default=[], help="may be given several times")
-    parser.add_argument("--prompts", help="text file with one prompt a line")
+    parser.add_argument("--prompts", help="file of prompts: .txt (one a line), .csv, .jsonl")
+    parser.add_argument("--one-after-the-other", action="store_true", help="default: columns take turns")
     parser.add_argument("--system", help="system prompt; default: the one the run was trained with")
-    parser.add_argument("--variants", default=_ALL, help=f"default: {_ALL}")
+    parser.add_argument("--variants", default=_DEFAULT_COLUMNS, help=_VARIANTS_HELP)
     for name in field_names(GenerationSettings):
         _add_knob(parser, GenerationSettings, name)
 
@@ -214,38 +267,23 @@ def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
-def _read_prompts(name: str | None) -> list[str]:
-    if name is None:
-        return []
-    try:
-        lines = Path(name).read_text("utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as exc:
-        raise RequestError(f"prompts: cannot read {name} ({exc}); give a UTF-8 text file") from exc
-    return [line for line in lines if line.strip()]
-
-
 def _system_prompt(services: Services, run: str) -> str:
     rows = next(iter(services.runs.heldout(run).values()), [])
     return next((m["content"] for row in rows[:1] for m in row if m["role"] == "system"), "")
 
 
-def _conversation(system: str, prompt: str) -> tuple[Message, ...]:
-    opening = ({"role": "system", "content": system},) if system else ()
-    return (*opening, {"role": "user", "content": prompt})
-
-
-def _answer(answer: Answer) -> dict[str, Any]:
+def _kept(answer: Answer) -> dict[str, Any]:
     if answer.error:
         raise RequestError(answer.error)
-    timing = answer.timing
-    return {
-        "text": answer.text,
-        **asdict(timing),
-        "tokens_per_second": timing.tokens_per_second,
-        "model_bytes": answer.model_bytes,
-        "finish": answer.finish,
-        "proof": asdict(answer.proof) if answer.proof else None,
-    }
+    return kept(answer)
+
+
+def _last(steps: Iterator[Step]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for step in steps:
+        _report(step.progress)
+        result = step.result or result
+    return result
 
 
 def _report(progress: Progress) -> None:

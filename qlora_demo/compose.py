@@ -6,11 +6,14 @@ from pathlib import Path
 
 from .catalog import BundledModel
 from .gpu import Lease
+from .hub import HuggingFaceHub
+from .jobs import Jobs
 from .launcher import Launcher
 from .records import Report
 from .runs import RunStore
 from .services import Engine, OnDemand, Services
 from .settings import Settings, quiet_libraries
+from .votes import VoteStore
 
 
 def build_services(settings: Settings) -> Services:
@@ -29,7 +32,17 @@ def build_services(settings: Settings) -> Services:
 
         return fetch(settings, model, report)
 
-    return Services(settings, runs, lease, Launcher(runs, lease), fetch, OnDemand(make_engine))
+    return Services(
+        settings,
+        runs,
+        lease,
+        Launcher(runs, lease),
+        fetch,
+        OnDemand(make_engine),
+        Jobs(runs),
+        VoteStore(settings.home / "votes.sqlite3"),
+        HuggingFaceHub(),
+    )
 
 
 def serve(services: Services, host: str | None = None, port: int | None = None) -> None:

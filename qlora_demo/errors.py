@@ -7,7 +7,8 @@
     │   ├── ModelError       a base model that cannot be found or read
     │   ├── AdapterError     an adapter that is missing, damaged or made for another base
     │   ├── RunError         a run that does not exist or is in the wrong state
-    │   └── DeviceBusy       somebody else holds the device
+    │   ├── DeviceBusy       somebody else holds the device
+    │   └── NoRoom           what was asked for cannot fit on the device
     └── WorkError            the request was right and the work failed        (exit 1)
         ├── FetchError       the bundled model could not be fetched
         ├── OutOfMemory      the device has no room
@@ -57,6 +58,10 @@ class RunError(RequestError):
 
 class DeviceBusy(RequestError):
     """Another process or another job holds the device."""
+
+
+class NoRoom(RequestError):
+    """What was asked for cannot fit on the device; nothing was loaded."""
 
 
 class WorkError(DemoError):

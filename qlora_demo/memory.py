@@ -69,6 +69,11 @@ def weight_bytes(shape: ModelShape, precision: Precision) -> int:
     return round(shape.linear_parameters * BITS_PER_WEIGHT[precision] / 8) + shape.other_parameters * other
 
 
+def kv_bytes(shape: ModelShape) -> int:
+    """Bytes that one token takes in the 16-bit key and value cache of all layers."""
+    return 2 * shape.num_hidden_layers * shape.kv_size * 2
+
+
 def activation_bytes(shape: ModelShape, tokens: int, *, checkpointing: bool) -> int:
     """Bytes of 16-bit activations kept for the backward pass of `tokens` tokens in one forward pass.
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 Status = Literal["created", "starting", "loading", "running", "finished", "stopped", "failed"]
@@ -11,6 +14,9 @@ Finish = Literal["stop", "length", "stopped"]
 Precision = Literal["bf16", "fp16", "fp32", "nf4"]
 AdapterUse = Literal["none", "on", "off", "merged"]
 MergeBase = Literal["original", "dequantized"]
+Recipe = Literal["base", "adapter", "merged", "merged-4bit"]
+ExportKind = Literal["adapter", "merged", "merged-4bit"]
+Order = Literal["in turn", "one after the other"]
 Message = dict[str, str]
 """``{"role": "system" | "user" | "assistant", "content": text}``"""
 
@@ -85,13 +91,15 @@ class GenerationChunk:
 class AnswerTiming:
     """An answer's own passes, summed; other columns' turns are not in it.
 
-    ``ttft_seconds``: preparation, prefill and first token.  ``total_seconds``: all passes.
+    ``ttft_seconds``: preparation, prefill and first token.  ``total_seconds``: all passes.  ``passes``: seconds of each
+    pass after the first, one output token each.
     """
 
     prompt_tokens: int = 0
     new_tokens: int = 0
     ttft_seconds: float = 0.0
     total_seconds: float = 0.0
+    passes: tuple[float, ...] = ()
 
     @property
     def decode_seconds(self) -> float:
@@ -101,6 +109,27 @@ class AnswerTiming:
     def tokens_per_second(self) -> float:
         """Decode rate: tokens after the first over the time they took; 0 where there is none."""
         return (self.new_tokens - 1) / self.decode_seconds if self.new_tokens > 1 else 0.0
+
+    @property
+    def tpot_median_seconds(self) -> float | None:
+        """Median time per output token after the first; None where there is none."""
+        return statistics.median(self.passes) if self.passes else None
+
+    @property
+    def tpot_p95_seconds(self) -> float | None:
+        """The time that 95% of the output tokens after the first took at most (nearest rank)."""
+        return sorted(self.passes)[math.ceil(0.95 * len(self.passes)) - 1] if self.passes else None
+
+
+@dataclass(frozen=True)
+class Column:
+    """What one column runs.  ``name`` tells the columns of one request apart and is what columns.py parses;
+    ``source`` is the run, folder or hub id of its adapter; ``onto`` None merges onto the base it was trained on."""
+
+    name: str
+    recipe: Recipe
+    source: str
+    onto: MergeBase | None = None
 
 
 @dataclass(frozen=True)
@@ -117,45 +146,77 @@ class Proof:
 
 @dataclass(frozen=True)
 class Resident:
-    """A variant in memory: ``model_bytes`` counts every tensor it needs, ``shares`` names the variant whose weights
-    it uses instead of holding its own."""
+    """A column in memory.
 
-    variant: str
+    ``model_bytes`` counts every tensor it needs, ``read_bytes`` those that each new token reads.  ``shares`` names the
+    column whose weights it uses.  ``load_seconds`` and ``warm_up_seconds`` are what the first use of its weights cost;
+    no answer's timing holds them.
+    """
+
+    column: Column
     title: str
     precision: Precision
     adapter: AdapterUse
     model_bytes: int
+    read_bytes: int
     shares: str = ""
     note: str = ""
+    load_seconds: float = 0.0
+    warm_up_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One column's answer so far; ``finish`` is empty while it grows; ``error`` is set instead where it failed."""
+    """One column's answer so far; ``finish`` is empty while it grows; ``error`` is set instead where it failed.
 
-    variant: str
+    ``read_bytes`` is what each new token reads of the weights, ``bandwidth`` the bytes per second that reading memory
+    reached on this device.
+    """
+
+    column: str
     text: str = ""
+    token_ids: tuple[int, ...] = ()
     timing: AnswerTiming = AnswerTiming()
     finish: Finish | None = None
     proof: Proof | None = None
     model_bytes: int = 0
+    read_bytes: int = 0
+    bandwidth: float = 0.0
     error: str = ""
+
+    @property
+    def bandwidth_share(self) -> float | None:
+        """Weights read per second of decoding over what the device can read; None before the second token."""
+        if not self.bandwidth or not self.timing.tpot_median_seconds:
+            return None
+        return self.read_bytes / self.timing.tpot_median_seconds / self.bandwidth
 
 
 @dataclass(frozen=True)
 class AnswerRequest:
-    """The same settings for every column; each column has its own conversation, ending in the user's turn."""
+    """The same settings for every column; each has its own conversation, by column name, ending in the user's turn."""
 
-    run: str
+    columns: tuple[Column, ...]
     conversations: dict[str, tuple[Message, ...]]
     settings: Any
+    order: Order = "in turn"
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """What should leave a run; ``onto`` None is the base that suits it, ``out`` None the run's own exports folder."""
+
+    run: str
+    what: ExportKind
+    onto: MergeBase | None = None
+    out: Path | None = None
 
 
 @dataclass(frozen=True)
 class DeviceInfo:
-    """The device that models run on; memory in bytes, ``kind`` is "cuda" or "cpu"."""
+    """The device that models run on; memory in bytes."""
 
-    kind: str
+    kind: Literal["cuda", "cpu"]
     name: str
     free_bytes: int
     total_bytes: int
@@ -167,6 +228,14 @@ class Progress:
 
     text: str
     fraction: float | None = None
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a long piece of work: where it stands, and the result so far, which is whole in the last step."""
+
+    progress: Progress
+    result: dict[str, Any] = field(default_factory=dict)
 
 
 Report = Callable[[Progress], None]

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field
 from typing import Any
+
+from rouge_score import rouge_scorer
 
 
 @dataclass(frozen=True)
 class Score:
-    """``fields``: each field of a JSON reference on its own; ``valid_json`` is None where the reference is text."""
+    """``fields``: each field of a JSON reference on its own.  ``valid_json`` is None where the reference is text;
+    ``rouge_l``, the F-measure of the longest common subsequence of words, where it is JSON."""
 
     exact_match: bool
     valid_json: bool | None = None
     fields: dict[str, bool] = field(default_factory=dict)
+    rouge_l: float | None = None
 
 
 def score(answer: str, reference: str) -> Score:
     """Compare parsed values where the reference is a JSON object, else the text without surrounding space."""
     expected = _parse(reference)
     if not isinstance(expected, dict):
-        return Score(answer.strip() == reference.strip())
+        return Score(answer.strip() == reference.strip(), rouge_l=_rouge_l(answer, reference))
     given = _parse(answer)
     fields = given if isinstance(given, dict) else {}
     same = {name: name in fields and _same(fields[name], value) for name, value in expected.items()}
@@ -36,10 +41,27 @@ def summarize(scores: list[Score]) -> dict[str, Any]:
         result["valid_json"] = sum(bool(s.valid_json) for s in json_scores) / len(json_scores)
         names = dict.fromkeys(name for s in json_scores for name in s.fields)
         result["fields"] = {n: sum(s.fields.get(n, False) for s in json_scores) / len(json_scores) for n in names}
+    texts = [s.rouge_l for s in scores if s.rouge_l is not None]
+    if texts:
+        result["rouge_l"] = sum(texts) / len(texts)
     return result
 
 
+class _Words:
+    """Words of any script, as the library's own tokenizer knows ASCII only; time and memory of the score grow with the
+    product of both counts, so no more than `_MOST_WORDS` of each."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return re.findall(r"\w+", text.lower())[:_MOST_WORDS]
+
+
 _INVALID = object()
+_MOST_WORDS = 2000
+_SCORER = rouge_scorer.RougeScorer(["rougeL"], tokenizer=_Words())
+
+
+def _rouge_l(answer: str, reference: str) -> float:
+    return float(_SCORER.score(reference, answer)["rougeL"].fmeasure)
 
 
 def _same(given: Any, expected: Any) -> bool:

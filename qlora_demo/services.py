@@ -6,25 +6,33 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from .catalog import BundledModel
 from .gpu import Lease
+from .halt import Halt
+from .hub import Hub
+from .jobs import Jobs
 from .launcher import Launcher
-from .records import Answer, AnswerRequest, MergeBase, Progress, Report, Resident
+from .placement import Placement
+from .planning import plan_empty
+from .records import Answer, AnswerRequest, Column, ExportRequest, Progress, Report, Resident, Step
 from .runs import RunStore
 from .settings import Settings
+from .votes import VoteStore
 
 
 class Engine(Protocol):
     """What may be asked of the models; `ml.engine.Engine` is the real one, tests hand in a fake."""
 
-    def load(self, run: str, names: Sequence[str], stop: threading.Event) -> Iterator[Progress]: ...
+    def plan(self, columns: Sequence[Column]) -> Placement: ...
+    def load(self, columns: Sequence[Column], halt: Halt) -> Iterator[Progress]: ...
     def resident(self) -> tuple[Resident, ...]: ...
     def release(self) -> None: ...
-    def answer(self, request: AnswerRequest, stop: threading.Event) -> Iterator[tuple[Answer, ...]]: ...
-    def merge(self, run_id: str, onto: MergeBase | None, out: Path | None, report: Report) -> dict[str, Any]: ...
-    def evaluate(self, run_id: str, names: Sequence[str], limit: int | None, report: Report) -> dict[str, Any]: ...
+    def answer(self, request: AnswerRequest, halt: Halt) -> Iterator[tuple[Answer, ...]]: ...
+    def evaluate(self, run_id: str, columns: Sequence[Column], limit: int | None, halt: Halt) -> Iterator[Step]: ...
+    def fidelity(self, run_id: str, limit: int | None, halt: Halt) -> Iterator[Step]: ...
+    def export(self, request: ExportRequest, halt: Halt) -> Iterator[Step]: ...
 
 
 class OnDemand:
@@ -62,6 +70,15 @@ class Services:
     launcher: Launcher
     fetch: Callable[[BundledModel, Report], Path]
     engine: OnDemand
+    jobs: Jobs
+    votes: VoteStore
+    hub: Hub
+
+    def plan(self, columns: Sequence[Column]) -> Placement:
+        """What loading the columns would do; no engine is made for the question."""
+        if self.engine.made:
+            return self.engine.made.plan(columns)
+        return plan_empty(self.settings, self.runs, columns)
 
     def close(self) -> None:
         """Free models and the device."""

@@ -15,7 +15,6 @@ from qlora_demo.services import Services
 from qlora_demo.settings import Settings, quiet_libraries
 
 quiet_libraries()
-os.environ["HF_HUB_OFFLINE"] = "1"
 
 
 @pytest.fixture

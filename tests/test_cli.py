@@ -57,6 +57,13 @@ def test_train_compare_evaluate_merge_and_list_one_run(
     assert (merged["path"], merged["onto"]) == (str(tmp_path / "merged"), "original")
     assert merged["fidelity"]["kl_mean"] >= 0
 
+    faithful = run_json(capsys, "fidelity", run, "--limit", "2")
+    assert len(faithful["merges"]) == 4 and faithful["sentence"]
+    exported = run_json(capsys, "export", run, "--what", "adapter", "--out", str(tmp_path / "adapter"))
+    assert "vllm serve" in (Path(exported["path"]) / "README.md").read_text("utf-8")
+    reported = run_json(capsys, "report", run, "--out", str(tmp_path / "report"))
+    assert "Before and after" in Path(reported["html"]).read_text("utf-8")
+
     assert [row["run"] for row in run_json(capsys, "runs", "list")] == [run]
     assert run_json(capsys, "runs", "show", run)["config"]["r"] == 4
     assert run_json(capsys, "runs", "delete", run)["state"] == "deleted"

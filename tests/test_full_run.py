@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+from qlora_demo.columns import parse_all
 from qlora_demo.compose import build_services
 from qlora_demo.config import GenerationSettings, TrainConfig
+from qlora_demo.halt import Halt
 from qlora_demo.ml.generate import encode, stream
 from qlora_demo.ml.variants import Variants
 from qlora_demo.records import AnswerRequest
@@ -43,7 +44,7 @@ def trained(bundled_models: Path, tmp_path_factory: pytest.TempPathFactory) -> t
 
 def test_the_adapter_learns_the_task_and_the_base_does_not_know_it(trained: tuple[Services, Run]) -> None:
     services, run = trained
-    scores = services.engine().evaluate(run.id, ["base", "adapter"], ROWS, lambda _: None)["splits"]
+    scores = _evaluated(services, run)["splits"]
     services.engine().release()
     assert scores["test"]["base"]["exact_match"] <= 0.05
     assert scores["test"]["adapter"]["exact_match"] >= 0.80
@@ -56,23 +57,23 @@ def test_every_column_says_what_plain_generate_says(trained: tuple[Services, Run
     services, run = trained
     prompts = [tuple(row[:-1]) for row in services.runs.heldout(run.id)["hard"][:2]]
     settings = GenerationSettings(max_new_tokens=32)
-    held = Variants(services.settings)
+    held = Variants(services.settings, services.runs)
     loaded(held, run, NAMES)
     for prompt in prompts:
-        request = AnswerRequest(run.id, dict.fromkeys(NAMES, prompt), settings)
-        *_, answers = services.engine().answer(request, threading.Event())
+        request = AnswerRequest(parse_all(NAMES, run.id), dict.fromkeys(NAMES, prompt), settings)
+        *_, answers = services.engine().answer(request, Halt())
         for answer in answers:
-            assert answer.text == _plain(held, answer.variant, prompt, settings), answer.variant
+            assert answer.text == _plain(held, answer.column, prompt, settings), answer.column
     services.engine().release()
 
 
 def test_reported_times_agree_with_an_outside_stopwatch(trained: tuple[Services, Run]) -> None:
     """Not a speed test: both sides measure the same passes of one run, so load does not matter."""
     services, run = trained
-    held = Variants(services.settings)
+    held = Variants(services.settings, services.runs)
     for one in loaded(held, run, NAMES):
         prompt = services.runs.heldout(run.id)["test"][0][:-1]
-        chunks: Any = stream(one.model, held.tokenizer, prompt, GenerationSettings(max_new_tokens=24), one.activate)
+        chunks: Any = stream(one.model, one.tokenizer, prompt, GenerationSettings(max_new_tokens=24), one.activate)
         outside, inside = 0.0, 0.0
         while True:
             started = time.perf_counter()
@@ -81,12 +82,17 @@ def test_reported_times_agree_with_an_outside_stopwatch(trained: tuple[Services,
                 break
             outside += time.perf_counter() - started
             inside += chunk.seconds
-        assert inside == pytest.approx(outside, rel=0.05), one.resident.variant
+        assert inside == pytest.approx(outside, rel=0.05), one.resident.column.name
+
+
+def _evaluated(services: Services, run: Run) -> dict[str, Any]:
+    *_, last = services.engine().evaluate(run.id, parse_all(["base", "adapter"], run.id), ROWS, Halt())
+    return last.result
 
 
 def _plain(held: Variants, name: str, prompt: Any, settings: GenerationSettings) -> str:
     one = held.loaded[name]
-    inputs = encode(held.tokenizer, [prompt])
+    inputs = encode(one.tokenizer, [prompt])
     with torch.inference_mode(), one.activate():
         out = one.model.generate(**inputs, max_new_tokens=settings.max_new_tokens, do_sample=False)
-    return str(held.tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+    return str(one.tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from html import escape
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import pytest
 
 from qlora_demo.config import TrainConfig
-from qlora_demo.records import Answer, AnswerTiming, Choice, DeviceInfo, Progress, Proof, Resident, RunState
+from qlora_demo.records import Choice, DeviceInfo, Progress, RunState
 from qlora_demo.records import TrainMetrics as Line
 from qlora_demo.runs import Run
 from qlora_demo.ui import render
+from qlora_demo.units import GIB
 
 HOSTILE = """"'><img src=x onerror='alert("&")'>"""
-CPU = DeviceInfo("cpu", "CPU, 2 cores", 3 * render.GIB, 8 * render.GIB)
+CPU = DeviceInfo("cpu", "CPU, 2 cores", 3 * GIB, 8 * GIB)
 
 
 def a_run(state: RunState, **values: Any) -> Run:
@@ -26,7 +27,7 @@ def a_run(state: RunState, **values: Any) -> Run:
 def steps(*times: float, seconds: float = 0.5) -> list[Line]:
     """Training steps that ended at the given times."""
     return [
-        Line(n, time, loss=4.0 / n, learning_rate=n / 1000, step_seconds=seconds, tokens=100, memory_bytes=render.GIB)
+        Line(n, time, loss=4.0 / n, learning_rate=n / 1000, step_seconds=seconds, tokens=100, memory_bytes=GIB)
         for n, time in enumerate(times, 1)
     ]
 
@@ -39,13 +40,6 @@ def steps(*times: float, seconds: float = 0.5) -> list[Line]:
         render.run_progress(a_run(RunState("running", choices=(Choice("w", HOSTILE, "w"),))), []),
         render.run_progress(a_run(RunState("running", choices=(Choice("w", "v", HOSTILE),))), []),
         render.run_progress(a_run(RunState(cast(Any, HOSTILE))), []),
-        render.column_foot(Answer("base", error=HOSTILE)),
-        render.column_foot(Answer("base", proof=Proof("nf4", "on", HOSTILE))),
-        render.column_head(HOSTILE, None, ""),
-        render.column_head("t", None, HOSTILE),
-        render.column_head("t", Resident("base", HOSTILE, "bf16", "none", 1), ""),
-        render.column_head("t", Resident("base", "t", "bf16", "none", 1, shares=HOSTILE), ""),
-        render.column_head("t", Resident("base", "t", "bf16", "none", 1, note=HOSTILE), ""),
         render.status_line(DeviceInfo("cpu", HOSTILE, 1, 2), "", "hub", None, ""),
         render.status_line(CPU, HOSTILE, "hub", None, ""),
         render.status_line(CPU, "", HOSTILE, None, ""),
@@ -58,39 +52,6 @@ def test_hostile_text_is_shown_and_is_no_markup(html: str) -> None:
     assert escape(HOSTILE) in html
     assert "<img" not in html
     assert HOSTILE not in html
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"),
-    [
-        (0, "0 ms"),
-        (0.0123, "12 ms"),
-        (0.5, "500 ms"),
-        (1, "1.0 s"),
-        (59.94, "59.9 s"),
-        (60, "1 min 00 s"),
-        (119.6, "2 min 00 s"),
-        (3599, "59 min 59 s"),
-        (3600, "1 h 00 min"),
-        (90061, "25 h 01 min"),
-    ],
-)
-def test_durations_have_the_unit_that_suits_them(seconds: float, words: str) -> None:
-    assert render.duration(seconds) == words
-
-
-@pytest.mark.parametrize(
-    ("count", "words"),
-    [
-        (0, "0 MiB"),
-        (render.MIB, "1 MiB"),
-        (300 * render.MIB, "300 MiB"),
-        (render.GIB, "1.0 GiB"),
-        (140 * render.GIB, "140.0 GiB"),
-    ],
-)
-def test_memory_has_the_unit_that_suits_it(count: float, words: str) -> None:
-    assert render.memory(count) == words
 
 
 @pytest.mark.parametrize(
@@ -187,37 +148,6 @@ def test_the_table_of_no_runs_has_its_columns() -> None:
 def test_a_run_s_label_tells_it_apart() -> None:
     label = render.run_label(a_run(RunState("finished"), model="m/n", dataset="d.csv", r=8))
     assert label == "20260101-000000-qlora-0000 · m/n · d.csv · r 8 · finished"
-
-
-def test_the_head_of_a_column_names_precision_memory_and_what_it_shares() -> None:
-    resident = Resident("adapter", "4-bit + adapter", "nf4", "on", 2 * render.GIB, shares="base", note="dequantized")
-    html = render.column_head("unused", resident, "")
-    assert "<b>4-bit + adapter</b><small>nf4 · 2.0 GiB, shares the weights of base<br>dequantized</small>" in html
-    assert "loading now" in render.column_head("t", None, "loading now")
-
-
-@pytest.mark.parametrize(
-    ("finish", "words"),
-    [("stop", "ended by itself"), ("length", "cut at the longest answer"), ("stopped", "stopped by hand"), (None, "…")],
-)
-def test_the_foot_of_a_column_says_how_the_answer_ended(
-    finish: Literal["stop", "length", "stopped"] | None, words: str
-) -> None:
-    assert f"<dt>end</dt><dd>{words}</dd>" in render.column_foot(Answer("base", finish=finish))
-
-
-def test_the_foot_of_a_column_has_the_answer_s_own_figures() -> None:
-    answer = Answer("base", "text", AnswerTiming(9, 11, 0.25, 2.25), "stop", Proof("bf16", "none", "ab12"), render.GIB)
-    html = render.column_foot(answer)
-    for words in ("250 ms", "5.0 tokens/s", "11 tokens", "2.2 s", "1.0 GiB"):
-        assert f"<dd>{words}</dd>" in html
-    assert "answered by: bf16 weights, adapter none, logits ab12" in html
-
-
-def test_the_foot_of_a_column_that_has_not_begun_claims_no_speed() -> None:
-    assert "tokens/s" not in render.column_foot(Answer("base"))
-    assert "tokens/s" not in render.column_foot(Answer("base", timing=AnswerTiming(9, 1, 0.25, 0.25)))
-    assert render.column_foot(None) == '<div class="foot"></div>'
 
 
 def test_the_line_at_the_top_says_where_one_is() -> None:

@@ -141,8 +141,21 @@ def test_deep_nesting_is_wrong_and_no_crash(text: str) -> None:
 
 @pytest.mark.parametrize("reference", ["Paris", "", "[1]", "7", "{half"])
 def test_a_reference_that_is_no_json_object_is_compared_as_text(reference: str) -> None:
-    assert score(f" {reference}\n", reference) == Score(True)
-    assert score(reference + "x", reference) == Score(False)
+    right, wrong = score(f" {reference}\n", reference), score(reference + "x", reference)
+    assert (right.exact_match, wrong.exact_match) == (True, False)
+    assert right.valid_json is None and right.fields == {}
+
+
+@pytest.mark.parametrize(
+    ("answer", "share"),
+    [("the cat sat", 1.0), ("the CAT, sat!", 1.0), ("the cat", 0.8), ("sat the cat", 2 / 3), ("", 0.0), ("dog", 0.0)],
+)
+def test_free_text_has_the_words_in_common_in_their_order(answer: str, share: float) -> None:
+    assert score(answer, "the cat sat").rouge_l == pytest.approx(share)
+
+
+def test_words_of_any_script_count() -> None:
+    assert score("кот сидит", "кот спит").rouge_l == pytest.approx(0.5)
 
 
 def test_shares_are_over_the_rows_they_apply_to() -> None:
@@ -157,4 +170,4 @@ def test_shares_are_over_the_rows_they_apply_to() -> None:
 
 
 def test_a_task_of_texts_has_no_share_of_valid_json() -> None:
-    assert summarize([score("a", "a"), score("b", "c")]) == {"rows": 2, "exact_match": 0.5}
+    assert summarize([score("a", "a"), score("b", "c")]) == {"rows": 2, "exact_match": 0.5, "rouge_l": 0.5}

@@ -50,8 +50,8 @@ def decode(
     rows = len(inputs["input_ids"])
     stop_ids = _stop_ids(model)
     alive = [True] * rows
-    started = time.perf_counter()
     with torch.inference_mode(), activate():
+        started = time.perf_counter()
         passes = model.generate(
             **{name: tensor.to(model.device) for name, tensor in inputs.items()},
             generation_config=_generation_config(model, settings),
@@ -60,9 +60,10 @@ def decode(
         )
     for count in range(1, settings.max_new_tokens + 1):
         with torch.inference_mode(), activate():
+            started = started or time.perf_counter()
             tokens, logits = next(passes)
             _synchronize(model.device)
-        seconds = time.perf_counter() - started
+            seconds, started = time.perf_counter() - started, 0.0
         finish = [_finish(token, stop_ids, count == settings.max_new_tokens) for token in tokens]
         yield Step(
             tuple(token if live else None for token, live in zip(tokens, alive, strict=True)),
@@ -73,7 +74,6 @@ def decode(
         alive = [live and how is None for live, how in zip(alive, finish, strict=True)]
         if not any(alive):
             return
-        started = time.perf_counter()
 
 
 def stream(
@@ -166,6 +166,7 @@ def add_pass(timing: AnswerTiming, chunk: GenerationChunk) -> AnswerTiming:
         new_tokens=len(chunk.token_ids),
         ttft_seconds=timing.ttft_seconds or chunk.seconds,
         total_seconds=timing.total_seconds + chunk.seconds,
+        passes=(*timing.passes, chunk.seconds) if timing.new_tokens else (),
     )
 
 

@@ -7,12 +7,13 @@ in place at the first inference forward; gradients and dequantization of a repac
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import bitsandbytes
 import torch
-from huggingface_hub import constants, try_to_load_from_cache
 from peft import PeftConfig, PeftModel
 from safetensors import SafetensorError
 from torch import nn
@@ -26,10 +27,9 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar
 
-from ..catalog import BUNDLED_MODELS, bundled_path, is_fetched
 from ..errors import AdapterError, ModelError
 from ..records import Precision
-from ..settings import Settings
+from ..sources import ADAPTER_FILES, not_given
 
 disable_progress_bar()
 
@@ -56,29 +56,9 @@ def compute_dtype() -> torch.dtype:
     return torch.bfloat16 if device().type == "cpu" or torch.cuda.is_bf16_supported() else torch.float16
 
 
-def resolve(settings: Settings, model: str) -> str:
-    """A bundled name, a local folder or a hub id -> what `from_pretrained` takes.
-
-    Raises `ModelError` that says what was tried.
-    """
-    if model in BUNDLED_MODELS:
-        if not is_fetched(settings, model):
-            raise ModelError(
-                f"model: {model} is not fetched yet; run `python -m qlora_demo fetch` or wait for the page to do it"
-            )
-        return str(bundled_path(settings, model))
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise ModelError(f"model: folder {folder} holds no config.json; give a folder saved by save_pretrained")
-        if not any(folder.glob("*.safetensors")):
-            raise ModelError(
-                f"model: folder {folder} holds no .safetensors file, and nothing else is read; convert the weights"
-            )
-        return str(folder.resolve())
-    if model.startswith((".", "/", "~")) or model.count("/") > 1:
-        raise ModelError(f"model: {model!r} is no folder here; give {_known_models()}, an existing folder, or a hub id")
-    return model
+def sixteen_bit() -> Precision:
+    """The name of the device's 16-bit type."""
+    return "bf16" if compute_dtype() is torch.bfloat16 else "fp16"
 
 
 def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
@@ -94,12 +74,12 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_16bit(source: str) -> PreTrainedModel:
-    """The base model in the device's 16-bit type."""
-    return _load(source, None)
+def load_16bit(source: str, on: torch.device | None = None) -> PreTrainedModel:
+    """The base model in the device's 16-bit type, on the device or where it is wanted."""
+    return _load(source, None, on or device())
 
 
-def load_nf4(source: str, use: Use) -> PreTrainedModel:
+def load_nf4(source: str, use: Use, on: torch.device | None = None) -> PreTrainedModel:
     """The base model with its linear layers in 4-bit NF4 with double quantization."""
     model = _load(
         source,
@@ -109,25 +89,48 @@ def load_nf4(source: str, use: Use) -> PreTrainedModel:
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=compute_dtype(),
         ),
+        on or device(),
     )
-    if use == "exact":
-        for layer in four_bit_layers(model):
-            layer.support_avx512bf16_for_cpu = False
+    return keep_exact(model) if use == "exact" else model
+
+
+def keep_exact(model: PreTrainedModel) -> PreTrainedModel:
+    """The model, whose 4-bit weights no forward pass will repack."""
+    for layer in four_bit_layers(model):
+        layer.support_avx512bf16_for_cpu = False
     return model
 
 
-def load_dequantized(source: str) -> PreTrainedModel:
+def load_dequantized(source: str, on: torch.device | None = None) -> PreTrainedModel:
     """The base model as NF4 stores it, written out in 16 bit: what an adapter on NF4 was really trained against."""
-    model = load_nf4(source, "exact").dequantize(dtype=compute_dtype())
-    model.to(compute_dtype())
+    model = load_nf4(source, "exact", on).dequantize(dtype=compute_dtype())
+    for parameter in model.parameters():  # not buffers: rotary frequencies stay in fp32
+        parameter.data = parameter.data.to(compute_dtype())
     return model
 
 
-def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
-    """An adapter on its base; raises `AdapterError` where it is missing, damaged or of another shape."""
+def quantize_nf4(model: PreTrainedModel) -> PreTrainedModel:
+    """The model with every linear layer but the head replaced by its NF4 form, one layer at a time."""
+    head = model.get_output_embeddings()
+    for name, layer in list(model.named_modules()):
+        if type(layer) is nn.Linear and layer is not head:
+            model.set_submodule(name, _four_bit(layer))
+    return model.eval()
+
+
+def load_adapter(base: PreTrainedModel | PeftModel, folder: Path, name: str = "default") -> PeftModel:
+    """An adapter on its base, beside those that are on it already.
+
+    Raises `AdapterError` where it is missing, damaged or of another shape.
+    """
     config = read_adapter_config(folder)
+    options: dict[str, Any] = {"adapter_name": name, "autocast_adapter_dtype": False}
     try:
-        return PeftModel.from_pretrained(base, str(folder), config=config, autocast_adapter_dtype=False).eval()
+        with _packing_hidden(base):
+            if isinstance(base, PeftModel):
+                base.load_adapter(str(folder), **options)
+                return base.eval()
+            return PeftModel.from_pretrained(base, str(folder), config=config, **options).eval()
     except (*_READ_ERRORS, TypeError, AttributeError) as exc:
         raise AdapterError(
             f"adapter {folder}: does not fit the base model or is damaged ({_line(exc)}); train again"
@@ -136,7 +139,7 @@ def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
 
 def read_adapter_config(folder: Path) -> PeftConfig:
     """An adapter's configuration, once both of its files are seen to be there."""
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
+    for name in ADAPTER_FILES:
         if not (folder / name).is_file():
             raise AdapterError(f"adapter {folder}: {name} is missing; train again or restore the file")
     try:
@@ -159,10 +162,18 @@ def precision_of(model: nn.Module) -> Precision:
     return names[next(layer.weight.dtype for layer in base.modules() if isinstance(layer, nn.Linear))]
 
 
-def tensor_bytes(model: nn.Module) -> int:
-    """Bytes of every parameter, buffer and quantization constant, each storage counted once."""
-    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in _tensors(model)}
+def tensor_bytes(model: nn.Module, leave_out: Callable[[str], bool] = lambda name: False) -> int:
+    """Bytes of every parameter, buffer and quantization constant, each storage counted once; without the parameters
+    whose names `leave_out` picks."""
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in _tensors(model, leave_out)}
     return sum(storages.values())
+
+
+def untied_table_bytes(model: PreTrainedModel) -> int:
+    """Bytes of an embedding table of its own: a token reads one row of it, where a tied one is read whole as the
+    head."""
+    table, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    return 0 if table.data_ptr() == head.data_ptr() else table.nbytes
 
 
 def context_length(model: PreTrainedModel) -> int:
@@ -170,8 +181,8 @@ def context_length(model: PreTrainedModel) -> int:
     return int(getattr(model.config.get_text_config(), "max_position_embeddings", 1 << 20))
 
 
-def _tensors(model: nn.Module) -> list[torch.Tensor]:
-    tensors = [*model.parameters(), *model.buffers()]
+def _tensors(model: nn.Module, leave_out: Callable[[str], bool]) -> list[torch.Tensor]:
+    tensors = [*(tensor for name, tensor in model.named_parameters() if not leave_out(name)), *model.buffers()]
     for layer in four_bit_layers(model):
         state = layer.weight.quant_state
         nested = [state.state2.absmax, state.state2.code, state.offset] if state.nested else []
@@ -179,7 +190,34 @@ def _tensors(model: nn.Module) -> list[torch.Tensor]:
     return tensors
 
 
-def _load(source: str, quantization: BitsAndBytesConfig | None) -> PreTrainedModel:
+@contextmanager
+def _packing_hidden(model: nn.Module) -> Iterator[None]:
+    """Keep `state_dict`, which PEFT asks for, from unpacking repacked layers: their constants would be rounded."""
+    packed = [s for s in (layer.weight.quant_state for layer in four_bit_layers(model)) if _is_packed(s)]
+    for state in packed:
+        state.packing_format_for_cpu = False
+    try:
+        yield
+    finally:
+        for state in packed:
+            state.packing_format_for_cpu = True
+
+
+def _is_packed(state: Any) -> bool:
+    return bool(getattr(state, "packing_format_for_cpu", False))
+
+
+def _four_bit(layer: nn.Linear) -> bitsandbytes.nn.Linear4bit:
+    stored: dict[str, Any] = {"compress_statistics": True, "quant_type": "nf4"}
+    made = bitsandbytes.nn.Linear4bit(
+        layer.in_features, layer.out_features, layer.bias is not None, layer.weight.dtype, device="meta", **stored
+    )
+    made.weight = bitsandbytes.nn.Params4bit(layer.weight.data, requires_grad=False, **stored)
+    made.bias = layer.bias
+    return made.to(layer.weight.device)
+
+
+def _load(source: str, quantization: BitsAndBytesConfig | None, on: torch.device) -> PreTrainedModel:
     try:
         config = AutoConfig.from_pretrained(source)
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
@@ -187,7 +225,7 @@ def _load(source: str, quantization: BitsAndBytesConfig | None) -> PreTrainedMod
             config=config,
             dtype=compute_dtype(),
             quantization_config=quantization,
-            device_map={"": device()},
+            device_map={"": on},
             use_safetensors=True,
         )
     except torch.OutOfMemoryError:
@@ -202,17 +240,7 @@ def _model_error(source: str, exc: Exception) -> ModelError:
         return ModelError(
             f"model: folder {source} cannot be read ({_line(exc)}); give a folder saved by save_pretrained"
         )
-    tried = "the hub's cache" if constants.HF_HUB_OFFLINE else f"the hub at {constants.ENDPOINT}"
-    cached = isinstance(try_to_load_from_cache(source, "config.json"), str)
-    state = "it is cached only in part" if cached else "it is not cached"
-    return ModelError(
-        f"model: {source!r} is no bundled model and no folder, and {tried} did not give it ({state}; {_line(exc)}); "
-        f"give {_known_models()}, a folder, or a hub id that can be reached"
-    )
-
-
-def _known_models() -> str:
-    return " or ".join(BUNDLED_MODELS)
+    return not_given(source, exc)
 
 
 def _line(exc: Exception) -> str:

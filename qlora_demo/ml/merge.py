@@ -7,50 +7,29 @@ assumed: see `fidelity` in evaluate.py.
 
 from __future__ import annotations
 
-import shutil
-from pathlib import Path
-
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from transformers import PreTrainedModel
 
-from ..config import TrainConfig
 from ..errors import RequestError, WrongModel
 from ..records import MergeBase
-from .load import load_16bit, load_adapter, load_dequantized, load_tokenizer
+from ..sources import Origin
+from .load import load_16bit, load_adapter, load_dequantized
 
 
-def default_base(config: TrainConfig) -> MergeBase:
-    """The base that the adapter was trained against."""
-    return "dequantized" if config.method == "qlora" else "original"
-
-
-def load_merged(source: str, adapter: Path, config: TrainConfig, onto: MergeBase) -> PreTrainedModel:
+def load_merged(origin: Origin, onto: MergeBase, on: torch.device | None = None) -> PreTrainedModel:
     """A plain 16-bit model with the adapter merged in by PEFT, checked to hold exactly the adapter's update."""
-    if onto == "dequantized" and config.method == "lora":
+    if onto == "dequantized" and origin.method == "lora":
         raise RequestError("onto: dequantized is for adapters trained on a 4-bit base; this one was not, use original")
-    base = load_dequantized(source) if onto == "dequantized" else load_16bit(source)
-    peft_model = load_adapter(base, adapter)
+    base = load_dequantized(origin.model, on) if onto == "dequantized" else load_16bit(origin.model, on)
+    peft_model = load_adapter(base, origin.adapter)
     name, before, delta = _first_update(peft_model)
     merged: PreTrainedModel = peft_model.merge_and_unload(safe_merge=True)
     after = merged.get_submodule(name).weight
     if not torch.equal(after, before + delta.to(before.dtype)):
         raise WrongModel(f"merged model: layer {name} does not hold base + adapter; load the run again")
     return merged.eval()
-
-
-def save_merged(model: PreTrainedModel, adapter: Path, out: Path) -> Path:
-    """Write safetensors, config and tokenizer beside `out`, then rename; `out` must not exist."""
-    if out.exists():
-        raise RequestError(f"out: {out} exists already; name a new folder or remove it")
-    draft = out.with_name(f".{out.name}.new")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-    model.save_pretrained(draft)
-    load_tokenizer(str(adapter)).save_pretrained(draft)
-    draft.rename(out)
-    return out
 
 
 def _first_update(model: PeftModel) -> tuple[str, torch.Tensor, torch.Tensor]:

@@ -35,8 +35,9 @@ from ..memory import ModelShape
 from ..records import Choice, RunState
 from ..runs import read_state, write_atomically
 from ..settings import Settings, quiet_libraries
+from ..sources import resolve, weights_digest
 from .data import Splits, load_splits, training_set
-from .load import device, load_16bit, load_nf4, load_tokenizer, resolve
+from .load import device, load_16bit, load_nf4, load_tokenizer
 from .reporter import Reporter, is_main, peak_memory_bytes, write_run_state
 
 LIBRARIES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets")
@@ -54,11 +55,12 @@ def main() -> None:
 def train(path: Path, config: TrainConfig, settings: Settings) -> None:
     """Run the training and save its adapter; the state says how it ended."""
     write_run_state(path, RunState(status="loading", started_at=time.time()))
-    if is_main():
-        write_atomically(path / "versions.json", json.dumps(versions(), indent=2))
     splits = load_splits(config)
     _keep_heldout(path, splits)
     trainer, chosen = build_trainer(path, config, settings, splits)
+    if is_main():
+        ran_on = versions() | {"base_weights": weights_digest(resolve(settings, config.model))}
+        write_atomically(path / "versions.json", json.dumps(ran_on, indent=2))
     reporter = Reporter(path, chosen.reasons + _data_choices(trainer, splits))
     trainer.add_callback(reporter)
     result = trainer.train()

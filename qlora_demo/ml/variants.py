@@ -1,167 +1,206 @@
-"""Which models are resident, in what precision, sharing which weights.  A column is data: one entry in `BUILDERS`."""
+"""Which models are resident, in what precision, sharing which weights, and proof that each is what its column says."""
 
 from __future__ import annotations
 
 import gc
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import psutil
 import torch
-from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTunerLayer
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedTokenizerBase
 
-from ..catalog import VARIANTS
-from ..errors import ConfigError, RunError, WrongModel
-from ..memory import ModelShape, weight_bytes
-from ..records import AdapterUse, Progress, Proof, Resident
-from ..runs import Run
+from ..columns import title
+from ..errors import NoRoom, WrongModel
+from ..placement import Device, Place, Placement, Unit, default_base, place, says
+from ..planning import wanted
+from ..records import AdapterUse, Column, Precision, Progress, Proof, Resident
+from ..runs import RunStore
 from ..settings import Settings
-from .generate import Activate, warm_up
-from .load import (
-    device,
-    load_16bit,
-    load_adapter,
-    load_nf4,
-    load_tokenizer,
-    precision_of,
-    resolve,
-    tensor_bytes,
-)
-from .merge import default_base, load_merged
+from ..sources import Origin, find_adapter, weights_digest
+from .generate import warm_up
+from .load import device, load_16bit, load_nf4, load_tokenizer, precision_of, quantize_nf4, sixteen_bit
+from .merge import load_merged
+from .weights import Weights
 
-_HEADROOM = 1.15
-"""Weights times this must fit: caches and activations want room too."""
+_USES: dict[str, AdapterUse] = {"adapter": "on", "merged": "merged", "merged-4bit": "merged"}
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A variant ready to answer.  ``activate`` is entered around each of its passes."""
+    """A column ready to answer: `activate` is entered around each of its passes."""
 
     resident: Resident
-    model: Any
-    activate: Activate = nullcontext
+    weights: Weights
+    tokenizer: PreTrainedTokenizerBase
+    adapter: str = ""
+
+    @property
+    def model(self) -> Any:
+        return self.weights.model
+
+    def activate(self) -> AbstractContextManager[None]:
+        """Its adapter on, every other one off."""
+        return self.weights.using(self.adapter)
 
 
 class Variants:
-    """The variants of one run that are in memory."""
+    """The weights in memory, least recently used first, and the columns that were last asked for."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, runs: RunStore) -> None:
         self.settings = settings
-        self.run: Run | None = None
-        self.source = ""
-        self.tokenizer: Any = None
+        self.runs = runs
+        self.held: dict[Unit, Weights] = {}
         self.loaded: dict[str, Loaded] = {}
+        self._tokenizers: dict[str, PreTrainedTokenizerBase] = {}
 
-    def load(self, run: Run, names: Sequence[str]) -> Iterator[Progress]:
-        """Bring the named variants of a run into `loaded`, one per step; another run's variants are freed first."""
-        _check(run, names)
-        if self.run is None or self.run.id != run.id:
-            self.release()
-            self.source = resolve(self.settings, run.config.model)
-            self.tokenizer = load_tokenizer(str(run.adapter))
-            self.run = run
-        for place, name in enumerate(sorted(names, key=list(BUILDERS).index)):
-            if name not in self.loaded:
-                yield Progress(f"loading {VARIANTS[name]}", place / len(names))
-                self.loaded[name] = self._load(run, name)
+    def plan(self, columns: Sequence[Column]) -> Placement:
+        """What loading these columns would do; nothing is loaded."""
+        return self._plan(columns, {column.source: self.origin(column) for column in columns})
+
+    def load(self, columns: Sequence[Column]) -> Iterator[Progress]:
+        """Bring the columns into `loaded`, one per step; weights in memory are used again, others make room.
+
+        Raises `NoRoom` where they cannot fit together, before anything is loaded or freed.
+        """
+        origins = {column.source: self.origin(column) for column in columns}
+        placement = self._plan(columns, origins)
+        if not placement.fits:
+            raise NoRoom(f"variants: {says(placement)}")
+        self.loaded = {}
+        for unit, _ in placement.evict:
+            self.free(unit)
+        made: dict[str, Loaded] = {}
+        for at, one in enumerate(_in_loading_order(placement.places)):
+            yield Progress(f"loading {title(one.column)}", at / len(columns))
+            made[one.column.name] = self._load(one, origins[one.column.source])
+        self.loaded = {column.name: made[column.name] for column in columns}
+
+    def free(self, unit: Unit) -> None:
+        """Forget one unit's weights and give its memory back."""
+        del self.held[unit]
+        _collect()
 
     def release(self) -> None:
         """Forget every model and give the memory back."""
-        self.run = None
-        self.tokenizer = None
-        self.loaded.clear()
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        self.loaded = {}
+        self.held.clear()
+        self._tokenizers.clear()
+        _collect()
 
-    def _load(self, run: Run, name: str) -> Loaded:
-        loaded = BUILDERS[name](self, run)
+    def _plan(self, columns: Sequence[Column], origins: dict[str, Origin]) -> Placement:
+        attached = {name for weights in self.held.values() for name in weights.adapters}
+        found = [wanted(column, origins[column.source], attached) for column in columns]
+        held = {unit: weights.bytes_with("") for unit, weights in self.held.items()}
+        return place(found, held, device_now())
+
+    def origin(self, column: Column) -> Origin:
+        """Where a column's adapter and base come from."""
+        return find_adapter(self.settings, self.runs, column.source)
+
+    def _load(self, one: Place, origin: Origin) -> Loaded:
+        fresh = one.unit not in self.held
+        weights = self.held.pop(one.unit, None) or _read(one.unit, origin)
+        self.held[one.unit] = weights
+        if origin.digest and origin.digest != weights.digest:
+            raise WrongModel(
+                f"{one.column.name}: the files of {origin.model} are not those that {origin.name} was trained on "
+                f"(digest {weights.digest}, trained on {origin.digest}); restore the model or train again"
+            )
+        adapter = origin.name if one.column.recipe == "adapter" else ""
+        if adapter:
+            fresh = fresh or adapter not in weights.adapters
+            weights.attach(origin)
+        loaded = Loaded(_resident(one, weights, adapter), weights, self._tokenizer(origin), adapter)
         prove(loaded)
-        warm_up(loaded.model, loaded.activate)
+        if fresh:
+            weights.warm_up_seconds = warm_up(loaded.model, loaded.activate)
+            loaded = replace(loaded, resident=_resident(one, weights, adapter))
         return loaded
 
-    def _adapter(self, run: Run) -> Loaded:
-        four_bit = run.config.method == "qlora"
-        base = load_nf4(self.source, "inference") if four_bit else load_16bit(self.source)
-        model = load_adapter(base, run.adapter)
-        note = "4-bit base + LoRA" if four_bit else "16-bit base + LoRA"
-        return Loaded(_resident("adapter", model, "on", note=note), model)
-
-    def _base(self, run: Run) -> Loaded:
-        if run.config.method == "qlora" and self._base_fits():
-            model = load_16bit(self.source)
-            return Loaded(_resident("base", model, "none", note="the model before training"), model)
-        if "adapter" not in self.loaded:
-            self.loaded["adapter"] = self._load(run, "adapter")
-        model = self.loaded["adapter"].model
-        note = "the adapter column's weights with the adapter off"
-        return Loaded(_resident("base", model, "off", shares="adapter", note=note), model, model.disable_adapter)
-
-    def _merged(self, run: Run) -> Loaded:
-        onto = default_base(run.config)
-        model = load_merged(self.source, run.adapter, run.config, onto)
-        return Loaded(_resident("merged", model, "merged", note=f"merged onto the {onto} base"), model)
-
-    def _base_fits(self) -> bool:
-        config = AutoConfig.from_pretrained(self.source).get_text_config().to_dict()
-        return base_fits(ModelShape.from_config(config), free_bytes())
-
-
-BUILDERS = {"adapter": Variants._adapter, "base": Variants._base, "merged": Variants._merged}
-"""In loading order: `base` may share the weights of `adapter`."""
-
-
-def base_fits(shape: ModelShape, free: int) -> bool:
-    """Whether a 16-bit base of its own fits beside the merged 16-bit model in `free` bytes."""
-    return 2 * weight_bytes(shape, "bf16") * _HEADROOM <= free
-
-
-def free_bytes() -> int:
-    """Free memory of the device, now."""
-    if device().type == "cuda":
-        return torch.cuda.mem_get_info()[0]
-    return int(psutil.virtual_memory().available)
+    def _tokenizer(self, origin: Origin) -> PreTrainedTokenizerBase:
+        own = (origin.adapter / "tokenizer_config.json").is_file()
+        source = str(origin.adapter) if own else origin.model
+        if source not in self._tokenizers:
+            self._tokenizers[source] = load_tokenizer(source)
+        return self._tokenizers[source]
 
 
 def prove(loaded: Loaded, fingerprint: str = "") -> Proof:
     """What the model in this column really is; raises `WrongModel` where that is not what the column says."""
-    with loaded.activate():
-        precision, adapter = precision_of(loaded.model), _adapter_use(loaded.model)
     expected = loaded.resident
-    seen = "merged" if adapter == "none" and expected.adapter == "merged" else adapter
-    if (precision, seen) != (expected.precision, expected.adapter):
+    with loaded.activate():
+        precision, use = precision_of(loaded.model), loaded.weights.adapter_use(loaded.adapter)
+    if expected.adapter == "merged" and use == "none":
+        use = "merged"
+    if (precision, use) != (expected.precision, expected.adapter):
         raise WrongModel(
-            f"{expected.variant}: expected {expected.precision} weights with adapter {expected.adapter}, found "
-            f"{precision} with adapter {adapter}; press Free memory and load the run again"
+            f"{expected.column.name}: expected {expected.precision} weights with adapter {expected.adapter}, found "
+            f"{precision} with adapter {use}; press Free memory and load it again"
         )
-    return Proof(precision, seen, fingerprint)
+    return Proof(precision, use, fingerprint)
 
 
-def _adapter_use(model: PreTrainedModel | PeftModel) -> AdapterUse:
-    layers = [layer for layer in model.modules() if isinstance(layer, BaseTunerLayer)]
-    if not layers:
-        return "none"
-    disabled = {layer.disable_adapters for layer in layers}
-    if len(disabled) != 1 or any(layer.merged for layer in layers):
-        raise WrongModel("adapter: it is on in some layers and off in others; press Free memory and load the run again")
-    return "off" if disabled.pop() else "on"
+def device_now() -> Device:
+    """The device's memory, now."""
+    if device().type == "cuda":
+        return Device("cuda", *torch.cuda.mem_get_info())
+    memory = psutil.virtual_memory()
+    return Device("cpu", memory.available, memory.total)
 
 
-def _resident(variant: str, model: Any, adapter: AdapterUse, shares: str = "", note: str = "") -> Resident:
-    precision = precision_of(model)
-    title = VARIANTS[variant]
-    if variant == "adapter" and precision != "nf4":
-        title = f"{precision} + adapter"
-    return Resident(variant, title, precision, adapter, tensor_bytes(model), shares, note)
+def _read(unit: Unit, origin: Origin) -> Weights:
+    started = time.perf_counter()
+    if unit.kind == "nf4":
+        model = load_nf4(unit.model, "inference")
+    elif unit.kind == "16bit":
+        model = load_16bit(unit.model)
+    else:
+        model = load_merged(origin, unit.onto or default_base(origin.method, unit.kind))
+        model = quantize_nf4(model) if unit.kind == "merged-4bit" else model
+    return Weights(model, weights_digest(unit.model), time.perf_counter() - started)
 
 
-def _check(run: Run, names: Sequence[str]) -> None:
-    unknown = [name for name in names if name not in VARIANTS]
-    if unknown or not names:
-        raise ConfigError("variants", f"{', '.join(unknown) or 'none'} is not known; choose from {', '.join(VARIANTS)}")
-    if not run.has_adapter:
-        raise RunError(f"run {run.id}: {run.state.status}, it has no adapter; choose a finished run")
+def _collect() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _in_loading_order(places: Sequence[Place]) -> list[Place]:
+    """Merges first, which need room for their base as well; a base last, which may share what others brought."""
+    order = ("merged", "merged-4bit", "adapter", "base")
+    return sorted(places, key=lambda one: order.index(one.column.recipe))
+
+
+def _resident(one: Place, weights: Weights, adapter: str) -> Resident:
+    column = one.column
+    precision: Precision = "nf4" if one.unit.kind in ("nf4", "merged-4bit") else sixteen_bit()
+    name = title(column)
+    if column.recipe == "adapter" and precision != "nf4":
+        name = f"{precision} + adapter"
+    off: AdapterUse = "off" if weights.adapters else "none"
+    return Resident(
+        column=column,
+        title=name,
+        precision=precision,
+        adapter=_USES.get(column.recipe, off),
+        model_bytes=weights.bytes_with(adapter),
+        read_bytes=weights.read_bytes(adapter),
+        shares=one.shares,
+        note=_note(one),
+        load_seconds=weights.load_seconds,
+        warm_up_seconds=weights.warm_up_seconds,
+    )
+
+
+def _note(one: Place) -> str:
+    if one.column.recipe == "base":
+        return f"the weights of {one.shares} with the adapter off" if one.shares else "the model before training"
+    if one.column.recipe == "adapter":
+        return ("4-bit" if one.unit.kind == "nf4" else "16-bit") + " base + LoRA"
+    again = ", quantized to NF4 again" if one.column.recipe == "merged-4bit" else ""
+    return f"merged onto the {one.unit.onto} base{again}"

@@ -11,7 +11,7 @@ from ..catalog import SMOLLM2
 from ..gpu import device_info
 from ..services import Services
 from ..status import AppStatus
-from . import chat_tab, render, train_tab
+from . import chat_tab, evaluate_tab, render, train_tab
 
 TITLE = "QLoRA demo"
 CSS = """
@@ -22,14 +22,27 @@ CSS = """
 .bad {color:var(--error-text-color, #b91c1c)}
 .run p, .run ul {margin:.2rem 0} .run ul {padding-left:1.1rem; font-size:.85rem} .run summary {cursor:pointer}
 .run dl, .foot dl {display:flex; flex-wrap:wrap; gap:.3rem 1.2rem; margin:.4rem 0}
-.foot dl {display:grid; grid-template-columns:auto 1fr auto 1fr; gap:.1rem .6rem; font-size:.85rem}
+.foot dl {display:grid; grid-template-columns:max-content 1fr; gap:.05rem .8rem; font-size:.85rem}
 .run dt, .foot dt {opacity:.75; font-size:.8rem} .run dd, .foot dd {margin:0; font-weight:600}
-.foot {min-height:6.4rem} .head {min-height:3.6rem} .foot small, .head small {opacity:.75}
+.foot {min-height:14rem} .head {min-height:5.2rem} .foot small, .head small {opacity:.75}
 .head small {display:block} .empty {padding:1rem 0}
 /* Gradio's own button would empty the picture and not the conversation. */
 [id^=chat-] button[aria-label=Clear] {display:none}
 .about {display:grid; grid-template-columns:max-content 1fr; gap:.1rem 1rem; font-size:.85rem; margin:0 0 .6rem}
 .about dt {opacity:.75} .about dd {margin:0; overflow-wrap:anywhere}
+.placement {margin:.2rem 0} .placement p {margin:.2rem 0; font-size:.85rem}
+.stack {display:flex; height:14px; border-radius:4px; overflow:hidden; background:var(--border-color-primary)}
+.stack i {height:100%} .key {display:flex; flex-wrap:wrap; gap:.1rem 1rem; font-size:.8rem; opacity:.85}
+.key i {display:inline-block; width:.7rem; height:.7rem; border-radius:2px; margin-right:.3rem}
+.latency {display:grid; grid-template-columns:repeat(auto-fit,minmax(260px,1fr)); gap:1rem; font-size:.85rem}
+.latency > div > div {display:grid; grid-template-columns:minmax(5rem,max-content) 1fr 5rem; gap:.6rem}
+.sides {display:grid; grid-template-columns:repeat(auto-fit,minmax(260px,1fr)); gap:1rem}
+.sides pre {white-space:pre-wrap; overflow-wrap:anywhere; margin:0; font-size:.85rem}
+mark.gone {background:#fecaca; color:#7f1d1d} mark.new {background:#bbf7d0; color:#14532d}
+.plot {max-width:100%; height:auto; display:block}
+.wide {overflow-x:auto} .results {border-collapse:collapse; font-size:.85rem}
+.results th, .results td {border:1px solid var(--border-color-primary); padding:.25rem .5rem; text-align:left}
+.results td {vertical-align:top; overflow-wrap:anywhere; min-width:4rem} .results small {display:block; opacity:.7}
 #stop {align-self:end; max-height:3rem}
 """
 
@@ -40,27 +53,40 @@ def build_page(services: Services, status: AppStatus) -> gr.Blocks:
     with gr.Blocks(title=TITLE, delete_cache=(3600, 3600)) as page:
         gr.Markdown(f"# {TITLE}\nTrain a LoRA adapter on a 4-bit model, then judge it beside its base and its merge.")
         line = gr.HTML(elem_id="status")
-        with gr.Tabs():
+        with gr.Tabs() as tabs:
             with gr.Tab("Train", id="train"):
                 train_tab.build(services, page)
             with gr.Tab("Chat", id="chat") as chat:
+                untrained = [_train_first(tabs)]
                 run = chat_tab.build(services)
+            with gr.Tab("Evaluate", id="evaluate") as judge:
+                untrained.append(_train_first(tabs))
+                judged = evaluate_tab.build(services)
 
         def where() -> str:
             return render.status_line(
                 device_info(), services.lease.holder(), status.hub, status.fetching, status.fetch_error
             )
 
-        def refresh(chosen: str | None) -> Any:
-            return chat_tab.runs_with_adapter(services.runs, chosen)
+        def refresh(chosen: str | None) -> list[Any]:
+            found = chat_tab.runs_with_adapter(services.runs, chosen)
+            return [found, gr.Button(visible=not found.choices)]
 
         hidden: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         gr.Timer(5).tick(where, None, line, concurrency_limit=None, **hidden)
         page.load(where, None, line, **hidden)
-        page.load(refresh, run, run, **hidden)
-        chat.select(refresh, run, run, **hidden)
+        for tab, dropdown, first in ((chat, run, untrained[0]), (judge, judged, untrained[1])):
+            page.load(refresh, dropdown, [dropdown, first], **hidden)
+            tab.select(refresh, dropdown, [dropdown, first], **hidden)
         gr.Markdown(f"<small>qlora-demo {__version__}</small>")
     return page
+
+
+def _train_first(tabs: gr.Tabs) -> gr.Button:
+    """What leads on where there is no run yet."""
+    button = gr.Button("No run is finished yet: train one", variant="primary", visible=False)
+    button.click(lambda: gr.Tabs(selected="train"), None, tabs, show_progress="hidden", api_visibility="private")
+    return button
 
 
 def launch(services: Services, host: str | None, port: int | None) -> None:

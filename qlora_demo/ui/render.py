@@ -6,34 +6,15 @@ import statistics
 import time
 from collections.abc import Mapping, Sequence
 from html import escape
-from typing import Any
 
 import pandas as pd
 
-from ..records import Answer, Choice, DeviceInfo, Progress, Resident, TrainMetrics
+from ..records import Choice, DeviceInfo, Progress, TrainMetrics
 from ..runs import Run
+from ..units import duration, memory
 
-GIB = 1 << 30
-MIB = 1 << 20
-_FINISH = {"stop": "ended by itself", "length": "cut at the longest answer", "stopped": "stopped by hand"}
 _RECENT_STEPS = 20
 LOSS_COLORS = {"training": "#d97706", "held-out": "#2563eb"}
-
-
-def memory(count: float) -> str:
-    """Bytes for people."""
-    return f"{count / GIB:.1f} GiB" if count >= GIB else f"{count / MIB:.0f} MiB"
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people."""
-    if round(seconds, 3) < 1:
-        return f"{seconds * 1000:.0f} ms"
-    if round(seconds, 1) < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
 
 
 def bar(fraction: float, label: str) -> str:
@@ -130,47 +111,6 @@ def runs_table(runs: Sequence[Run]) -> pd.DataFrame:
         "time",
     ]
     return pd.DataFrame([_runs_row(run) for run in runs], columns=columns)
-
-
-def column_head(title: str, resident: Resident | None, waiting: str) -> str:
-    """Name, precision, what it shares, memory; while there is no model, what it waits for."""
-    if resident is None:
-        return f'<div class="head"><b>{escape(title)}</b><small>{escape(waiting)}</small></div>'
-    shared = f", shares the weights of {escape(resident.shares)}" if resident.shares else ""
-    return (
-        f'<div class="head"><b>{escape(resident.title)}</b>'
-        f"<small>{resident.precision} · {memory(resident.model_bytes)}{shared}<br>{escape(resident.note)}</small></div>"
-    )
-
-
-def column_foot(answer: Answer | None) -> str:
-    """What the answer cost, how it ended, what answered."""
-    if answer is None:
-        return '<div class="foot"></div>'
-    if answer.error:
-        return f'<div class="foot bad">{escape(answer.error)}</div>'
-    timing = answer.timing
-    cells = [
-        ("time to first token", duration(timing.ttft_seconds) if timing.new_tokens else "…"),
-        ("speed", f"{timing.tokens_per_second:.1f} tokens/s" if timing.new_tokens > 1 else "…"),
-        ("answer", f"{timing.new_tokens} token{'s' * (timing.new_tokens != 1)}"),
-        ("total", duration(timing.total_seconds)),
-        ("memory", memory(answer.model_bytes)),
-        ("end", _FINISH[answer.finish] if answer.finish else "…"),
-    ]
-    table = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in cells)
-    proof = f"<small>answered by: {escape(str(answer.proof))}</small>" if answer.proof else ""
-    return f'<div class="foot"><dl>{table}</dl>{proof}</div>'
-
-
-def merge_saved(result: Mapping[str, Any]) -> str:
-    """Where the merged model is, and how near it is to the adapter model."""
-    near = result["fidelity"]
-    where = f"<p>Saved to <code>{escape(result['path'])}</code>, merged onto the {escape(result['onto'])} base."
-    return (
-        f"{where} Against the adapter model on {near['tokens']:.0f} held-out tokens: mean KL divergence "
-        f"{near['kl_mean']:.2g} nats, the same first choice on {near['top1_agreement']:.1%}.</p>"
-    )
 
 
 def _figures(metrics: Sequence[TrainMetrics]) -> str:

@@ -2,59 +2,74 @@
 
 from __future__ import annotations
 
-import threading
+import random
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ..errors import ConfigError
-from ..records import Answer, Message
+from ..halt import Halt
+from ..records import Answer, Column, Message
 
 
 @dataclass
 class Talk:
-    """One visitor's conversations, one per column, all with one run and one system prompt; ``asked`` are the columns
-    that the last prompt went to."""
+    """One visitor's conversations, all with one run and one system prompt.
+
+    ``columns`` stand in the order shown, ``asked`` are those that the last prompt went to.  While ``blind``,
+    names and figures are not shown; a vote on the stored ``comparison`` ends that.
+    """
 
     run: str = ""
     system: str = ""
     prompt: str = ""
+    blind: bool = False
+    comparison: str = ""
+    columns: tuple[Column, ...] = ()
     asked: tuple[str, ...] = ()
     turns: dict[str, list[Message]] = field(default_factory=dict)
     answers: dict[str, Answer] = field(default_factory=dict)
 
+    def slot(self, place: int) -> Column | None:
+        """The column shown at a place; None where there is none."""
+        return self.columns[place] if place < len(self.columns) else None
+
 
 class Stops:
-    """The stop flag of each visitor's answer in progress."""
+    """The answer in progress of each visitor, to be stopped as a whole or column by column."""
 
     def __init__(self) -> None:
-        self._flags: dict[str, threading.Event] = {}
+        self._halts: dict[str, Halt] = {}
 
-    def new(self, visitor: str) -> threading.Event:
-        """A flag for an answer that begins; refused while this visitor's last one still grows."""
-        if visitor in self._flags:
+    def new(self, visitor: str) -> Halt:
+        """For an answer that begins; refused while this visitor's last one still grows."""
+        if visitor in self._halts:
             raise ConfigError("prompt", "the last answer is still growing; wait for it or press Stop")
-        flag = self._flags[visitor] = threading.Event()
-        return flag
+        halt = self._halts[visitor] = Halt()
+        return halt
 
     def done(self, visitor: str) -> None:
-        self._flags.pop(visitor, None)
+        self._halts.pop(visitor, None)
 
-    def set(self, visitor: str) -> None:
-        if (flag := self._flags.get(visitor)) is not None:
-            flag.set()
+    def set(self, visitor: str, column: str = "") -> None:
+        if (halt := self._halts.get(visitor)) is not None:
+            halt.set(column)
 
 
-def with_prompt(talk: Talk, text: str, run: str, names: list[str], system: str) -> Talk:
-    """The talk with one more prompt in every named column; a new one where run or system prompt changed."""
+def with_prompt(talk: Talk, text: str, fresh: Talk) -> Talk:
+    """The talk with one more prompt in every column of `fresh`, which says what is chosen now; a new one where run or
+    system prompt changed.  Blind columns are shuffled for each prompt."""
     if not text.strip():
         raise ConfigError("prompt", "it is empty; type something or pick an example")
-    if not names:
-        raise ConfigError("columns", "none is chosen; tick at least one")
-    same = talk.run == run and talk.system == system
+    if talk.blind:
+        raise ConfigError("vote", "the last answers wait for a vote; say which is best, or that none is")
+    names = tuple(column.name for column in fresh.columns)
+    same = talk.run == fresh.run and talk.system == fresh.system
     turns = {name: list(column) for name, column in talk.turns.items()} if same else {}
     answers = {name: answer for name, answer in talk.answers.items() if same and name not in names}
     for name in names:
         turns.setdefault(name, []).append({"role": "user", "content": text})
-    return Talk(run, system, text, tuple(names), turns, answers)
+    columns = tuple(random.sample(fresh.columns, len(fresh.columns))) if fresh.blind else fresh.columns
+    return Talk(fresh.run, fresh.system, text, fresh.blind, "", columns, names, turns, answers)
 
 
 def conversation(talk: Talk, name: str) -> tuple[Message, ...]:
@@ -73,14 +88,26 @@ def settle(talk: Talk) -> None:
             turns.append({"role": "assistant", "content": answer.text})
 
 
-def take_back(talk: Talk) -> str:
-    """Remove the last prompt and its answers from the columns that have them; the prompt."""
+def take_back(talk: Talk, names: Sequence[str] | None = None) -> str:
+    """Remove the last prompt and its answers from the named columns, or from all that have them; the prompt."""
     if not talk.prompt:
         raise ConfigError("prompt", "there is nothing to retry; send a prompt first")
-    for turns in talk.turns.values():
-        if len(turns) > 1 and turns[-2] == {"role": "user", "content": talk.prompt}:
+    for name, turns in talk.turns.items():
+        last = len(turns) > 1 and turns[-2] == {"role": "user", "content": talk.prompt}
+        if last and (names is None or name in names):
             del turns[-2:]
     return talk.prompt
+
+
+def cut_before(talk: Talk, place: int, message: int) -> None:
+    """Forget, in every column, the prompt that a column's message is, and all that followed."""
+    column = talk.slot(place)
+    shown = talk.turns.get(column.name, []) if column else []
+    count = sum(turn["role"] == "user" for turn in shown[:message])
+    for turns in talk.turns.values():
+        prompts = [at for at, turn in enumerate(turns) if turn["role"] == "user"]
+        if count < len(prompts):
+            del turns[prompts[count] :]
 
 
 def messages(talk: Talk, name: str) -> list[Message]:

@@ -18,6 +18,7 @@ from tests.browser.conftest import Server
 
 pytestmark = [pytest.mark.browser, pytest.mark.bundled]
 MINUTE = 60_000
+ENDED = re.compile("ended by itself|cut at|stopped by hand")
 
 
 def set_number(page: Page, name: str, value: str) -> None:
@@ -62,25 +63,39 @@ def test_train_reload_restart_and_chat(page: Page, server: Server, browser: Brow
     page.get_by_role("button", name="Configuration and versions").click()
     screenshot(page, "train")
 
+    three_columns_answer(page)
+    retry_multi_turn_stop_and_clear(page)
+    edit_again_and_differences(page)
+    blind_vote(page)
+    evaluate_fidelity_and_report(page)
+    export_merged(page)
     tab(page, "Chat")
+    page.click("#free")
+    expect(page.locator("#status")).to_contain_text("device is free", timeout=MINUTE)
+
+
+def three_columns_answer(page: Page) -> None:
+    tab(page, "Chat")
+    expect(page.locator("#placement")).to_contain_text(re.compile("fit|fits"))
     page.locator("#examples").get_by_role("button").first.click()
     expect(page.locator("#prompt textarea")).not_to_have_value("")
     page.click("#send")
-    for name in ("base", "adapter", "merged"):
-        foot = page.locator(f"#foot-{name}")
-        expect(foot).to_contain_text(re.compile("ended by itself|cut at"), timeout=2 * MINUTE)
-        expect(foot).to_contain_text(re.compile(r"tokens/s.*total"))
-    expect(page.locator("#foot-base")).to_contain_text("bf16 weights, adapter none")
-    expect(page.locator("#foot-adapter")).to_contain_text("nf4 weights, adapter on")
-    expect(page.locator("#foot-merged")).to_contain_text("bf16 weights, adapter merged")
-    expect(page.locator("#chat-adapter")).to_contain_text('"category"')
+    all_answered(page, 2 * MINUTE)
+    for place in range(3):
+        expect(page.locator(f"#foot-{place}")).to_contain_text(
+            re.compile(r"time to first token.*tokens/s.*total", re.DOTALL)
+        )
+    expect(page.locator("#foot-0")).to_contain_text("bf16 weights, adapter none")
+    expect(page.locator("#foot-1")).to_contain_text("nf4 weights, adapter on")
+    expect(page.locator("#foot-2")).to_contain_text("bf16 weights, adapter merged")
+    expect(page.locator("#chat-1")).to_contain_text('"category"')
+    expect(page.locator("#latency")).to_contain_text("median time per output token")
     screenshot(page, "chat")
 
-    retry_multi_turn_stop_and_clear(page)
-    page.click("#save-merged")
-    expect(page.locator("#saved")).to_contain_text(re.compile("merged-dequantized.*mean KL divergence"), timeout=MINUTE)
-    page.click("#free")
-    expect(page.locator("#status")).to_contain_text("device is free", timeout=MINUTE)
+
+def all_answered(page: Page, timeout: int = MINUTE, columns: int = 3) -> None:
+    for place in range(columns):
+        expect(page.locator(f"#foot-{place}")).to_contain_text(ENDED, timeout=timeout)
 
 
 def retry_multi_turn_stop_and_clear(page: Page) -> None:
@@ -89,30 +104,103 @@ def retry_multi_turn_stop_and_clear(page: Page) -> None:
     expect(page.get_by_text("there is nothing to retry")).to_be_visible()
     page.locator("#examples").get_by_role("button").first.click()
     page.click("#send")
-    for name in ("base", "adapter", "merged"):
-        expect(page.locator(f"#foot-{name}")).to_contain_text(re.compile("ended by itself|cut at"), timeout=MINUTE)
-    first = page.locator("#chat-adapter").inner_text()
+    all_answered(page)
+    first = page.locator("#chat-1").inner_text()
     page.click("#retry")
-    expect(page.locator("#foot-base")).to_contain_text("…")
-    for name in ("base", "adapter", "merged"):
-        expect(page.locator(f"#foot-{name}")).to_contain_text(re.compile("ended by itself|cut at"), timeout=MINUTE)
-    assert page.locator("#chat-adapter").inner_text() == first
+    expect(page.locator("#foot-0")).to_contain_text("…")
+    all_answered(page)
+    assert page.locator("#chat-1").inner_text() == first
 
     page.fill("#prompt textarea", "Tell me a very long story about a printer.")
     page.press("#prompt textarea", "Enter")
-    expect(page.locator("#foot-base")).to_contain_text(re.compile(r"answer\s*[3-9] tokens"), timeout=MINUTE)
+    expect(page.locator("#foot-0")).to_contain_text(re.compile(r"answer\s*[3-9] tokens"), timeout=MINUTE)
     page.click("#stop-answer")
-    expect(page.locator("#foot-base")).to_contain_text(re.compile("stopped by hand|ended by itself"), timeout=MINUTE)
-    expect(page.locator("#chat-base")).to_contain_text("Tell me a very long story")
+    expect(page.locator("#foot-0")).to_contain_text(re.compile("stopped by hand|ended by itself"), timeout=MINUTE)
+    expect(page.locator("#chat-0")).to_contain_text("Tell me a very long story")
 
     page.fill("#prompt textarea", "Tell me another very long story about a scanner.")
     page.click("#send")
-    expect(page.locator("#foot-base")).to_contain_text(re.compile(r"answer\s*[3-9] tokens"), timeout=MINUTE)
+    expect(page.locator("#foot-0")).to_contain_text(re.compile(r"answer\s*[3-9] tokens"), timeout=MINUTE)
     page.click("#clear")
-    expect(page.locator("#chat-base")).not_to_contain_text("scanner")
+    expect(page.locator("#chat-0")).not_to_contain_text("scanner")
     expect(page.locator("#status")).to_contain_text("chat of run")
-    expect(page.locator("#foot-base")).not_to_contain_text("tokens")
-    expect(page.locator("#chat-base")).not_to_contain_text("scanner")
+    expect(page.locator("#foot-0")).not_to_contain_text("tokens")
+    expect(page.locator("#chat-0")).not_to_contain_text("scanner")
+
+
+def edit_again_and_differences(page: Page) -> None:
+    page.locator("#examples").get_by_role("button").first.click()
+    page.click("#send")
+    all_answered(page)
+    expect(page.locator("#differences")).to_contain_text(
+        re.compile("same answer, token for token|first differing token")
+    )
+    other, answer = page.locator("#chat-0").inner_text(), page.locator("#chat-1").inner_text()
+    page.click("#again-1")
+    expect(page.locator("#foot-1")).to_contain_text("…")
+    expect(page.locator("#foot-1")).to_contain_text(ENDED, timeout=MINUTE)
+    assert (page.locator("#chat-0").inner_text(), page.locator("#chat-1").inner_text()) == (other, answer)
+
+    page.locator("#chat-1").get_by_role("button", name="Edit").first.click()
+    page.locator("#chat-1 textarea").fill("The Corvid Cast is on fire.")
+    page.locator("#chat-1").get_by_role("button", name=re.compile("Submit|Save|Done")).first.click()
+    for place in range(3):
+        expect(page.locator(f"#chat-{place}")).to_contain_text("The Corvid Cast is on fire.")
+    all_answered(page)
+    page.click("#keep")
+    expect(page.get_by_text(re.compile("holds 1 conversation now"))).to_be_visible()
+
+
+def blind_vote(page: Page) -> None:
+    page.click("#clear")
+    page.locator("#blind input").check()
+    page.locator("#examples").get_by_role("button").first.click()
+    page.click("#send")
+    for place, letter in enumerate("ABC"):
+        expect(page.locator(f"#head-{place}")).to_contain_text(f"{letter}\nhidden until the vote", timeout=MINUTE)
+        expect(page.locator(f"#foot-{place}")).to_have_text("answered", timeout=MINUTE)
+    expect(page.locator("#differences")).to_be_empty()
+    expect(page.locator("#latency")).to_be_empty()
+    page.click("#vote-tie")
+    expect(page.locator("#vote-tie")).to_be_hidden()
+    titles = [page.locator(f"#head-{place} b").inner_text() for place in range(3)]
+    assert sorted(titles) == ["4-bit + adapter", "Base", "Merged"]
+    page.locator("#blind input").uncheck()
+
+
+def evaluate_fidelity_and_report(page: Page) -> None:
+    tab(page, "Evaluate")
+    expect(page.locator("#votes")).to_contain_text("1 vote, of them 1 a tie")
+    set_rows(page, "4")
+    page.click("#evaluate")
+    expect(page.locator("#job")).to_contain_text("ended", timeout=2 * MINUTE)
+    expect(page.locator("#evaluation")).to_contain_text(re.compile("test.*adapter.*hard", re.DOTALL))
+    expect(page.locator("#evaluation svg")).to_be_visible()
+    expect(page.locator("#rows")).to_contain_text('"category"')
+    page.click("#fidelity-start")
+    expect(page.locator("#job")).to_contain_text("fidelity", timeout=MINUTE)
+    expect(page.locator("#job")).to_contain_text("ended", timeout=3 * MINUTE)
+    expect(page.locator("#fidelity")).to_contain_text("Ship the merge onto the dequantized base", timeout=MINUTE)
+    screenshot(page, "evaluate")
+
+    page.click("#report")
+    link = page.locator("#report-files a[download$='.html'], #report-files a[href$='.html']").first
+    expect(link).to_be_visible(timeout=MINUTE)
+    with page.expect_download() as download:
+        link.click()
+    text = download.value.path().read_text("utf-8")
+    assert "Ship the merge onto the dequantized base" in text
+    assert "The Corvid Cast is on fire." in text and "Before and after" in text and "<script" not in text
+
+
+def set_rows(page: Page, value: str) -> None:
+    page.locator("#judge-rows input").fill(value)
+
+
+def export_merged(page: Page) -> None:
+    page.get_by_role("button", name="Merge and export").click()
+    page.click("#export")
+    expect(page.locator("#job")).to_contain_text(re.compile("export.*ended", re.DOTALL), timeout=2 * MINUTE)
 
 
 def test_mistakes_are_told_in_one_line(page: Page) -> None:
@@ -127,7 +215,7 @@ def test_mistakes_are_told_in_one_line(page: Page) -> None:
     page.click("#send")
     expect(page.get_by_text("run: none is finished yet")).to_be_visible()
     expect(page.locator("#prompt textarea")).to_have_value("hello")
-    expect(page.locator("#chat-base")).not_to_contain_text("Error")
+    expect(page.locator("#chat-0")).not_to_contain_text("Error")
 
 
 def test_a_model_that_does_not_exist_is_told_and_leaves_no_run(page: Page) -> None:

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
+from qlora_demo.columns import parse_all
 from qlora_demo.config import GenerationSettings
-from qlora_demo.errors import DeviceBusy, OutOfMemory, RequestError
+from qlora_demo.errors import DeviceBusy, OutOfMemory, RequestError, WrongModel
 from qlora_demo.gpu import Lease
-from qlora_demo.ml.engine import Worker, _turn
+from qlora_demo.halt import Halt
 from qlora_demo.ml.generate import stream
-from qlora_demo.records import AnswerRequest, Message
+from qlora_demo.ml.load import precision_of, read_adapter_config
+from qlora_demo.ml.turns import turn
+from qlora_demo.ml.worker import Worker
+from qlora_demo.records import AnswerRequest, ExportKind, ExportRequest, Message
 from qlora_demo.runs import Run
 from qlora_demo.services import Services
 from tests.ml.test_variants import finished_run
@@ -37,12 +44,16 @@ def run(services: Services, tiny_model: Path) -> Run:
 
 
 def ask(run: Run, *, settings: GenerationSettings = SETTINGS, asked: tuple[Message, ...] = ASKED) -> AnswerRequest:
-    return AnswerRequest(run.id, dict.fromkeys(NAMES, asked), settings)
+    return AnswerRequest(parse_all(NAMES, run.id), dict.fromkeys(NAMES, asked), settings)
+
+
+def merging(run: Run, folder: Path, what: ExportKind = "merged") -> ExportRequest:
+    return ExportRequest(run.id, what, None, folder / "merged")
 
 
 def test_every_column_answers_with_its_proof(services: Services, run: Run) -> None:
-    *_, answers = services.engine().answer(ask(run), threading.Event())
-    assert [answer.variant for answer in answers] == list(NAMES)
+    *_, answers = services.engine().answer(ask(run), Halt())
+    assert [answer.column for answer in answers] == list(NAMES)
     assert all(answer.finish and answer.proof and answer.model_bytes for answer in answers)
     assert len({answer.proof.fingerprint for answer in answers if answer.proof}) == 3
     assert services.lease.holder() == f"chat of run {run.id}"
@@ -52,7 +63,7 @@ def test_every_column_answers_with_its_proof(services: Services, run: Run) -> No
 
 
 def test_stop_keeps_what_was_said(services: Services, run: Run) -> None:
-    stop = threading.Event()
+    stop = Halt()
     answers = services.engine().answer(ask(run, settings=GenerationSettings(max_new_tokens=200)), stop)
     next(answers)
     stop.set()
@@ -62,27 +73,27 @@ def test_stop_keeps_what_was_said(services: Services, run: Run) -> None:
 
 
 def test_leaving_early_stops_the_work(services: Services, run: Run) -> None:
-    stop = threading.Event()
+    stop = Halt()
     answers: Any = services.engine().answer(ask(run, settings=GenerationSettings(max_new_tokens=200)), stop)
     next(answers)
     answers.close()
     assert stop.is_set()
-    *_, again = services.engine().answer(ask(run), threading.Event())
+    *_, again = services.engine().answer(ask(run), Halt())
     assert all(answer.finish for answer in again)
 
 
 def test_a_prompt_that_is_too_long_is_told_in_its_column(services: Services, run: Run) -> None:
     long: tuple[Message, ...] = ({"role": "user", "content": "x" * 300},)
-    *_, answers = services.engine().answer(ask(run, asked=long), threading.Event())
+    *_, answers = services.engine().answer(ask(run, asked=long), Halt())
     assert all("exceed the model's context of 256" in answer.error for answer in answers)
 
 
 def test_training_elsewhere_keeps_chat_off_the_device(services: Services, run: Run) -> None:
     held = Lease(services.settings.home).acquire("training", "somewhere")
     with pytest.raises(DeviceBusy, match="held by training somewhere"):
-        list(services.engine().answer(ask(run), threading.Event()))
+        list(services.engine().answer(ask(run), Halt()))
     held.release()
-    assert list(services.engine().answer(ask(run), threading.Event()))
+    assert list(services.engine().answer(ask(run), Halt()))
 
 
 def test_out_of_memory_while_loading_frees_what_it_took(
@@ -95,10 +106,10 @@ def test_out_of_memory_while_loading_frees_what_it_took(
     with monkeypatch.context() as patch:
         patch.setattr("qlora_demo.ml.variants.load_merged", no_room)
         with pytest.raises(OutOfMemory, match="no room to load base, adapter, merged; choose fewer columns"):
-            list(engine.answer(ask(run), threading.Event()))
+            list(engine.answer(ask(run), Halt()))
         assert engine.resident() == ()
         assert services.lease.holder() == ""
-    assert list(engine.answer(ask(run), threading.Event()))
+    assert list(engine.answer(ask(run), Halt()))
 
 
 def test_out_of_memory_in_one_column_leaves_the_others_talking(
@@ -110,31 +121,144 @@ def test_out_of_memory_in_one_column_leaves_the_others_talking(
             raise torch.OutOfMemoryError("injected")
         yield from stream(model, tokenizer, conversation, settings, activate)
 
-    monkeypatch.setattr("qlora_demo.ml.engine.stream", failing)
-    *_, answers = services.engine().answer(ask(run), threading.Event())
-    assert {answer.variant for answer in answers if answer.error} == {"adapter"}
+    monkeypatch.setattr("qlora_demo.ml.turns.stream", failing)
+    *_, answers = services.engine().answer(ask(run), Halt())
+    assert {answer.column for answer in answers if answer.error} == {"adapter"}
     assert all(answer.finish for answer in answers if not answer.error)
 
 
-def test_evaluate_scores_every_variant_on_every_split(services: Services, run: Run) -> None:
-    result = services.engine().evaluate(run.id, ["base", "adapter"], 2, lambda _: None)
-    assert list(result["splits"]) == ["test", "hard"]
-    assert result["variants"] == result["splits"]["test"]
-    for figures in result["variants"].values():
+def test_evaluate_scores_every_column_on_every_split(services: Services, run: Run) -> None:
+    columns = parse_all(["base", "adapter"], run.id)
+    *_, last = services.engine().evaluate(run.id, columns, 2, Halt())
+    assert last.progress.fraction == 1
+    assert list(last.result["splits"]) == ["test", "hard"]
+    assert last.result["variants"] == last.result["splits"]["test"]
+    for figures in last.result["variants"].values():
         assert figures["rows"] == 2
         assert {"loss", "perplexity", "token_accuracy", "exact_match", "valid_json", "fields"} <= set(figures)
+    [first, _] = last.result["rows"]["hard"]
+    assert (first["prompt"], first["reference"]) == ("q", '{"n": 1}')
+    assert set(first["answers"]) == {"base", "adapter"}
 
 
-def test_merge_saves_a_model_that_loads_plainly(services: Services, run: Run, tmp_path: Path) -> None:
-    from transformers import AutoModelForCausalLM
+def test_a_stopped_evaluation_keeps_what_it_has(services: Services, run: Run) -> None:
+    halt = Halt()
+    result: dict[str, Any] = {}
+    for step in services.engine().evaluate(run.id, parse_all(["base", "adapter"], run.id), None, halt):
+        result = step.result or result
+        if step.result:
+            halt.set()
+    assert list(result["splits"]) == ["test"]
+    assert list(result["splits"]["test"]) == ["base"]
 
-    result = services.engine().merge(run.id, None, tmp_path / "merged", lambda _: None)
-    assert result["onto"] == "dequantized"
-    assert result["fidelity"]["kl_mean"] < 0.01
-    loaded = AutoModelForCausalLM.from_pretrained(result["path"])
+
+def test_fidelity_measures_both_merges_against_the_adapter(services: Services, run: Run) -> None:
+    *_, last = services.engine().fidelity(run.id, 3, Halt())
+    near, far = (last.result["merges"][f"merged:{onto}"] for onto in ("dequantized", "original"))
+    assert near["kl_mean"] < far["kl_mean"] / 3
+    assert near["rows"] == 3
+    assert {"kl_worst", "top1_agreement", "loss_change", "exact_match_change", "identical_answers"} <= set(far)
+    assert last.result["sentence"].startswith("Ship the merge onto the dequantized base")
+
+
+def test_merge_saves_a_verified_model_that_loads_plainly(services: Services, run: Run, tmp_path: Path) -> None:
+    *_, last = services.engine().export(merging(run, tmp_path), Halt())
+    assert (last.result["onto"], last.result["verified"]) == ("dequantized", True)
+    assert last.result["fidelity"]["kl_mean"] < 0.01
+    loaded = AutoModelForCausalLM.from_pretrained(last.result["path"])
     assert loaded.dtype == torch.bfloat16
     with pytest.raises(RequestError, match="exists already"):
-        services.engine().merge(run.id, None, tmp_path / "merged", lambda _: None)
+        list(services.engine().export(merging(run, tmp_path), Halt()))
+
+
+def test_a_4_bit_merge_is_saved_in_4_bit_and_goes_onto_the_original_base(
+    services: Services, run: Run, tmp_path: Path
+) -> None:
+    *_, last = services.engine().export(merging(run, tmp_path, "merged-4bit"), Halt())
+    assert (last.result["onto"], last.result["verified"]) == ("original", True)
+    reloaded = AutoModelForCausalLM.from_pretrained(last.result["path"])
+    assert precision_of(reloaded) == "nf4"
+    assert not (tmp_path / "merged" / "bf16").exists()
+
+
+def test_an_exported_adapter_loads_and_brings_its_card(services: Services, run: Run, tmp_path: Path) -> None:
+    *_, last = services.engine().export(merging(run, tmp_path, "adapter"), Halt())
+    folder = Path(last.result["path"])
+    assert read_adapter_config(folder).r == 4
+    assert run.id in (folder / "README.md").read_text("utf-8")
+
+
+def test_a_merge_that_reloads_differently_leaves_nothing(
+    services: Services, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = LlamaForCausalLM.save_pretrained
+
+    def damaged(model: Any, folder: Path) -> None:
+        model.lm_head.weight.data[5] += 1
+        whole(model, folder)
+
+    monkeypatch.setattr(LlamaForCausalLM, "save_pretrained", damaged)
+    with pytest.raises(WrongModel, match="gives other logits"):
+        list(services.engine().export(merging(run, tmp_path), Halt()))
+    assert list(tmp_path.glob("*merged*")) == []
+
+
+def test_a_stopped_merge_leaves_nothing(services: Services, run: Run, tmp_path: Path) -> None:
+    halt = Halt()
+    for step in services.engine().export(merging(run, tmp_path), halt):
+        if step.progress.text.startswith("reloading"):
+            halt.set()
+    assert list(tmp_path.glob("*merged*")) == []
+
+
+def test_one_column_is_stopped_and_the_others_go_on(services: Services, run: Run) -> None:
+    halt = Halt()
+    halt.set("adapter")
+    *_, answers = services.engine().answer(ask(run), halt)
+    assert {answer.column: answer.finish == "stopped" for answer in answers} == {
+        "base": False,
+        "adapter": True,
+        "merged": False,
+    }
+
+
+def test_one_after_the_other_says_the_same_in_another_order(
+    services: Services, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+
+    def watched(answer: Any, column: Any) -> Any:
+        order.append(answer.column)
+        return turn(answer, column)
+
+    *_, in_turn = services.engine().answer(ask(run), Halt())
+    monkeypatch.setattr("qlora_demo.ml.turns.turn", watched)
+    *_, after = services.engine().answer(replace(ask(run), order="one after the other"), Halt())
+    assert [answer.text for answer in after] == [answer.text for answer in in_turn]
+    assert [name for name, _ in itertools.groupby(order)] == list(NAMES)
+
+
+def test_an_answer_holds_the_time_of_each_of_its_passes(services: Services, run: Run) -> None:
+    *_, answers = services.engine().answer(ask(run), Halt())
+    for answer in answers:
+        timing = answer.timing
+        assert len(timing.passes) == timing.new_tokens - 1 == len(answer.token_ids) - 1
+        assert sum(timing.passes) == pytest.approx(timing.decode_seconds)
+        assert answer.bandwidth > 0 and answer.bandwidth_share is not None
+
+
+def test_first_use_costs_stand_apart(services: Services, run: Run) -> None:
+    list(services.engine().load(parse_all(NAMES, run.id), Halt()))
+    assert all(one.load_seconds > 0 and one.warm_up_seconds > 0 for one in services.engine().resident())
+
+
+def test_sampling_with_one_seed_draws_the_same_from_the_same_logits(services: Services, tiny_model: Path) -> None:
+    run = finished_run(services, tiny_model, "lora", scale=0.0)
+    drawn = ask(run, settings=GenerationSettings(max_new_tokens=12, temperature=1.5, seed=7))
+    *_, answers = services.engine().answer(drawn, Halt())
+    assert len({answer.token_ids for answer in answers}) == 1
+    *_, other = services.engine().answer(replace(drawn, settings=drawn.settings.changed(seed=8)), Halt())
+    assert other[0].token_ids != answers[0].token_ids
 
 
 def test_the_worker_hands_errors_to_the_thread_that_asked() -> None:
@@ -149,26 +273,26 @@ def test_the_worker_hands_errors_to_the_thread_that_asked() -> None:
 
 
 def test_loading_can_be_stopped_between_two_models(services: Services, run: Run) -> None:
-    stop = threading.Event()
-    steps = services.engine().load(run.id, NAMES, stop)
-    assert next(steps).text == "loading 4-bit + adapter"
+    stop = Halt()
+    steps = services.engine().load(parse_all(NAMES, run.id), stop)
+    assert next(steps).text == "loading Merged"
     stop.set()
-    assert [step.text for step in steps] in ([], ["loading Base"])
-    assert len(services.engine().resident()) < 3
-    list(services.engine().load(run.id, NAMES, threading.Event()))
+    assert [step.text for step in steps] in ([], ["loading 4-bit + adapter"])
+    assert services.engine().resident() == ()
+    list(services.engine().load(parse_all(NAMES, run.id), Halt()))
     assert len(services.engine().resident()) == 3
 
 
 def test_the_worker_waits_until_an_item_is_dealt_with(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qlora_demo.ml.engine._PATIENCE_SECONDS", 10)
+    monkeypatch.setattr("qlora_demo.ml.worker._PATIENCE_SECONDS", 10)
     events: list[str] = []
 
-    def make() -> Iterator[int]:
+    def make() -> Generator[int]:
         for number in range(3):
             events.append(f"make {number}")
             yield number
 
-    for item in Worker().iterate(make, threading.Event()):
+    for item in Worker().iterate(make, Halt()):
         time.sleep(0.02)
         events.append(f"use {item}")
     assert events == [f"{what} {number}" for number in range(3) for what in ("make", "use")]
@@ -178,11 +302,11 @@ def test_every_column_has_each_place_in_the_turn(services: Services, run: Run, m
     order: list[str] = []
 
     def watched(answer: Any, column: Any) -> Any:
-        order.append(answer.variant)
-        return _turn(answer, column)
+        order.append(answer.column)
+        return turn(answer, column)
 
-    monkeypatch.setattr("qlora_demo.ml.engine._turn", watched)
-    list(services.engine().answer(ask(run, settings=GenerationSettings(max_new_tokens=3)), threading.Event()))
+    monkeypatch.setattr("qlora_demo.ml.turns.turn", watched)
+    list(services.engine().answer(ask(run, settings=GenerationSettings(max_new_tokens=3)), Halt()))
     rounds = [order[at : at + 3] for at in range(0, 9, 3)]
     assert [first for first, *_ in rounds] == list(NAMES)
     assert all(sorted(one) == sorted(NAMES) for one in rounds)

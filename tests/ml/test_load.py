@@ -14,6 +14,7 @@ from bitsandbytes.functional import has_avx512bf16
 from qlora_demo.errors import AdapterError, ModelError
 from qlora_demo.ml import load
 from qlora_demo.settings import Settings
+from qlora_demo.sources import resolve
 from tests.tiny import save_adapter
 
 
@@ -81,7 +82,7 @@ def test_a_4_bit_model_takes_less_memory_and_every_constant_is_counted(tiny_mode
 )
 def test_a_model_that_cannot_be_is_refused_by_name(home: Path, name: str, message: str) -> None:
     with pytest.raises(ModelError, match=message):
-        load.resolve(Settings(home), name)
+        resolve(Settings(home), name)
 
 
 def test_a_folder_with_pickled_weights_only_is_refused(home: Path, tiny_model: Path, tmp_path: Path) -> None:
@@ -89,11 +90,11 @@ def test_a_folder_with_pickled_weights_only_is_refused(home: Path, tiny_model: P
     shutil.copytree(tiny_model, folder)
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(ModelError, match=r"holds no \.safetensors file, and nothing else is read"):
-        load.resolve(Settings(home), str(folder))
+        resolve(Settings(home), str(folder))
 
 
 def test_a_hub_id_without_a_hub_says_what_was_tried(home: Path) -> None:
-    source = load.resolve(Settings(home), "nobody/nothing")
+    source = resolve(Settings(home), "nobody/nothing")
     with pytest.raises(ModelError, match=r"no bundled model and no folder, and the hub's cache did not give it"):
         load.load_16bit(source)
 
@@ -143,3 +144,22 @@ def test_a_base_without_a_chat_template_gets_a_plain_one(tiny_model: Path, tmp_p
         [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], tokenize=False
     )
     assert text == "### User:\na\n\n### Assistant:\nb<|im_end|>\n\n"
+
+
+def test_the_dequantized_base_keeps_its_rotary_frequencies_in_fp32(tiny_model: Path) -> None:
+    ours, theirs = (dict(made(str(tiny_model)).named_buffers()) for made in (load.load_dequantized, load.load_16bit))
+    assert ours.keys() == theirs.keys()
+    assert all(ours[name].dtype == torch.float32 and torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_attaching_an_adapter_leaves_a_repacked_base_as_it_was(tiny_model: Path, tmp_path: Path) -> None:
+    adapter = save_adapter(tiny_model, tmp_path / "adapter")
+    fresh = load.load_adapter(load.load_nf4(str(tiny_model), "inference"), adapter)
+    base = load.load_nf4(str(tiny_model), "inference")
+    ids = torch.arange(3, 12)[None]
+    with torch.inference_mode():
+        before = base(input_ids=ids).logits
+        attached = load.load_adapter(base, adapter)
+        assert torch.equal(attached(input_ids=ids).logits, fresh(input_ids=ids).logits)
+        with attached.disable_adapter():
+            assert torch.equal(attached(input_ids=ids).logits, before)

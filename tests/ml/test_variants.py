@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,16 +11,20 @@ from typing import Any
 import pytest
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
+from transformers import LlamaForCausalLM
 
+from qlora_demo.columns import parse_all
 from qlora_demo.config import TrainConfig
-from qlora_demo.errors import ConfigError, RequestError, RunError, WrongModel
-from qlora_demo.memory import ModelShape
-from qlora_demo.ml import load, merge, variants
-from qlora_demo.ml.evaluate import fidelity, reference_targets
-from qlora_demo.ml.variants import Loaded, Variants, base_fits, prove
+from qlora_demo.errors import NoRoom, RequestError, RunError, WrongModel
+from qlora_demo.ml import load, merge
+from qlora_demo.ml.evaluate import divergences, fidelity_figures, reference_targets
+from qlora_demo.ml.variants import Loaded, Variants, prove
+from qlora_demo.ml.weights import Weights
+from qlora_demo.placement import Device
 from qlora_demo.records import MergeBase, RunState
-from qlora_demo.runs import Run, write_state
+from qlora_demo.runs import Run, write_atomically, write_state
 from qlora_demo.services import Services
+from qlora_demo.sources import Origin, find_adapter, weights_digest
 from tests.tiny import save_adapter
 
 ROWS = [[{"role": "user", "content": f"say {n}"}, {"role": "assistant", "content": f"done {n}"}] for n in range(5)]
@@ -32,9 +38,27 @@ def run(services: Services, tiny_model: Path) -> Run:
 
 def loaded(held: Variants, run: Run, names: list[str]) -> list[Loaded]:
     """Load to the end; the named ones."""
-    for _ in held.load(run, names):
+    for _ in held.load(parse_all(names, run.id)):
         pass
     return [held.loaded[name] for name in names]
+
+
+def variants_of(services: Services) -> Variants:
+    return Variants(services.settings, services.runs)
+
+
+def origin_of(services: Services, run: Run) -> Origin:
+    return find_adapter(services.settings, services.runs, run.id)
+
+
+def make_tight(held: Variants, run: Run, names: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device that has just room for the columns when they share what they can."""
+    columns = parse_all(names, run.id)
+    for free in range(0, 1 << 30, 1 << 14):
+        device = Device("cpu", free, free)
+        monkeypatch.setattr("qlora_demo.ml.variants.device_now", lambda device=device: device)
+        if held.plan(columns).fits:
+            return
 
 
 def finished_run(services: Services, model: Path, method: Any, scale: float = 0.1) -> Run:
@@ -45,8 +69,8 @@ def finished_run(services: Services, model: Path, method: Any, scale: float = 0.
 
 
 def test_three_columns_are_what_they_say(services: Services, run: Run) -> None:
-    three = loaded(Variants(services.settings), run, ["base", "adapter", "merged"])
-    proofs = {one.resident.variant: prove(one) for one in three}
+    three = loaded(variants_of(services), run, ["base", "adapter", "merged"])
+    proofs = {one.resident.column.name: prove(one) for one in three}
     assert {name: (proof.precision, proof.adapter) for name, proof in proofs.items()} == {
         "base": ("bf16", "none"),
         "adapter": ("nf4", "on"),
@@ -57,8 +81,9 @@ def test_three_columns_are_what_they_say(services: Services, run: Run) -> None:
 def test_a_base_that_does_not_fit_shares_the_adapter_columns_weights(
     services: Services, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(variants, "free_bytes", lambda: 0)
-    base, adapter = loaded(Variants(services.settings), run, ["base", "adapter"])
+    held = variants_of(services)
+    make_tight(held, run, ["base", "adapter"], monkeypatch)
+    base, adapter = loaded(held, run, ["base", "adapter"])
     assert base.model is adapter.model
     assert base.resident.shares == "adapter"
     assert (prove(base).precision, prove(base).adapter) == ("nf4", "off")
@@ -67,70 +92,154 @@ def test_a_base_that_does_not_fit_shares_the_adapter_columns_weights(
 
 def test_a_16_bit_run_shares_its_base(services: Services, tiny_model: Path) -> None:
     run = finished_run(services, tiny_model, "lora")
-    base, adapter = loaded(Variants(services.settings), run, ["base", "adapter"])
+    base, adapter = loaded(variants_of(services), run, ["base", "adapter"])
     assert base.model is adapter.model
     assert (base.resident.precision, adapter.resident.title) == ("bf16", "bf16 + adapter")
 
 
 def test_an_adapter_left_on_in_the_base_column_is_caught(services: Services, run: Run) -> None:
-    held = Variants(services.settings)
+    held = variants_of(services)
     [adapter] = loaded(held, run, ["adapter"])
-    pretender = replace(adapter, resident=replace(adapter.resident, variant="base", adapter="off"))
+    pretender = replace(
+        adapter, resident=replace(adapter.resident, column=parse_all(["base"], run.id)[0], adapter="off")
+    )
     with pytest.raises(WrongModel, match="base: expected nf4 weights with adapter off, found nf4 with adapter on"):
         prove(pretender)
 
 
 def test_a_wrong_base_in_the_merged_column_is_caught(services: Services, run: Run) -> None:
-    [adapter] = loaded(Variants(services.settings), run, ["adapter"])
+    [adapter] = loaded(variants_of(services), run, ["adapter"])
     pretender = replace(
-        adapter, resident=replace(adapter.resident, variant="merged", adapter="merged", precision="bf16")
+        adapter,
+        resident=replace(adapter.resident, column=parse_all(["merged"], run.id)[0], adapter="merged", precision="bf16"),
     )
     with pytest.raises(WrongModel, match="merged: expected bf16"):
         prove(pretender)
 
 
 def test_an_adapter_on_in_some_layers_only_is_caught(services: Services, run: Run) -> None:
-    [adapter] = loaded(Variants(services.settings), run, ["adapter"])
+    [adapter] = loaded(variants_of(services), run, ["adapter"])
     next(m for m in adapter.model.modules() if isinstance(m, BaseTunerLayer)).enable_adapters(False)
     with pytest.raises(WrongModel, match="on in some layers and off in others"):
-        prove(adapter)
+        adapter.weights.adapter_use(run.id)
 
 
-def test_another_run_replaces_the_one_in_memory(services: Services, run: Run, tiny_model: Path) -> None:
-    held = Variants(services.settings)
-    loaded(held, run, ["base", "adapter"])
-    other = finished_run(services, tiny_model, "lora")
-    loaded(held, other, ["adapter"])
-    assert held.run is not None and held.run.id == other.id
-    assert set(held.loaded) == {"adapter"}
+def test_two_runs_side_by_side_share_one_base_and_answer_with_their_own_adapters(
+    services: Services, run: Run, tiny_model: Path
+) -> None:
+    other = finished_run(services, tiny_model, "qlora", scale=0.3)
+    names = ["adapter", f"adapter@{other.id}"]
+    mine, theirs = loaded(variants_of(services), run, names)
+    assert mine.model is theirs.model
+    assert theirs.resident.shares == "adapter"
+    apart = [logits(one) for one in (mine, theirs, mine)]
+    assert torch.equal(apart[0], apart[2])
+    assert not torch.equal(apart[0], apart[1])
+    [alone] = loaded(variants_of(services), other, ["adapter"])
+    assert torch.equal(logits(alone), apart[1])
+    with theirs.activate(), pytest.raises(WrongModel, match=f"another one than {run.id} is on"):
+        mine.weights.adapter_use(run.id)
 
 
-def test_unknown_columns_and_unfinished_runs_are_refused(services: Services, run: Run) -> None:
-    held = Variants(services.settings)
-    with pytest.raises(ConfigError, match="variants: nonsense is not known; choose from base, adapter, merged"):
-        loaded(held, run, ["nonsense"])
+def test_bytes_of_a_column_leave_other_adapters_out(services: Services, run: Run, tiny_model: Path) -> None:
+    held = variants_of(services)
+    [alone] = loaded(held, run, ["adapter"])
+    other = finished_run(services, tiny_model, "qlora")
+    first, _ = loaded(held, run, ["adapter", f"adapter@{other.id}"])
+    assert first.resident.model_bytes == alone.resident.model_bytes
+    assert first.weights.bytes_with("") < first.resident.model_bytes
+
+
+def test_an_adapter_from_a_folder_is_a_column(services: Services, run: Run, tiny_model: Path, tmp_path: Path) -> None:
+    folder = save_adapter(tiny_model, tmp_path / "elsewhere", scale=0.3)
+    mine, theirs = loaded(variants_of(services), run, ["adapter", f"adapter@{folder}"])
+    assert not torch.equal(logits(mine), logits(theirs))
+
+
+def test_another_run_uses_the_base_that_is_there(services: Services, run: Run, tiny_model: Path) -> None:
+    held = variants_of(services)
+    [first] = loaded(held, run, ["adapter"])
+    other = finished_run(services, tiny_model, "qlora")
+    [second] = loaded(held, other, ["adapter"])
+    assert second.weights is first.weights
+
+
+def test_the_least_recently_used_weights_make_room(
+    services: Services, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = variants_of(services)
+    loaded(held, run, ["merged:original"])
+    loaded(held, run, ["merged"])
+    columns = parse_all(["adapter"], run.id)
+    placement = held.plan(columns)
+    missing = placement.needed_bytes - sum(size for _, size in placement.resident)
+    monkeypatch.setattr("qlora_demo.ml.variants.device_now", lambda: Device("cpu", missing - 1, 1 << 30))
+    loaded(held, run, ["adapter"])
+    assert [(unit.kind, unit.onto) for unit in held.held] == [("merged", "dequantized"), ("nf4", None)]
+
+
+def test_what_cannot_fit_is_refused_before_anything_is_loaded_or_freed(
+    services: Services, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = variants_of(services)
+    make_tight(held, run, ["base", "adapter"], monkeypatch)
+    with pytest.raises(NoRoom, match=r"base, adapter, merged need .* do not fit .* choose"):
+        loaded(held, run, ["base", "adapter", "merged"])
+    assert held.held == {}
+
+
+def test_the_merged_model_quantized_again_is_what_a_reload_in_4_bit_gives(
+    services: Services, run: Run, tmp_path: Path
+) -> None:
+    [again] = loaded(variants_of(services), run, ["merged-4bit:dequantized"])
+    assert (prove(again).precision, prove(again).adapter) == ("nf4", "merged")
+    merge.load_merged(origin_of(services, run), "dequantized").save_pretrained(tmp_path / "merged")
+    reloaded = load.load_nf4(str(tmp_path / "merged"), "inference")
+    assert torch.equal(logits(again), logits(replace(again, weights=Weights(reloaded, "", 0.0))))
+
+
+def test_another_base_under_the_adapter_is_caught(services: Services, tiny_model: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model, model)
+    run = finished_run(services, model, "qlora")
+    write_atomically(run.path / "versions.json", json.dumps({"base_weights": weights_digest(str(model))}))
+    [adapter] = loaded(variants_of(services), run, ["adapter"])
+    assert prove(adapter).adapter == "on"
+    wrong = LlamaForCausalLM.from_pretrained(model, dtype=torch.bfloat16)
+    torch.nn.init.normal_(wrong.model.layers[1].mlp.up_proj.weight)
+    wrong.save_pretrained(model)
+    for name in ("base", "adapter", "merged"):
+        with pytest.raises(WrongModel, match=f"{name}: the files of .* are not those that .* was trained on"):
+            loaded(variants_of(services), run, [name])
+
+
+def test_unfinished_runs_are_refused(services: Services) -> None:
     unfinished = services.runs.create(TrainConfig())
     with pytest.raises(RunError, match="created, it has no adapter"):
-        loaded(held, unfinished, ["base"])
+        loaded(variants_of(services), unfinished, ["base"])
+
+
+def logits(one: Loaded) -> torch.Tensor:
+    ids = torch.arange(3, 12)[None]
+    with torch.inference_mode(), one.activate():
+        return torch.Tensor(one.model(input_ids=ids).logits)
 
 
 def test_a_zero_adapter_makes_adapter_equal_base_exactly(
     services: Services, tiny_model: Path, monkeypatch: Any
 ) -> None:
     run = finished_run(services, tiny_model, "qlora", scale=0.0)
-    monkeypatch.setattr(variants, "free_bytes", lambda: 0)
-    held = Variants(services.settings)
+    held = variants_of(services)
+    make_tight(held, run, ["base", "adapter"], monkeypatch)
     base, adapter = loaded(held, run, ["base", "adapter"])
-    ours, theirs = (list(reference_targets(one, held.tokenizer, ROWS)) for one in (base, adapter))
+    ours, theirs = (list(reference_targets(one, ROWS)) for one in (base, adapter))
     assert all(torch.equal(a.log_probs, b.log_probs) for a, b in zip(ours, theirs, strict=True))
-    assert fidelity(adapter, base, held.tokenizer, ROWS)["kl_worst"] == 0
+    assert fidelity_figures(list(divergences(adapter, base, ROWS)))["kl_worst"] == 0
 
 
-def test_the_merge_holds_base_plus_update_in_every_layer(tiny_model: Path, tmp_path: Path) -> None:
-    adapter = save_adapter(tiny_model, tmp_path / "adapter")
-    config = TrainConfig(model=str(tiny_model), method="qlora")
-    merged = merge.load_merged(str(tiny_model), adapter, config, "dequantized")
-    reference = load.load_adapter(load.load_dequantized(str(tiny_model)), adapter)
+def test_the_merge_holds_base_plus_update_in_every_layer(services: Services, run: Run, tiny_model: Path) -> None:
+    merged = merge.load_merged(origin_of(services, run), "dequantized")
+    reference = load.load_adapter(load.load_dequantized(str(tiny_model)), run.adapter)
     for name, layer in reference.get_base_model().named_modules():
         if hasattr(layer, "get_delta_weight"):
             expected = layer.get_base_layer().weight + layer.get_delta_weight("default")
@@ -138,34 +247,25 @@ def test_the_merge_holds_base_plus_update_in_every_layer(tiny_model: Path, tmp_p
 
 
 def test_the_merge_onto_the_dequantized_base_is_nearer_to_the_adapter_model(services: Services, run: Run) -> None:
-    held = Variants(services.settings)
-    [adapter] = loaded(held, run, ["adapter"])
+    [adapter] = loaded(variants_of(services), run, ["adapter"])
     distance = {}
     bases: tuple[MergeBase, ...] = ("original", "dequantized")
     for onto in bases:
-        model = merge.load_merged(held.source, run.adapter, run.config, onto)
-        merged = replace(adapter, model=model)
-        distance[onto] = fidelity(merged, adapter, held.tokenizer, ROWS)["kl_mean"]
+        model = merge.load_merged(origin_of(services, run), onto)
+        merged = replace(adapter, weights=Weights(model, "", 0.0), adapter="")
+        distance[onto] = fidelity_figures(list(divergences(merged, adapter, ROWS)))["kl_mean"]
     assert distance["dequantized"] < distance["original"] / 3
 
 
 def test_a_merge_that_does_not_hold_the_update_is_caught(
-    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    services: Services, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    adapter = save_adapter(tiny_model, tmp_path / "adapter")
     monkeypatch.setattr("peft.PeftModel.merge_and_unload", lambda self, **_: self.unload(), raising=False)
     with pytest.raises(WrongModel, match="does not hold base \\+ adapter"):
-        merge.load_merged(str(tiny_model), adapter, TrainConfig(method="lora"), "original")
+        merge.load_merged(origin_of(services, run), "original")
 
 
-def test_a_16_bit_run_is_not_merged_onto_a_dequantized_base(tiny_model: Path, tmp_path: Path) -> None:
-    adapter = save_adapter(tiny_model, tmp_path / "adapter")
+def test_a_16_bit_run_is_not_merged_onto_a_dequantized_base(services: Services, tiny_model: Path) -> None:
+    run = finished_run(services, tiny_model, "lora")
     with pytest.raises(RequestError, match="onto: dequantized is for adapters trained on a 4-bit base"):
-        merge.load_merged(str(tiny_model), adapter, TrainConfig(method="lora"), "dequantized")
-
-
-def test_whether_a_16_bit_base_fits_is_arithmetic() -> None:
-    llama = ModelShape(4096, 11008, 32, 32, 32, 128, 32000, tie_word_embeddings=False)
-    gib = 1 << 30
-    assert not base_fits(llama, 24 * gib)
-    assert base_fits(llama, 40 * gib)
+        merge.load_merged(origin_of(services, run), "dequantized")

@@ -1,0 +1,142 @@
+"""A finished folder to a repository of a model hub.
+
+The token is the caller's: it is read from nowhere else, kept nowhere, and stands in no message, log or error.  The
+libraries below put the whole request, headers and all, into their errors, so none of those is passed on or linked to.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Protocol
+
+from huggingface_hub import HfApi, constants
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+from .disk import folder_bytes
+from .errors import ConfigError, DemoError, WorkError
+from .records import Progress, Report
+from .units import memory
+
+SUFFIXES = frozenset({".safetensors", ".json", ".md", ".txt", ".model", ".jinja"})
+"""What is published; nothing among it can run code where it is loaded."""
+
+_TOKEN = re.compile(r"[!-~]+")
+_STATUS = re.compile(r"HTTP status (?:client|server) error \((\d{3})")
+"""How hf_xet, which sends the weights, tells in the text of a ConnectionError what it was answered."""
+_LONGEST = 300
+"""Characters kept of what a library or the hub says."""
+
+
+class Hub(Protocol):
+    """Where finished folders go."""
+
+    def push(self, folder: Path, repo_id: str, *, private: bool, token: str, report: Report) -> str:
+        """Upload every file of `folder`, making the repository where there is none; the commit's address.
+
+        Raises `ConfigError` where an argument is wrong, and `WorkError` where the push failed.
+        """
+        ...
+
+
+class HuggingFaceHub:
+    """The Hugging Face Hub, or another server that speaks its API at `endpoint`."""
+
+    def __init__(self, endpoint: str | None = None) -> None:
+        self.endpoint = endpoint or constants.ENDPOINT
+
+    def push(self, folder: Path, repo_id: str, *, private: bool, token: str, report: Report) -> str:
+        """See `Hub.push`.  A repository that exists keeps its visibility, so nothing private goes to a public one."""
+        _check_repo_id(repo_id)
+        _check_token(token)
+        _check_folder(folder)
+        try:
+            return _push(HfApi(self.endpoint, token), folder, repo_id, private, report)
+        except DemoError:
+            raise
+        except Exception as exc:  # noqa: BLE001 - any of them may hold the token: only a line about it goes on
+            failure = WorkError(f"{repo_id}: {_reason(exc, self.endpoint, token)}")
+        raise failure
+
+
+def is_repo_id(text: str) -> bool:
+    """Whether a hub would take this for a repository's name, with or without its owner's."""
+    try:
+        validate_repo_id(text)
+    except HFValidationError:
+        return False
+    return True
+
+
+def _check_repo_id(repo_id: str) -> None:
+    if not is_repo_id(repo_id):
+        remedy = "write name or owner/name with letters, digits, single - and ., and _ (at most 96 characters each)"
+        raise ConfigError("repo_id", f"{repo_id!r} is no repository's name; {remedy}")
+
+
+def _check_token(token: str) -> None:
+    """A line end in a header is refused deep below, with the header in the message."""
+    if not _TOKEN.fullmatch(token):
+        what = "holds a space, a line end or a sign that no token has" if token else "is empty"
+        raise ConfigError("token", f"{what}; paste an access token that may write")
+
+
+def _check_folder(folder: Path) -> None:
+    if not folder.is_dir() or not any(folder.iterdir()):
+        raise ConfigError("folder", f"{folder} is no folder with files; name one that was exported")
+    for entry in sorted(folder.iterdir()):
+        if entry.is_symlink():
+            raise ConfigError("folder", f"{entry} is a symlink; put the file itself there, or remove it")
+        if not entry.is_file() or entry.suffix not in SUFFIXES:
+            allowed = " ".join(sorted(SUFFIXES))
+            raise ConfigError("folder", f"{entry} is not published, only files of {allowed} are; remove it")
+
+
+def _push(api: HfApi, folder: Path, repo_id: str, private: bool, report: Report) -> str:
+    report(Progress(f"opening the repository {repo_id}"))
+    repo = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    if private and not api.repo_info(repo).private:
+        raise ConfigError("private", f"{repo} exists already and is public; make it private on the hub or name another")
+    report(Progress(f"uploading {memory(folder_bytes(folder))} to {repo}"))
+    address = api.upload_folder(repo_id=repo, folder_path=folder).commit_url
+    report(Progress(f"uploaded to {repo}", 1.0))
+    return address
+
+
+def _reason(exc: Exception, endpoint: str, token: str) -> str:
+    """One line that says what failed and what to do."""
+    root = _root(exc)
+    if isinstance(root, HfHubHTTPError):
+        status = root.response.status_code
+        return _refusal(status, _line(f"HTTP {status} {root.server_message or ''}", token))
+    said = _line(root, token)
+    if hidden := _STATUS.search(said):
+        return _refusal(int(hidden[1]), said)
+    if isinstance(root, OfflineModeIsEnabled):
+        return "HF_HUB_OFFLINE is set and nothing may leave; unset it and push again"
+    if isinstance(root, OSError) and root.filename is not None:
+        return f"{root.filename} cannot be read ({root.strerror}); see that it is there and readable"
+    return (
+        f"{endpoint} could not be reached or does not answer as a model hub ({type(root).__name__}: {said}); "
+        "check the network and the address, then push again"
+    )
+
+
+def _refusal(status: int, said: str) -> str:
+    if status in (401, 403):
+        return f"the token may not write there ({said}); use one with write access to it"
+    if status >= 500:
+        return f"the hub failed ({said}); push again in a while"
+    return f"the hub refused ({said}); mend that and push again"
+
+
+def _root(exc: BaseException) -> BaseException:
+    """What it began with: a library that uploads in threads hides the hub's answer behind an error of its own."""
+    while exc.__cause__ is not None and not isinstance(exc, HfHubHTTPError):
+        exc = exc.__cause__
+    return exc
+
+
+def _line(text: object, token: str) -> str:
+    return " ".join(str(text).replace(token, "(token)").split())[:_LONGEST]

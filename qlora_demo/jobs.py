@@ -1,0 +1,102 @@
+"""Work that goes on when the tab that started it is closed: evaluation, fidelity, prompt sets, merges, exports.
+
+What it found so far is kept in the run's folder as ``results/KIND.json``, also when it is stopped or fails.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from .errors import DemoError, DeviceBusy, RunError
+from .halt import Halt
+from .records import Progress, Step
+from .runs import Run, RunStore, write_atomically
+
+Work = Callable[[Halt], Iterator[Step]]
+_SAVE_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """One piece of work; ``error`` is what ended it, where that was not its end or a stop."""
+
+    kind: str
+    run: str
+    progress: Progress
+    going: bool = True
+    error: str = ""
+
+
+class Jobs:
+    """One job at a time; the last one stays to be looked at."""
+
+    def __init__(self, runs: RunStore) -> None:
+        self._runs = runs
+        self._lock = threading.Lock()
+        self._halt = Halt()
+        self.last: Job | None = None
+
+    def start(self, kind: str, run: str, work: Work) -> None:
+        """Begin in the background; refused while another job is at work, or where there is no such run."""
+        found = self._runs.get(run)
+        with self._lock:
+            if self.last is not None and self.last.going:
+                raise DeviceBusy(f"{kind}: {self.last.kind} of {self.last.run} is at work; wait for it or stop it")
+            self._halt = Halt()
+            self.last = Job(kind, run, Progress("starting", 0.0))
+        threading.Thread(target=self._do, args=(found, work, self._halt), daemon=True).start()
+
+    def stop(self) -> None:
+        """Ask for the end after the step it is in."""
+        self._halt.set()
+
+    def _do(self, run: Run, work: Work, halt: Halt) -> None:
+        result: dict[str, Any] = {}
+        error, saved = "", 0.0
+        try:
+            for step in work(halt):
+                result = step.result or result
+                self._note(progress=step.progress)
+                if step.result and time.monotonic() - saved > _SAVE_SECONDS:
+                    self._keep(run, result, complete=False)
+                    saved = time.monotonic()
+            if result:
+                self._keep(run, result, complete=not halt.is_set())
+        except DemoError as exc:
+            error = str(exc)
+        except Exception as exc:  # noqa: BLE001 - shown to the person; the thread has nobody else to tell
+            error = f"{type(exc).__name__}: {exc}"
+        finally:
+            self._note(going=False, error=error)
+
+    def _keep(self, run: Run, result: dict[str, Any], *, complete: bool) -> None:
+        assert self.last is not None
+        save_result(run, self.last.kind, result | {"complete": complete, "time": time.time()})
+
+    def _note(self, **changes: Any) -> None:
+        assert self.last is not None
+        self.last = replace(self.last, **changes)
+
+
+def save_result(run: Run, kind: str, result: dict[str, Any]) -> None:
+    """Replace a run's result of one kind."""
+    folder = run.path / "results"
+    try:
+        folder.mkdir(exist_ok=True)
+        write_atomically(folder / f"{kind}.json", json.dumps(result, ensure_ascii=False))
+    except OSError as exc:
+        raise RunError(f"{folder}: cannot be written ({exc.strerror}); free disk space and try again") from exc
+
+
+def read_result(run: Run, kind: str) -> dict[str, Any] | None:
+    """A run's result of one kind; None where there is none that can be read."""
+    try:
+        found = json.loads((run.path / "results" / f"{kind}.json").read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None

@@ -1,0 +1,102 @@
+"""Before and after on held-out rows, and whether a merged model is still the model that was trained.
+
+Each is an iterator of steps with the result so far, so that it can be shown while it grows, and stopped and kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from typing import Any, get_args
+
+from ..columns import parse, title
+from ..records import Column, MergeBase, Progress, Step
+from ..verdicts import fidelity_sentence
+from .evaluate import Divergence, RowResult, Rows, divergences, evaluate, fidelity_figures, figures
+from .variants import Loaded
+
+Load = Callable[[Sequence[Column]], Iterator[Progress]]
+Splits = Mapping[str, Rows]
+
+
+def before_after(columns: Sequence[Column], splits: Splits, loaded: dict[str, Loaded]) -> Generator[Step]:
+    """Figures and rows of every column on every split; ``splits.{split}.{column}``, ``rows.{split}[].answers``."""
+    found: dict[str, dict[str, list[RowResult]]] = {split: {} for split in splits}
+    total = sum(map(len, splits.values())) * len(columns)
+    done = 0
+    for split, rows in splits.items():
+        for column in columns:
+            results = found[split].setdefault(column.name, [])
+            for batch in evaluate(loaded[column.name], rows):
+                results += batch
+                done += len(batch)
+                text = f"{split}: {title(column)}, {len(results)} of {len(rows)} rows"
+                yield Step(Progress(text, done / total), _document(found, splits))
+
+
+def merge_fidelity(run: str, rows: Rows, load: Load, loaded: Callable[[], dict[str, Loaded]]) -> Generator[Step]:
+    """The merges onto both bases, in 16 bit and quantized again, against the adapter model: distributions, loss, task
+    score, greedy answers; and a sentence that says which to ship.
+
+    One merged model is needed in memory at a time.
+    """
+    adapter = parse("adapter", run)
+    reference: list[RowResult] = []
+    merges: dict[str, dict[str, Any]] = {}
+    columns = [parse(f"{recipe}:{onto}", run) for recipe in ("merged", "merged-4bit") for onto in get_args(MergeBase)]
+    for at, merged in enumerate(columns):
+        yield from (Step(p) for p in load([adapter, merged]))
+        models = loaded()
+        if not reference:
+            yield Step(Progress("the adapter model's answers", at / len(columns)))
+            reference = [one for batch in evaluate(models[adapter.name], rows) for one in batch]
+        yield Step(Progress(f"{title(merged)}: answers", (at + 0.3) / len(columns)))
+        results = [one for batch in evaluate(models[merged.name], rows) for one in batch]
+        yield Step(Progress(f"{title(merged)}: distributions", (at + 0.7) / len(columns)))
+        found = list(divergences(models[merged.name], models[adapter.name], rows))
+        merges[merged.name] = _merge_figures(found, results, reference)
+        verdict = {"merges": dict(merges), "sentence": fidelity_sentence(merges)}
+        yield Step(Progress(f"{title(merged)}: measured", (at + 1) / len(columns)), verdict)
+
+
+def _merge_figures(
+    found: Sequence[Divergence], ours: Sequence[RowResult], theirs: Sequence[RowResult]
+) -> dict[str, Any]:
+    mine, reference = figures(ours), figures(theirs)
+    same = sum(one.answer == other.answer for one, other in zip(ours, theirs, strict=True))
+    return {
+        **fidelity_figures(found),
+        "loss_change": mine["loss"] - reference["loss"],
+        "exact_match": mine["exact_match"],
+        "exact_match_change": mine["exact_match"] - reference["exact_match"],
+        "identical_answers": same / len(ours),
+    }
+
+
+def _document(found: dict[str, dict[str, list[RowResult]]], splits: Splits) -> dict[str, Any]:
+    scores = {split: {name: figures(rows) for name, rows in columns.items()} for split, columns in found.items()}
+    return {
+        "variants": scores[next(iter(scores))],
+        "splits": {split: columns for split, columns in scores.items() if columns},
+        "rows": {split: _rows(columns, splits[split]) for split, columns in found.items() if columns},
+    }
+
+
+def _rows(columns: dict[str, list[RowResult]], rows: Rows) -> list[dict[str, Any]]:
+    done = max(map(len, columns.values()))
+    return [
+        {
+            "prompt": row[-2]["content"] if len(row) > 1 else "",
+            "reference": row[-1]["content"],
+            "answers": {name: _answer(results[at]) for name, results in columns.items() if at < len(results)},
+        }
+        for at, row in enumerate(rows[:done])
+    ]
+
+
+def _answer(result: RowResult) -> dict[str, Any]:
+    return {
+        "text": result.answer,
+        "exact_match": result.score.exact_match,
+        "rouge_l": result.score.rouge_l,
+        "loss": result.nll / result.tokens,
+    }

@@ -1,0 +1,74 @@
+"""Weights held once, and the adapters attached to them, which take turns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+
+from ..errors import WrongModel
+from ..records import AdapterUse
+from ..sources import Origin
+from .load import load_adapter, tensor_bytes, untied_table_bytes
+
+
+class Weights:
+    """A model in memory.  ``digest`` is that of the files its base was read from; seconds are what loading took."""
+
+    def __init__(self, model: Any, digest: str, load_seconds: float) -> None:
+        self.model = model
+        self.digest = digest
+        self.load_seconds = load_seconds
+        self.warm_up_seconds = 0.0
+        self._names: dict[str, str] = {}
+        self._layers: list[LoraLayer] = []
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """The origins whose adapters are attached."""
+        return tuple(self._names)
+
+    def attach(self, origin: Origin) -> None:
+        """Put one more adapter on the weights; it is read once."""
+        if origin.name not in self._names:
+            name = f"adapter{len(self._names)}"
+            self.model = load_adapter(self.model, origin.adapter, name)
+            self._names[origin.name] = name
+            self._layers = [layer for layer in self.model.modules() if isinstance(layer, LoraLayer)]
+
+    @contextmanager
+    def using(self, origin: str) -> Iterator[None]:
+        """One adapter on, or none for an empty name, until somebody asks for another."""
+        for layer in self._layers:
+            if layer.disable_adapters is bool(origin):
+                layer.enable_adapters(bool(origin))
+            if origin and layer.active_adapters != [self._names[origin]]:
+                layer.set_adapter([self._names[origin]], inference_mode=True)
+        yield
+
+    def adapter_use(self, origin: str) -> AdapterUse:
+        """What the layers say; raises `WrongModel` where they do not agree, or another adapter than the one is on."""
+        if not self._layers:
+            return "none"
+        disabled = {layer.disable_adapters for layer in self._layers}
+        active = {tuple(layer.active_adapters) for layer in self._layers}
+        if len(disabled) != 1 or any(layer.merged for layer in self._layers):
+            raise WrongModel("adapter: it is on in some layers and off in others; press Free memory and load it again")
+        if disabled == {True}:
+            return "off"
+        if active != {(self._names.get(origin),)}:
+            raise WrongModel(f"adapter: another one than {origin} is on; press Free memory and load it again")
+        return "on"
+
+    def bytes_with(self, origin: str) -> int:
+        """Bytes of the base and of one adapter (or none), whatever else is attached."""
+        name = self._names.get(origin)
+        return tensor_bytes(self.model, lambda full: "lora_" in full and f".{name}." not in full)
+
+    def read_bytes(self, origin: str) -> int:
+        """Bytes that each new token reads."""
+        inner = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        return self.bytes_with(origin) - untied_table_bytes(inner)

@@ -1,0 +1,74 @@
+"""One permanent thread for everything that touches the models: CUDA graphs are bound to a thread, and one thread
+cannot overlap two passes."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future
+from contextlib import closing
+from typing import TypeVar
+
+from ..halt import Halt
+
+T = TypeVar("T")
+_PATIENCE_SECONDS = 0.25
+
+
+class Worker:
+    """One thread that does everything it is asked, in order, for as long as the process lives."""
+
+    def __init__(self) -> None:
+        self._jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        threading.Thread(target=self._work, name="models", daemon=True).start()
+
+    def call(self, work: Callable[[], T]) -> T:
+        """Do it on the thread; return what it returns or raise what it raises."""
+        done: Future[T] = Future()
+        self._jobs.put(lambda: _settle(done, work))
+        return done.result()
+
+    def iterate(self, begin: Callable[[], Generator[T]], halt: Halt) -> Iterator[T]:
+        """Run an iterator on the thread and yield its items here; leaving early sets `halt`.
+
+        The thread waits, for a moment at most, until an item is dealt with: what is done with it would otherwise run
+        beside the next model pass and into its time.
+        """
+        items: queue.SimpleQueue[tuple[T, ...]] = queue.SimpleQueue()
+        taken = threading.Semaphore(0)
+        done: Future[None] = Future()
+
+        def pump() -> None:
+            with closing(begin()) as made:
+                for item in made:
+                    items.put((item,))
+                    taken.acquire(timeout=_PATIENCE_SECONDS)
+
+        def work() -> None:
+            _settle(done, pump)
+            items.put(())
+
+        self._jobs.put(work)
+        whole = False
+        try:
+            while item := items.get():
+                yield item[0]
+                taken.release()
+            whole = True
+        finally:
+            if not whole:
+                halt.set()
+                taken.release()
+        done.result()
+
+    def _work(self) -> None:
+        while True:
+            self._jobs.get()()
+
+
+def _settle(done: Future[T], work: Callable[[], T]) -> None:
+    try:
+        done.set_result(work())
+    except BaseException as exc:  # noqa: BLE001 - handed to the thread that asked, whatever it is
+        done.set_exception(exc)

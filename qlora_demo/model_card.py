@@ -1,0 +1,292 @@
+"""The README.md of an exported folder: what it is, how to load it, and the figures that were measured, with how.
+
+Front matter that names a base model or a data set by anything but a hub id is refused by the hub, so local folders and
+files stand in the text only.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from .hub import is_repo_id
+from .units import memory
+
+VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""What vLLM takes for --max-lora-rank, besides 1."""
+
+_DATA_FILES = {".jsonl", ".json", ".csv", ".parquet"}
+_METHODS = {"qlora": "QLoRA (on a 4-bit NF4 base)", "lora": "LoRA (on a 16-bit base)"}
+_SCORES = {
+    "rows": ("Rows", "d"),
+    "loss": ("Loss", ".4f"),
+    "perplexity": ("Perplexity", ".4g"),
+    "token_accuracy": ("Token accuracy", ".1%"),
+    "exact_match": ("Exact match", ".1%"),
+    "valid_json": ("Valid JSON", ".1%"),
+    "rouge_l": ("ROUGE-L", ".3f"),
+}
+_CLOSENESS = {
+    "rows": ("Rows", "d"),
+    "tokens": ("Tokens", "d"),
+    "kl_mean": ("Mean KL", ".2g"),
+    "kl_worst": ("Worst KL", ".2g"),
+    "top1_agreement": ("Same first choice", ".1%"),
+    "identical_answers": ("Identical answers", ".1%"),
+    "exact_match": ("Exact match", ".1%"),
+}
+_MEASURED = (
+    "Loss (nats), perplexity and token accuracy are over the tokens of the reference answers, each given the ones "
+    "before it; exact match, valid JSON and ROUGE-L are of greedy answers."
+)
+_COMPARED = (
+    "Each 16-bit merge against the base with the adapter on it, on the reference answers of held-out rows: KL "
+    "divergence of the next-token distributions in nats, over all tokens; how often both prefer the same token; "
+    "and, where given, how many greedy answers are the same."
+)
+_GENERATE = """\
+tokenizer = AutoTokenizer.from_pretrained(folder)
+messages = [{"role": "user", "content": "Hello!"}]
+inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+output = model.generate(**inputs.to(model.device), max_new_tokens=128)
+print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+"""
+
+Columns = Mapping[str, tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """What is known of an exported folder; what is missing or None is not printed.
+
+    ``model`` is the base as `from_pretrained` takes it; ``config`` holds the run's fields, at least ``r`` and
+    ``method``; ``summary`` the run's final figures; ``evaluation`` figures by split and variant under "splits";
+    ``fidelity`` figures by merge under "merges" and a "sentence"; ``onto`` is empty for an adapter.
+    """
+
+    run: str
+    model: str
+    dataset: str
+    config: dict[str, Any]
+    summary: dict[str, Any]
+    versions: dict[str, str]
+    evaluation: dict[str, Any] | None
+    fidelity: dict[str, Any] | None
+    precision: Literal["adapter", "bf16", "nf4"]
+    onto: Literal["original", "dequantized", ""]
+
+
+def adapter_card(facts: CardFacts) -> str:
+    """The card of a LoRA adapter."""
+    config = facts.config
+    what = (
+        f"A LoRA adapter of rank {config['r']} for {_code(facts.model)}, trained by {_METHODS[config['method']]} on "
+        f"{_code(facts.dataset)} (run {_code(facts.run)})."
+    )
+    if config["method"] == "qlora":
+        what += (
+            " It learned to correct the 4-bit base, which is what the Python lines below load; vLLM as started below "
+            "puts it on the 16-bit base, so answers may differ."
+        )
+    return _card(facts, "peft", f"# LoRA adapter for {_code(facts.model)}", what)
+
+
+def merged_card(facts: CardFacts) -> str:
+    """The card of a base model with the adapter merged into it."""
+    what = (
+        f"{_code(facts.model)} with a LoRA adapter of rank {facts.config['r']}, trained by "
+        f"{_METHODS[facts.config['method']]} on {_code(facts.dataset)} (run {_code(facts.run)}), merged in 16 bit onto "
+        f"{_onto(facts.onto)}"
+    )
+    after = ", then quantized to 4-bit NF4." if facts.precision == "nf4" else ", in bf16."
+    return _card(facts, "transformers", f"# {_code(facts.model)}, tuned and merged", what + after)
+
+
+def loading_lines(facts: CardFacts, folder: str) -> dict[str, str]:
+    """What loads the folder, or a repository that holds the same: ``vllm`` for a shell, ``transformers`` for Python."""
+    return {"vllm": _vllm(facts, folder), "transformers": _python(facts, folder)}
+
+
+def _vllm(facts: CardFacts, folder: str) -> str:
+    if facts.precision == "bf16":
+        return f"vllm serve {shlex.quote(folder)} --dtype bfloat16"
+    if facts.precision == "nf4":
+        return f"vllm serve {shlex.quote(folder)} --quantization bitsandbytes"
+    rank = next(rank for rank in VLLM_RANKS if rank >= facts.config["r"])
+    module = shlex.quote(f"{facts.run}={folder}")
+    return f"vllm serve {shlex.quote(facts.model)} --enable-lora --lora-modules {module} --max-lora-rank {rank}"
+
+
+def _python(facts: CardFacts, folder: str) -> str:
+    if facts.precision != "adapter":
+        return f"""\
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder = {folder!r}
+model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, device_map="auto")
+{_GENERATE}"""
+    config, quantize = "", ""
+    if facts.config["method"] == "qlora":
+        quantize = "quantization_config=nf4, "
+        config = """\
+nf4 = BitsAndBytesConfig(
+    load_in_4bit=True,
+    bnb_4bit_quant_type="nf4",
+    bnb_4bit_use_double_quant=True,
+    bnb_4bit_compute_dtype=torch.bfloat16,
+)
+"""
+    names = "AutoModelForCausalLM, AutoTokenizer" + (", BitsAndBytesConfig" if config else "")
+    return f"""\
+import torch
+from peft import PeftModel
+from transformers import {names}
+
+folder = {folder!r}
+{config}base = AutoModelForCausalLM.from_pretrained({facts.model!r}, {quantize}dtype=torch.bfloat16, device_map="auto")
+model = PeftModel.from_pretrained(base, folder)
+{_GENERATE}"""
+
+
+def _card(facts: CardFacts, library: str, title: str, what: str) -> str:
+    parts = [
+        _front_matter(facts, library) + title,
+        what,
+        *_loading(facts),
+        *_training(facts),
+        *_evaluation(facts.evaluation),
+        *_fidelity(facts.fidelity),
+        *_versions(facts.versions),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _front_matter(facts: CardFacts, library: str) -> str:
+    values: dict[str, Any] = {
+        "base_model": facts.model if is_repo_id(facts.model) else None,
+        "library_name": library,
+        "pipeline_tag": "text-generation",
+        "datasets": [facts.dataset] if _is_hub_dataset(facts.dataset) else None,
+        "tags": list(dict.fromkeys(["lora", facts.config["method"]])),
+    }
+    lines = [f"{name}: {json.dumps(value)}" for name, value in values.items() if value is not None]
+    return "\n".join(["---", *lines, "---", "", ""])
+
+
+def _is_hub_dataset(name: str) -> bool:
+    return is_repo_id(name) and Path(name).suffix not in _DATA_FILES
+
+
+def _loading(facts: CardFacts) -> list[str]:
+    lines = loading_lines(facts, "FOLDER")
+    where = "Put this folder's path, or the name of the hub repository that holds it, for FOLDER."
+    if facts.precision == "adapter":
+        where += f" Ask vLLM for the model {_code(facts.run)}; under the base's name it answers without the adapter."
+    return ["## Loading", where, _fenced("bash", lines["vllm"]), _fenced("python", lines["transformers"])]
+
+
+def _training(facts: CardFacts) -> list[str]:
+    summary, settings = facts.summary, facts.config
+    rows = {
+        "Steps": _figure(summary, "steps", "d"),
+        "Training loss, mean over all steps": _figure(summary, "train_loss", ".4f"),
+        _heldout_name(settings): _figure(summary, "eval_loss", ".4f"),
+        "Tokens per second in the steps, without padding": _figure(summary, "tokens_per_second", ",.0f"),
+        f"Peak memory{_on(facts.versions)}": _memory(summary.get("peak_memory_bytes")),
+        "Trained parameters": _parameters(summary),
+        "Seconds from start to end, loading included": _figure(summary, "runtime_seconds", ",.0f"),
+    }
+    measured = [f"| {name} | {value} |" for name, value in rows.items() if value]
+    chosen = [f"| {_cell(name)} | {_cell(str(value))} |" for name, value in settings.items()]
+    head = ["| | |", "| --- | --- |"]
+    figures = ["## Training", "\n".join(head + measured)] if measured else ["## Training"]
+    return [*figures, "Settings:", "\n".join(head + chosen)]
+
+
+def _heldout_name(config: Mapping[str, Any]) -> str:
+    rows = f" (at most {config['eval_rows']} rows of split `test`)" if "eval_rows" in config else ""
+    return f"Held-out loss at the end{rows}"
+
+
+def _on(versions: Mapping[str, str]) -> str:
+    return f" on {_cell(versions['device'])}" if "device" in versions else ""
+
+
+def _memory(count: int | None) -> str:
+    return "" if count is None else memory(count)
+
+
+def _parameters(summary: Mapping[str, Any]) -> str:
+    trained, total = summary.get("trainable_parameters"), summary.get("all_parameters")
+    if not trained or not total:
+        return ""
+    return f"{trained:,} of {total:,} ({trained / total:.2%})"
+
+
+def _evaluation(evaluation: Mapping[str, Any] | None) -> list[str]:
+    splits = (evaluation or {}).get("splits", {})
+    if not splits:
+        return []
+    tables = [
+        part for split, variants in splits.items() for part in (f"Split {_code(split)}:", _table(variants, _SCORES))
+    ]
+    return ["## Evaluation", _MEASURED, *tables]
+
+
+def _fidelity(fidelity: Mapping[str, Any] | None) -> list[str]:
+    merges = (fidelity or {}).get("merges", {})
+    if not merges:
+        return []
+    sentence = [fidelity["sentence"]] if fidelity and fidelity.get("sentence") else []
+    return ["## How close a merge is to what was trained", _COMPARED, *sentence, _table(merges, _CLOSENESS)]
+
+
+def _versions(versions: Mapping[str, str]) -> list[str]:
+    lines = [f"- {_code(name)}: {_code(value)}" for name, value in versions.items()]
+    return ["## Made with", "\n".join(lines)] if lines else []
+
+
+def _table(rows: Mapping[str, Mapping[str, Any]], columns: Columns) -> str:
+    """One row each, and of the columns those that any of them has a figure for."""
+    used = {key: column for key, column in columns.items() if any(row.get(key) is not None for row in rows.values())}
+    lines = [
+        ["", *(title for title, _ in used.values())],
+        ["---"] * (1 + len(used)),
+        *([_cell(name), *(_figure(row, key, spec) for key, (_, spec) in used.items())] for name, row in rows.items()),
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _figure(values: Mapping[str, Any], key: str, spec: str) -> str:
+    value = values.get(key)
+    return "" if value is None else format(value, spec)
+
+
+def _onto(onto: str) -> str:
+    return "the original base" if onto == "original" else "the base as NF4 stores it, dequantized"
+
+
+def _code(text: str) -> str:
+    """A person's words as a code span: nothing in it is markup, also where it holds backticks or line ends."""
+    line = " ".join(text.split())
+    fence = "`" * (1 + _longest_run(line))
+    return f"{fence} {line} {fence}" if line.startswith("`") or line.endswith("`") else f"{fence}{line}{fence}"
+
+
+def _cell(text: str) -> str:
+    return _code(text).replace("|", "\\|")
+
+
+def _fenced(language: str, text: str) -> str:
+    fence = "`" * max(3, 1 + _longest_run(text))
+    return f"{fence}{language}\n{text.rstrip()}\n{fence}"
+
+
+def _longest_run(text: str) -> int:
+    return max(map(len, re.findall("`+", text)), default=0)

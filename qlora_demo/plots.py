@@ -1,0 +1,84 @@
+"""Figures as inline SVG, drawn in the colour of the text around them, so they suit light, dark and paper."""
+
+from __future__ import annotations
+
+import io
+import re
+import threading
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+Series = Mapping[str, Sequence[tuple[float, float]]]
+_INK = "#010203"
+"""Stands for the colour of the text around the figure until the SVG is written."""
+_COLOURS = ("#d97706", "#2563eb", "#059669", "#7c3aed", "#dc2626", "#0891b2", "#65a30d", "#be185d")
+_PAGE_WIDE = re.compile(r"<metadata>.*?</metadata>|<style.*?</style>| id=\"[a-z0-9.]+_\d+\"", re.DOTALL)
+"""What an SVG may have to itself as a file but not within a page: styles for everything, and names that repeat."""
+_lock = threading.Lock()
+"""The library's settings are one for all threads."""
+_STYLE: dict[Any, Any] = {
+    "text.parse_math": False,
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.edgecolor": _INK,
+    "axes.labelcolor": _INK,
+    "axes.titlecolor": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "text.color": _INK,
+    "legend.frameon": False,
+    "grid.alpha": 0.25,
+    "grid.color": _INK,
+}
+
+
+def lines(title: str, x_label: str, y_label: str, series: Series) -> str:
+    """One line per series, of (x, y) points; a point that stands alone is a dot."""
+
+    def draw(axes: Any) -> None:
+        for name, points in series.items():
+            x, y = zip(*points, strict=True)
+            axes.plot(x, y, label=name, marker="o" if len(points) < 30 else None, markersize=3, linewidth=1.4)
+
+    return _svg(title, x_label, y_label, draw, legend=len(series) > 1)
+
+
+def bars(title: str, y_label: str, groups: Mapping[str, Mapping[str, float]]) -> str:
+    """A group of bars per key, one bar per inner key, its value written on it."""
+    names = list(dict.fromkeys(name for values in groups.values() for name in values))
+    width = 0.8 / max(1, len(names))
+
+    def draw(axes: Any) -> None:
+        for at, name in enumerate(names):
+            middle = [place + (at - (len(names) - 1) / 2) * width for place in range(len(groups))]
+            drawn = axes.bar(middle, [values.get(name, 0.0) for values in groups.values()], width * 0.92, label=name)
+            axes.bar_label(drawn, fmt="{:.3g}", padding=2, fontsize=8)
+        axes.set_xticks(range(len(groups)), list(groups))
+
+    return _svg(title, "", y_label, draw, legend=len(names) > 1)
+
+
+def _svg(title: str, x_label: str, y_label: str, draw: Any, *, legend: bool) -> str:
+    from cycler import cycler
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with _lock, rc_context({**_STYLE, "axes.prop_cycle": cycler(color=_COLOURS)}):
+        figure = Figure(figsize=(6.4, 2.7), layout="constrained")
+        axes = figure.subplots()
+        axes.grid(axis="y")
+        axes.set_axisbelow(True)
+        draw(axes)
+        axes.set(title=title, xlabel=x_label, ylabel=y_label)
+        if legend:
+            axes.legend(fontsize=8, loc="lower right", bbox_to_anchor=(1, 1), ncols=4, borderaxespad=0)
+        drawn = io.StringIO()
+        figure.savefig(drawn, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    text = _PAGE_WIDE.sub("", drawn.getvalue()).replace(_INK, "currentColor")
+    return text[text.index("<svg") :].replace("<svg ", f'<svg class="plot" role="img" aria-label="{escape(title)}" ', 1)

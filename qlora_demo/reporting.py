@@ -1,0 +1,66 @@
+"""Everything that is known about a run, gathered into one report."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import time
+from dataclasses import asdict
+
+from .answers import kept
+from .errors import ConfigError
+from .gpu import device_info
+from .jobs import read_result, save_result
+from .records import Answer
+from .report import Report
+from .runs import Run
+from .services import Services
+from .units import memory
+
+_LIBRARIES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets", "gradio")
+
+
+def gather(services: Services, run: Run) -> Report:
+    """Configuration, curves, results, kept conversations, votes, machine and versions of a run."""
+    votes = services.votes.tally(run.id)
+    state = asdict(run.state)
+    choices = run.state.choices
+    del state["choices"]
+    kept_talks = read_result(run, "conversations") or {"conversations": []}
+    return Report(
+        title=f"Run {run.id}",
+        made_at=time.time(),
+        run=run.id,
+        config=run.config.model_dump(),
+        state=state,
+        choices=choices,
+        versions=services.runs.versions(run.id),
+        machine=_machine(),
+        metrics=services.runs.metrics(run.id),
+        evaluation=read_result(run, "evaluation"),
+        fidelity=read_result(run, "fidelity"),
+        prompts=read_result(run, "prompts"),
+        conversations=kept_talks["conversations"],
+        votes=votes if votes.votes else None,
+    )
+
+
+def keep_conversation(run: Run, system: str, prompt: str, answers: list[Answer]) -> int:
+    """Put one prompt and its answers into the run's report; how many it holds now."""
+    if not answers:
+        raise ConfigError("report", "there is no answer to keep yet; send a prompt first")
+    found = (read_result(run, "conversations") or {"conversations": []})["conversations"]
+    found.append({"prompt": prompt, "system": system, "answers": {one.column: kept(one) for one in answers}})
+    save_result(run, "conversations", {"conversations": found})
+    return len(found)
+
+
+def _machine() -> dict[str, str]:
+    device = device_info()
+    versions = {name: importlib.metadata.version(name) for name in _LIBRARIES}
+    return {
+        "device": f"{device.name}, {memory(device.total_bytes)}",
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        **versions,
+    }

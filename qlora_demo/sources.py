@@ -1,0 +1,170 @@
+"""Where base models and adapters come from, found without torch: a bundled name, a folder, a hub id, a run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import constants, hf_hub_download, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+from .catalog import BUNDLED_MODELS, bundled_path, is_fetched
+from .config import Method
+from .errors import AdapterError, ModelError, RunError
+from .memory import ModelShape
+from .runs import RunStore
+from .settings import Settings
+
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+_DIGEST_BYTES = 4096
+_HUB_ERRORS = (OSError, ValueError, HfHubHTTPError, HFValidationError)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """An adapter and the base it belongs to.  ``name`` is the run's id, the folder or the hub id as it was given;
+    ``model`` is what `from_pretrained` takes; ``digest`` that of the base it was trained on, where that is known."""
+
+    name: str
+    adapter: Path
+    model: str
+    method: Method
+    digest: str = ""
+
+
+def resolve(settings: Settings, model: str) -> str:
+    """A bundled name, a local folder or a hub id -> what `from_pretrained` takes.
+
+    Raises `ModelError` that says what was tried.
+    """
+    if model in BUNDLED_MODELS:
+        if not is_fetched(settings, model):
+            raise ModelError(
+                f"model: {model} is not fetched yet; run `python -m qlora_demo fetch` or wait for the page to do it"
+            )
+        return str(bundled_path(settings, model))
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ModelError(f"model: folder {folder} holds no config.json; give a folder saved by save_pretrained")
+        if not any(folder.glob("*.safetensors")):
+            raise ModelError(
+                f"model: folder {folder} holds no .safetensors file, and nothing else is read; convert the weights"
+            )
+        return str(folder.resolve())
+    if model.startswith((".", "/", "~")) or model.count("/") > 1:
+        raise ModelError(f"model: {model!r} is no folder here; give {known_models()}, an existing folder, or a hub id")
+    return model
+
+
+def shape_of(source: str) -> ModelShape:
+    """The dimensions of a resolved base model, from its config.json alone."""
+    try:
+        path = Path(source) / "config.json"
+        path = path if path.is_file() else Path(hf_hub_download(source, "config.json"))
+        config = json.loads(path.read_text("utf-8"))
+    except _HUB_ERRORS as exc:
+        raise not_given(source, exc) from exc
+    return ModelShape.from_config(config.get("text_config", config))
+
+
+def find_adapter(settings: Settings, runs: RunStore, name: str) -> Origin:
+    """An adapter by a run's id, a folder or a hub id.
+
+    Raises `RunError` for a run that has none, `AdapterError` for a folder or id that holds none.
+    """
+    if name in runs.names():
+        run = runs.get(name)
+        if not run.has_adapter:
+            raise RunError(f"run {run.id}: {run.state.status}, it has no adapter; choose a finished run")
+        digest = runs.versions(name).get("base_weights", "")
+        return Origin(name, run.adapter, resolve(settings, run.config.model), run.config.method, digest)
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        folder = _download_adapter(name)
+    base = _base_of(folder)
+    return Origin(name, folder, resolve(settings, base), "qlora")
+
+
+def adapter_bytes(adapter: Path) -> int:
+    """Bytes of an adapter's weights, as stored."""
+    path = adapter / ADAPTER_FILES[1]
+    return path.stat().st_size if path.is_file() else 0
+
+
+def weights_digest(source: str) -> str:
+    """Sixteen hex digits over the name, type, shape and first 4 KiB of every tensor of a resolved base model.
+
+    Any training of all weights changes nearly every tensor, so this tells models of one shape apart in no time,
+    whatever the precision they are loaded in.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        try:
+            folder = Path(snapshot_download(source, local_files_only=True))
+        except _HUB_ERRORS as exc:
+            raise not_given(source, exc) from exc
+    seen = hashlib.blake2b(digest_size=8)
+    try:
+        for path in sorted(folder.glob("*.safetensors")):
+            _digest_file(path, seen)
+    except (OSError, ValueError, TypeError, KeyError, struct.error) as exc:
+        raise ModelError(f"model: {folder}: a safetensors file is damaged ({exc}); fetch the model again") from exc
+    return seen.hexdigest()
+
+
+def known_models() -> str:
+    """The bundled models' names, for messages."""
+    return " or ".join(BUNDLED_MODELS)
+
+
+def not_given(source: str, exc: Exception) -> ModelError:
+    """The error for a base model that neither a folder nor the hub gave."""
+    tried = "the hub's cache" if constants.HF_HUB_OFFLINE else f"the hub at {constants.ENDPOINT}"
+    return ModelError(
+        f"model: {source!r} is no bundled model and no folder, and {tried} did not give it "
+        f"({type(exc).__name__}: {' '.join(str(exc).split())[:200]}); "
+        f"give {known_models()}, a folder, or a hub id that can be reached"
+    )
+
+
+def _digest_file(path: Path, seen: Any) -> None:
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(min(length, path.stat().st_size)))
+        header.pop("__metadata__", None)
+        for name in sorted(header):
+            start, end = header[name]["data_offsets"]
+            seen.update(f"{name} {header[name]['dtype']} {header[name]['shape']}".encode())
+            file.seek(8 + length + start)
+            seen.update(file.read(min(_DIGEST_BYTES, end - start)))
+
+
+def _download_adapter(name: str) -> Path:
+    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise AdapterError(f"adapter {name!r}: no such run or folder; `runs list` shows the runs")
+    try:
+        return Path(snapshot_download(name, allow_patterns=[*ADAPTER_FILES, "tokenizer*", "*.jinja", "*.json"]))
+    except _HUB_ERRORS as exc:
+        raise AdapterError(
+            f"adapter {name!r}: no such run or folder, and the hub did not give it ({type(exc).__name__}); "
+            "give a run's id, a folder with adapter_config.json, or a hub id that can be reached"
+        ) from exc
+
+
+def _base_of(folder: Path) -> str:
+    path = folder / ADAPTER_FILES[0]
+    try:
+        base = json.loads(path.read_text("utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as exc:
+        raise AdapterError(
+            f"adapter {folder}: {path.name} is missing or names no base model ({type(exc).__name__}); "
+            "give a folder saved by PEFT"
+        ) from exc
+    if not isinstance(base, str) or not base:
+        raise AdapterError(f"adapter {folder}: base_model_name_or_path is {base!r}; write the base model's name there")
+    return base

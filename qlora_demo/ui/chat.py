@@ -1,0 +1,249 @@
+"""What the Chat tab's buttons do: ask, answer again, stop, vote, compare.
+
+Every handler returns values for the same things on the page, in the order of `Chat.draw`.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import gradio as gr
+
+from .. import columns as grammar
+from ..answers import kept
+from ..config import GenerationSettings
+from ..errors import ConfigError, DemoError, RunError
+from ..records import AnswerRequest
+from ..reporting import keep_conversation
+from ..runs import RunStore
+from ..services import Services
+from ..votes import NewComparison
+from . import controls
+from . import render_answers as show
+from .talk import Stops, Talk, conversation, cut_before, messages, settle, take_back, with_prompt
+
+SLOTS = range(grammar.MOST)
+_EXAMPLES = 6
+_OTHER_RUNS = 20
+OWN_COLUMNS = ("base", "adapter", "merged", "merged:original", "merged-4bit")
+"""What a run offers; others can be typed."""
+
+
+class Chat:
+    """The tab's state is each visitor's `Talk`; this holds what all visitors share."""
+
+    def __init__(self, services: Services, sampling: list[str]) -> None:
+        self.services = services
+        self.sampling = sampling
+        self.stops = Stops()
+
+    def ask(self, text: str, request: gr.Request, *choices: Any) -> Iterator[list[Any]]:
+        """One more prompt to every chosen column."""
+        talk, fresh, settings, order = self._read(choices)
+        talk = with_prompt(talk, text, fresh)
+        for shown in self._answer(talk, settings, order, request):
+            yield ["", *shown]
+
+    def retry(self, request: gr.Request, *choices: Any) -> Iterator[list[Any]]:
+        """The last prompt once more, to the columns that are chosen now."""
+        talk, fresh, settings, order = self._read(choices)
+        talk = with_prompt(talk, take_back(talk), fresh)
+        yield from self._answer(talk, settings, order, request)
+
+    def again(self, place: int, request: gr.Request, *choices: Any) -> Iterator[list[Any]]:
+        """The last prompt once more, in one column only."""
+        talk, _, settings, order = self._read(choices)
+        column = talk.slot(place)
+        if column is None or column.name not in talk.asked:
+            raise ConfigError("prompt", "this column has no answer yet; send a prompt first")
+        text = take_back(talk, [column.name])
+        talk.turns[column.name].append({"role": "user", "content": text})
+        talk = replace(talk, asked=(column.name,))
+        talk.answers.pop(column.name, None)
+        yield from self._answer(talk, settings, order, request)
+
+    def edit(self, place: int, message: int, text: str, request: gr.Request, *choices: Any) -> Iterator[list[Any]]:
+        """Another wording of an earlier prompt; what followed it is forgotten in every column."""
+        talk, fresh, settings, order = self._read(choices)
+        cut_before(talk, place, message)
+        yield from self._answer(with_prompt(talk, text, fresh), settings, order, request)
+
+    def halt(self, request: gr.Request) -> None:
+        """Stop this visitor's answer after the pass it is in."""
+        self.stops.set(_visitor(request))
+
+    def halt_column(self, place: int, talk: Talk, request: gr.Request) -> None:
+        """Stop one column of this visitor's answer; the others go on."""
+        if (column := talk.slot(place)) is not None:
+            self.stops.set(_visitor(request), column.name)
+
+    def forget(self, request: gr.Request) -> list[Any]:
+        """Begin a new conversation; an answer that still grows is stopped, and the page no longer listens to it."""
+        self.stops.set(_visitor(request))
+        return self.draw(Talk())
+
+    def release(self, talk: Talk) -> list[Any]:
+        """Free the models and the device."""
+        self.services.engine.release()
+        return self.draw(talk)
+
+    def vote(self, choice: str, talk: Talk) -> list[Any]:
+        """Keep a vote and show who is who; ``choice`` is a place's number, a tie, or that all are bad."""
+        if not talk.comparison:
+            raise ConfigError("vote", "there is nothing to vote on; send a prompt in blind mode first")
+        column = talk.slot(int(choice)) if choice.isdecimal() else None
+        self.services.votes.vote(talk.comparison, column.name if column else choice)
+        return self.draw(replace(talk, blind=False, comparison=""))
+
+    def keep(self, talk: Talk) -> None:
+        """Put the last prompt and its answers into the run's report."""
+        run = self.services.runs.get(needed_run(talk.run))
+        count = keep_conversation(run, talk.system, talk.prompt, list(talk.answers.values()))
+        gr.Info(
+            f"The report of {run.id} holds {count} conversation{'s' * (count > 1)} now; make it on the Evaluate tab."
+        )
+
+    def choose_run(self, run: str | None) -> list[Any]:
+        """Another run is another conversation, with its own columns, system prompt and examples."""
+        prompts, system = examples(self.services.runs, run)
+        return [
+            column_choices(self.services.runs, run),
+            system,
+            gr.Dataset(samples=[[text] for text in prompts]),
+            *self.draw(Talk()),
+        ]
+
+    def place(self, run: str | None, names: list[str]) -> list[Any]:
+        """The placement of the chosen columns, and as many slots as there are columns."""
+        slots = [gr.Column(visible=at < len(names)) for at in SLOTS]
+        if not run or not names:
+            return ["", *slots]
+        try:
+            return [show.placement(self.services.plan(grammar.parse_all(names, run))), *slots]
+        except DemoError as exc:
+            return [show.problem(str(exc)), *slots]
+
+    def differences(self, talk: Talk, left: str | None, right: str | None) -> str:
+        """Two answers, word by word."""
+        if talk.blind or left not in talk.answers or right not in talk.answers:
+            return ""
+        return show.difference(talk.answers[left], talk.answers[right])
+
+    def draw(self, talk: Talk, waiting: str = "loads with the first prompt") -> list[Any]:
+        """The talk, every slot's head, conversation and foot, the vote's buttons, the bars, what can be compared."""
+        return [
+            talk,
+            *self.draw_slots(talk, waiting),
+            *_vote_buttons(talk),
+            show.latency(talk.answers, talk.blind),
+            *_compared(talk),
+        ]
+
+    def draw_slots(self, talk: Talk, waiting: str) -> list[Any]:
+        """Heads, conversations and feet, each for every slot."""
+        resident = {one.column: one for one in self.services.engine.resident()}
+        heads, chats, feet = [], [], []
+        for at in SLOTS:
+            column = talk.slot(at)
+            known = column is not None and column in resident
+            heads.append(show.slot_head(talk, at, resident[column] if known and column else None, waiting))
+            chats.append(messages(talk, column.name) if column else [])
+            feet.append(show.slot_foot(talk.answers.get(column.name) if column else None, talk.blind))
+        return [*heads, *chats, *feet]
+
+    def _read(self, choices: Any) -> tuple[Talk, Talk, GenerationSettings, Any]:
+        """What was said so far, what is chosen now, how to draw, in which order."""
+        run, names, system, blind, order, talk, *values = choices
+        settings = controls.read(GenerationSettings, self.sampling, values)
+        fresh = Talk(needed_run(run), system, blind=bool(blind), columns=grammar.parse_all(names, run))
+        return talk, fresh, settings, order
+
+    def _answer(self, talk: Talk, settings: GenerationSettings, order: Any, request: gr.Request) -> Iterator[list[Any]]:
+        asked = tuple(column for column in talk.columns if column.name in talk.asked)
+        conversations = {column.name: conversation(talk, column.name) for column in asked}
+        halt = self.stops.new(_visitor(request))
+        rest = [gr.skip()] * (len(self.draw(talk)) - 1 - len(self.draw_slots(talk, "")))
+        try:
+            yield self.draw(talk)
+            for progress in self.services.engine().load(asked, halt):
+                yield [gr.skip(), *self.draw_slots(talk, progress.text), *rest]
+            for answers in self.services.engine().answer(AnswerRequest(asked, conversations, settings, order), halt):
+                talk.answers |= {one.column: one for one in answers}
+                yield [gr.skip(), *self.draw_slots(talk, ""), *rest]
+        finally:
+            halt.set()
+            self.stops.done(_visitor(request))
+            settle(talk)
+        yield self.draw(self._kept(talk, settings))
+
+    def _kept(self, talk: Talk, settings: GenerationSettings) -> Talk:
+        """A blind talk whose comparison is stored, to be voted on; one that has failed columns is shown as it is."""
+        if not talk.blind:
+            return talk
+        answers = [talk.answers.get(column.name) for column in talk.columns]
+        if any(answer is None or answer.error for answer in answers):
+            return replace(talk, blind=False)
+        new = NewComparison(
+            run=talk.run,
+            system=talk.system,
+            prompt=talk.prompt,
+            settings=settings.model_dump(),
+            shown=tuple(column.name for column in talk.columns),
+            answers={answer.column: kept(answer) for answer in answers if answer},
+        )
+        return replace(talk, comparison=self.services.votes.add(new))
+
+
+def column_choices(runs: RunStore, run: str | None) -> Any:
+    """What columns can be chosen: the run's own, then the adapters of others."""
+    if not run:
+        return gr.Dropdown(choices=[])
+    others = [other.id for other in runs.all() if other.has_adapter and other.id != run]
+    texts = [*OWN_COLUMNS, *(f"adapter@{other}" for other in others[:_OTHER_RUNS])]
+    return gr.Dropdown(choices=[(grammar.title(grammar.parse(text, run), run), text) for text in texts])
+
+
+def examples(runs: RunStore, run: str | None) -> tuple[list[str], str]:
+    """Held-out prompts of a run, and the system prompt it was trained with."""
+    if not run:
+        return [], ""
+    rows = [row for split in runs.heldout(run).values() for row in split[: _EXAMPLES // 2]]
+    prompts = [next((m["content"] for m in reversed(row) if m["role"] == "user"), "") for row in rows]
+    systems = [m["content"] for row in rows for m in row if m["role"] == "system"]
+    return [text for text in prompts if text], systems[0] if systems else ""
+
+
+def needed_run(run: str | None) -> str:
+    """The run that is chosen; refused where none is."""
+    if not run:
+        raise RunError("run: none is finished yet; train one on the Train tab, it takes minutes")
+    return run
+
+
+def new_seed() -> int:
+    """A seed nobody has used yet, most likely."""
+    return random.randrange(2**31)
+
+
+def _vote_buttons(talk: Talk) -> list[Any]:
+    ready = bool(talk.comparison)
+    places = [gr.Button(visible=ready and at < len(talk.columns)) for at in SLOTS]
+    return [*places, gr.Button(visible=ready), gr.Button(visible=ready)]
+
+
+def _compared(talk: Talk) -> list[Any]:
+    """The two answers to set side by side; by default the last two."""
+    known = [column for column in talk.columns if column.name in talk.answers]
+    if talk.blind or len(known) < 2:
+        return [gr.Dropdown(choices=[], value=None), gr.Dropdown(choices=[], value=None), ""]
+    choices = [(grammar.title(column, talk.run), column.name) for column in known]
+    left, right = known[-2].name, known[-1].name
+    shown = show.difference(talk.answers[left], talk.answers[right])
+    return [gr.Dropdown(choices=choices, value=left), gr.Dropdown(choices=choices, value=right), shown]
+
+
+def _visitor(request: gr.Request) -> str:
+    return str(request.session_hash)

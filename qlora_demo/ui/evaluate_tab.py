@@ -1,0 +1,233 @@
+"""The Evaluate tab: before and after, merge fidelity, prompt sets, votes, report, export.
+
+Work runs as a job beside the page: closing the tab leaves it running, and what it found is in the run's folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, get_args
+
+import gradio as gr
+
+from .. import columns as grammar
+from .. import report as reports
+from ..catalog import DEFAULT_COLUMNS
+from ..config import GenerationSettings
+from ..errors import ConfigError
+from ..exporting import export_folder, push
+from ..jobs import Work, read_result
+from ..promptsets import ask_all, checked, conversation, read_prompts
+from ..records import ExportKind, ExportRequest, MergeBase
+from ..reporting import gather
+from ..services import Services
+from . import render_results as show
+from .chat import OWN_COLUMNS, column_choices, examples, needed_run
+from .told import told
+
+_POLL_SECONDS = 2
+_WHICH = ["all", "best", "worst", "most changed"]
+_QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+
+
+def build(services: Services) -> gr.Dropdown:
+    """Draw the tab and wire it; the run dropdown, for the page to refresh when the tab opens."""
+    parts = _draw()
+    judge = Judge(services)
+    drawn = [parts.job, parts.table, parts.split, parts.rows, parts.fidelity]
+    drawn += [parts.prompts_table, parts.votes, parts.seen]
+    where = [parts.run, parts.split, parts.which, parts.page, parts.prompts_page, parts.seen]
+    chosen = [parts.run, parts.names]
+    _begin(parts.evaluate, judge.evaluate, [*chosen, parts.limit], parts.job)
+    _begin(parts.faithful, judge.fidelity, [parts.run, parts.limit], parts.job)
+    _begin(parts.ask, judge.ask, [*chosen, parts.prompts, parts.prompts_file], parts.job)
+    _begin(parts.export, judge.export, [parts.run, parts.what, parts.onto], parts.job)
+    _begin(parts.push, judge.push, [parts.run, parts.what, parts.onto, parts.repo, parts.token], parts.job)
+    parts.stop.click(services.jobs.stop, None, None, **_QUIET)
+    gr.Timer(_POLL_SECONDS).tick(judge.poll, where, drawn, concurrency_limit=None, **_QUIET)
+    for control in (parts.run, parts.split, parts.which, parts.page, parts.prompts_page):
+        control.change(judge.redraw, where, drawn, **_QUIET)
+    parts.run.change(judge.columns, parts.run, parts.names, **_QUIET)
+    parts.report.click(told(judge.report), parts.run, parts.files, api_visibility="private")
+    run: gr.Dropdown = parts.run
+    return run
+
+
+class Judge:
+    """What the tab's buttons do; all state is in the run's folder, the vote store and the job."""
+
+    def __init__(self, services: Services) -> None:
+        self.services = services
+
+    def columns(self, run: str | None) -> Any:
+        """What can be measured of a run."""
+        return column_choices(self.services.runs, run)
+
+    def evaluate(self, run: str | None, names: list[str], limit: float | None) -> str:
+        """Figures of the columns on the run's held-out rows."""
+        columns, rows = grammar.parse_all(names, needed_run(run)), _limit(limit)
+        return self._start(
+            "evaluation", run, lambda halt: self.services.engine().evaluate(run or "", columns, rows, halt)
+        )
+
+    def fidelity(self, run: str | None, limit: float | None) -> str:
+        """Both merges against the adapter model."""
+        rows = _limit(limit)
+        return self._start("fidelity", run, lambda halt: self.services.engine().fidelity(run or "", rows, halt))
+
+    def ask(self, run: str | None, names: list[str], text: str, file: str | None) -> str:
+        """Every column's greedy answer to every prompt of a set."""
+        columns = grammar.parse_all(names, needed_run(run))
+        prompts = read_prompts(Path(file)) if file else checked(text.splitlines(), "the box")
+        _, system = examples(self.services.runs, run)
+        asked = [conversation(system, prompt) for prompt in prompts]
+        settings = GenerationSettings()
+        return self._start("prompts", run, lambda halt: ask_all(self.services.engine(), columns, asked, settings, halt))
+
+    def export(self, run: str | None, what: ExportKind, onto: MergeBase) -> str:
+        """Write an adapter or a merged model, verified, with its model card, into the run's folder."""
+        request = ExportRequest(needed_run(run), what, onto)
+        return self._start("export", run, lambda halt: self.services.engine().export(request, halt))
+
+    def push(self, run: str | None, what: ExportKind, onto: MergeBase, repo: str, token: str) -> str:
+        """Send what was exported to the hub."""
+        folder = export_folder(self.services.runs.get(needed_run(run)), what, onto)
+        return self._start("push", run, lambda halt: push(self.services.hub, folder, repo, token))
+
+    def report(self, run: str | None) -> list[str]:
+        """Write the report beside the run; the files to download."""
+        found = self.services.runs.get(needed_run(run))
+        return [str(path) for path in reports.save(gather(self.services, found), found.path / "report").values()]
+
+    def poll(self, *where: Any) -> list[Any]:
+        """What changed since the page was last drawn."""
+        *_, seen = where
+        if self._marks(where) == seen:
+            return [self._job(), *[gr.skip()] * 7]
+        return self.redraw(*where)
+
+    def redraw(self, *where: Any) -> list[Any]:
+        """Everything, from what is stored."""
+        run, split, which, page, prompts_page, _ = where
+        if not run:
+            return [self._job(), *[gr.skip()] * 6, None]
+        found = self.services.runs.get(run)
+        evaluation, prompts = read_result(found, "evaluation"), read_result(found, "prompts")
+        splits = list((evaluation or {}).get("splits", {}))
+        split = split if split in splits else (splits[0] if splits else None)
+        return [
+            self._job(),
+            show.evaluation(evaluation),
+            gr.Dropdown(choices=splits, value=split),
+            show.rows_shown(evaluation, split, which, int(page or 1) - 1),
+            show.fidelity(read_result(found, "fidelity")),
+            show.prompts_shown(prompts, int(prompts_page or 1) - 1),
+            show.votes(self.services.votes.tally(run)),
+            self._marks((run, split, which, page, prompts_page)),
+        ]
+
+    def _start(self, kind: str, run: str | None, work: Work) -> str:
+        self.services.jobs.start(kind, needed_run(run), work)
+        return self._job()
+
+    def _job(self) -> str:
+        return show.job(self.services.jobs.last)
+
+    def _marks(self, where: Any) -> list[Any]:
+        """Changes whenever something that is drawn does."""
+        run, split, which, page, prompts_page, *_ = where
+        if not run:
+            return []
+        folder = self.services.runs.path(run) / "results"
+        stamps = [path.stat().st_mtime_ns for path in sorted(folder.glob("*.json"))] if folder.is_dir() else []
+        return [run, split, which, page, prompts_page, self.services.votes.count(run), *stamps]
+
+
+def _begin(button: gr.Button, work: Callable[..., str], inputs: list[Any], job: gr.HTML) -> None:
+    button.click(told(work), inputs, job, **_QUIET)
+
+
+def _limit(value: float | None) -> int | None:
+    if value is None or value == 0:
+        return None
+    if value < 1 or value != int(value):
+        raise ConfigError("rows", f"{value:g} is not allowed; give a whole number >= 1, or nothing for all rows")
+    return int(value)
+
+
+def _draw() -> SimpleNamespace:
+    parts = SimpleNamespace(seen=gr.State(None))
+    with gr.Row():
+        parts.run = gr.Dropdown([], label="Finished run", elem_id="judge-run", scale=3, interactive=True)
+        parts.names = gr.Dropdown(
+            list(OWN_COLUMNS),
+            value=list(DEFAULT_COLUMNS),
+            label="Columns (one to four)",
+            multiselect=True,
+            max_choices=grammar.MOST,
+            allow_custom_value=True,
+            elem_id="judge-columns",
+            scale=4,
+        )
+        parts.limit = gr.Number(25, label="Rows of each split", info="empty: all", precision=0, elem_id="judge-rows")
+    with gr.Row():
+        parts.evaluate = gr.Button("Before and after", variant="primary", elem_id="evaluate")
+        parts.faithful = gr.Button("Merge fidelity", elem_id="fidelity-start")
+        parts.stop = gr.Button("Stop and keep", elem_id="stop-job")
+    parts.job = gr.HTML(elem_id="job")
+    with gr.Accordion("Before and after", open=True):
+        _draw_evaluation(parts)
+    with gr.Accordion("Merge fidelity", open=True):
+        parts.fidelity = gr.HTML(elem_id="fidelity")
+    with gr.Accordion("Prompt sets", open=False):
+        _draw_prompts(parts)
+    with gr.Accordion("Blind votes", open=True):
+        parts.votes = gr.HTML(elem_id="votes")
+    with gr.Accordion("Report", open=True), gr.Row():
+        parts.report = gr.Button("Make report", elem_id="report")
+        parts.files = gr.File(
+            label="HTML, JSON and CSV", file_count="multiple", elem_id="report-files", interactive=False
+        )
+    with gr.Accordion("Merge and export", open=False):
+        _draw_export(parts)
+    return parts
+
+
+def _draw_evaluation(parts: SimpleNamespace) -> None:
+    parts.table = gr.HTML(elem_id="evaluation")
+    with gr.Row():
+        parts.split = gr.Dropdown([], label="Split", elem_id="split", interactive=True)
+        parts.which = gr.Radio(_WHICH, value="all", label="Rows", elem_id="which")
+        parts.page = gr.Number(1, label="Page", precision=0, minimum=1, elem_id="rows-page")
+    parts.rows = gr.HTML(elem_id="rows")
+
+
+def _draw_prompts(parts: SimpleNamespace) -> None:
+    with gr.Row():
+        parts.prompts = gr.Textbox(label="Prompts, one a line", lines=4, elem_id="prompt-set", scale=3)
+        parts.prompts_file = gr.File(
+            label="or a file: .txt, .csv, .jsonl", file_types=[".txt", ".csv", ".jsonl"], elem_id="prompt-file"
+        )
+    with gr.Row():
+        parts.ask = gr.Button("Ask all columns", elem_id="ask-all")
+        parts.prompts_page = gr.Number(1, label="Page", precision=0, minimum=1, elem_id="prompts-page")
+    parts.prompts_table = gr.HTML(elem_id="prompts")
+
+
+def _draw_export(parts: SimpleNamespace) -> None:
+    with gr.Row():
+        parts.what = gr.Radio(list(get_args(ExportKind)), value="merged", label="What", elem_id="export-what")
+        parts.onto = gr.Radio(
+            list(get_args(MergeBase)),
+            value="dequantized",
+            label="Merged onto",
+            info="dequantized: the base a QLoRA adapter was trained on",
+            elem_id="export-onto",
+        )
+        parts.export = gr.Button("Export", elem_id="export")
+    with gr.Row():
+        parts.repo = gr.Textbox(label="Hub repository", placeholder="you/your-model", elem_id="repo")
+        parts.token = gr.Textbox(label="Hub token", type="password", info="used once, never kept", elem_id="token")
+        parts.push = gr.Button("Push to the hub", elem_id="push")

@@ -1,0 +1,113 @@
+"""What evaluation, prompt sets, fidelity and votes found -> HTML.  Imports no gradio; text is escaped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+from .. import differences, plots, tables
+from ..jobs import Job
+from ..units import duration
+from ..verdicts import standings
+from ..votes import Tally
+from . import render
+
+PAGE_ROWS = 10
+Result = Mapping[str, Any]
+
+
+def job(last: Job | None) -> str:
+    """What is at work, how far it is, or how it ended."""
+    if last is None:
+        return ""
+    if last.error:
+        return f'<p class="bad">{escape(last.kind)}: {escape(last.error)}</p>'
+    state = "" if last.going else " · ended"
+    bar = render.bar(last.progress.fraction or 0, last.kind)
+    return f"<p>{escape(last.kind)} of {escape(last.run)}: {escape(last.progress.text)}{state}</p>{bar}"
+
+
+def evaluation(result: Result | None) -> str:
+    """Figures per split and column, the task's own score as bars, and how often each field is right."""
+    if not result or not result.get("splits"):
+        return '<p class="empty">Not measured yet. Press <b>Before and after</b>: every column on held-out rows.</p>'
+    plot = plots.bars("Exact match by column and split", "exact match (%)", tables.exact_match(result))
+    stopped = "" if result.get("complete", True) else "<p>Of the rows that are done so far.</p>"
+    return stopped + tables.html(tables.evaluation(result)) + plot + tables.html(tables.fields(result))
+
+
+def rows_shown(result: Result | None, split: str | None, which: str, page: int) -> str:
+    """Rows of a split with every column's answer: all of them by page, or the best, worst and most changed."""
+    rows = (result or {}).get("rows", {}).get(split or "", [])
+    if not rows:
+        return '<p class="empty">No rows yet. Press <b>Before and after</b>.</p>'
+    columns = list(rows[0]["answers"])
+    chosen = list(range(len(rows)))[page * PAGE_ROWS : (page + 1) * PAGE_ROWS]
+    if which != "all":
+        chosen = standings(rows, columns[0], columns[-1], PAGE_ROWS)[which]
+    note = f"{which} rows, by the reference's loss under {escape(columns[-1])}" if which != "all" else ""
+    if which == "most changed":
+        note = f"rows whose reference's loss changed most from {escape(columns[0])} to {escape(columns[-1])}"
+    return f"<p>{note}</p>" + _answers_table(rows, chosen, with_reference=True)
+
+
+def prompts_shown(result: Result | None, page: int) -> str:
+    """A page of a prompt set: every column's answer with its times, differences to the first column marked."""
+    rows = (result or {}).get("prompts", [])
+    if not rows:
+        return '<p class="empty">No prompt set yet. Paste prompts, one a line, and press <b>Ask all columns</b>.</p>'
+    chosen = list(range(len(rows)))[page * PAGE_ROWS : (page + 1) * PAGE_ROWS]
+    return f"<p>{len(rows)} prompts</p>" + _answers_table(rows, chosen, with_reference=False)
+
+
+def fidelity(result: Result | None) -> str:
+    """Both merges against the adapter model, and which to ship."""
+    if not result or not result.get("merges"):
+        return '<p class="empty">Not measured yet. Press <b>Merge fidelity</b>: it takes a minute or two.</p>'
+    return f"<p><b>{escape(result.get('sentence', ''))}</b></p>{tables.html(tables.fidelity(result))}"
+
+
+def votes(tally: Tally) -> str:
+    """Win rates with their intervals, the verdict, and the method."""
+    if not tally.votes:
+        return '<p class="empty">No votes yet. Tick <b>Blind</b> on the Chat tab, ask something, and vote.</p>'
+    counts = escape(tables.vote_counts(tally))
+    return f"<p><b>{escape(tally.verdict)}</b></p>{tables.html(tables.votes(tally))}<p>{counts}</p>"
+
+
+def _answers_table(rows: Sequence[Mapping[str, Any]], chosen: Sequence[int], with_reference: bool) -> str:
+    columns = list(rows[0]["answers"])
+    head = ["", "prompt", *(["reference"] if with_reference else []), *columns]
+    body = "".join(_answers_row(at, rows[at], columns, with_reference) for at in chosen)
+    return (
+        '<div class="wide"><table class="results"><tr>'
+        + "".join(f"<th>{escape(name)}</th>" for name in head)
+        + f"</tr>{body}</table></div>"
+    )
+
+
+def _answers_row(at: int, row: Mapping[str, Any], columns: Sequence[str], with_reference: bool) -> str:
+    against = row["reference"] if with_reference else row["answers"].get(columns[0], {}).get("text", "")
+    cells = [f"<td>{at + 1}</td><td>{escape(row['prompt'])}</td>"]
+    if with_reference:
+        cells.append(f"<td>{escape(row['reference'])}</td>")
+    cells += [_answer_cell(row["answers"].get(name), against) for name in columns]
+    return "<tr>" + "".join(cells) + "</tr>"
+
+
+def _answer_cell(answer: Mapping[str, Any] | None, against: str) -> str:
+    if answer is None:
+        return "<td>–</td>"
+    if answer.get("error"):
+        return f'<td class="bad">{escape(answer["error"])}</td>'
+    _, ours = differences.words(against, answer["text"])
+    note = _answer_note(answer)
+    return f"<td>{differences.html(ours, 'new')}<small>{note}</small></td>"
+
+
+def _answer_note(answer: Mapping[str, Any]) -> str:
+    if "ttft_seconds" in answer:
+        return f"{duration(answer['ttft_seconds'])} to the first token, {answer['tokens_per_second']:.1f} tokens/s"
+    right = "right" if answer["exact_match"] else "not right"
+    return f"{right}, loss {answer['loss']:.3g}"

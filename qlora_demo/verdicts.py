@@ -1,0 +1,66 @@
+"""What figures mean, in plain sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Merges = Mapping[str, Mapping[str, Any]]
+_CLOSE = 1.5
+"""A merge whose divergence is within this factor of the other's is not told apart by it."""
+
+
+def fidelity_sentence(merges: Merges) -> str:
+    """Which merge to ship, and why; ``merges`` by column name (``merged:original`` ...), as measured against the
+    adapter model.  Empty until both 16-bit merges are measured."""
+    sixteen = {name.partition(":")[2]: merges[name] for name in merges if name.startswith("merged:")}
+    four = {name.partition(":")[2]: merges[name] for name in merges if name.startswith("merged-4bit:")}
+    if len(sixteen) < 2:
+        return ""
+    return " ".join([_which_16_bit(sixteen), *([_which_4_bit(four)] if len(four) == 2 else [])])
+
+
+def standings(rows: Sequence[Mapping[str, Any]], before: str, after: str, count: int = 3) -> dict[str, list[int]]:
+    """Positions of the rows where `after` is best and worst, and that changed most against `before`, by the loss of
+    the reference answer."""
+    both = [at for at, row in enumerate(rows) if {before, after} <= set(row["answers"])]
+
+    def loss(at: int, column: str) -> float:
+        return float(rows[at]["answers"][column]["loss"])
+
+    by_loss = sorted(both, key=lambda at: loss(at, after))
+    by_change = sorted(both, key=lambda at: abs(loss(at, before) - loss(at, after)), reverse=True)
+    return {"best": by_loss[:count], "worst": by_loss[::-1][:count], "most changed": by_change[:count]}
+
+
+def _which_16_bit(merges: Merges) -> str:
+    near, far = _nearest_first(merges)
+    ours, theirs = merges[near], merges[far]
+    why = f"{_against(ours, theirs)} on {ours['rows']} held-out rows"
+    if theirs["kl_mean"] <= _CLOSE * ours["kl_mean"]:
+        better = max(merges, key=lambda onto: float(merges[onto]["exact_match"]))
+        return f"Both merges behave alike ({why}); ship the one onto the {better} base."
+    sentence = f"Ship the merge onto the {near} base: it is closer to what was trained ({why})."
+    if theirs["exact_match"] <= ours["exact_match"]:
+        return sentence
+    return (
+        f"{sentence} The merge onto the {far} base scores higher here, {theirs['exact_match']:.0%} against "
+        f"{ours['exact_match']:.0%}: weigh that against being a different model."
+    )
+
+
+def _which_4_bit(merges: Merges) -> str:
+    near, far = _nearest_first(merges)
+    why = _against(merges[near], merges[far])
+    return f"To serve it in 4 bit again, quantize the merge onto the {near} base ({why})."
+
+
+def _nearest_first(merges: Merges) -> list[str]:
+    return sorted(merges, key=lambda onto: float(merges[onto]["kl_mean"]))
+
+
+def _against(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
+    return (
+        f"mean KL {ours['kl_mean']:.2g} against {theirs['kl_mean']:.2g} nats per token, "
+        f"{ours['identical_answers']:.0%} against {theirs['identical_answers']:.0%} identical greedy answers"
+    )

@@ -1,0 +1,210 @@
+"""Blind comparisons and the votes on them: one SQLite file that several processes may use at once."""
+
+from __future__ import annotations
+
+import json
+import math
+import secrets
+import sqlite3
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import NormalDist
+from typing import Any
+
+from .errors import ConfigError, RequestError, WorkError
+
+TIE, ALL_BAD = "tie", "all bad"
+METHOD = (
+    "Win rate: votes for a column over the votes in which it was shown; ties and all bad count for nobody. "
+    "Intervals: 95% Wilson score. The verdict: two-sided exact binomial test on the votes that one of the best two won."
+)
+_LEVEL = 0.05
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS comparisons (
+    id TEXT PRIMARY KEY, time REAL NOT NULL, run TEXT NOT NULL, system TEXT NOT NULL, prompt TEXT NOT NULL,
+    settings TEXT NOT NULL, shown TEXT NOT NULL, answers TEXT NOT NULL
+);
+CREATE INDEX IF NOT EXISTS comparisons_of_run ON comparisons (run, time);
+CREATE TABLE IF NOT EXISTS votes (
+    comparison TEXT PRIMARY KEY REFERENCES comparisons (id), choice TEXT NOT NULL, time REAL NOT NULL
+);
+"""
+
+
+@dataclass(frozen=True)
+class NewComparison:
+    """One prompt and what the columns answered, ``shown`` in the order they stood in."""
+
+    run: str
+    system: str
+    prompt: str
+    settings: dict[str, Any]
+    shown: tuple[str, ...]
+    answers: dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A stored one; ``choice`` is empty until somebody voted.  Times are seconds since the epoch."""
+
+    id: str
+    time: float
+    choice: str
+    content: NewComparison
+
+
+@dataclass(frozen=True)
+class WinRate:
+    """How often a column was the best of those shown; ``low`` and ``high`` bound the rate."""
+
+    column: str
+    wins: int
+    shown: int
+    rate: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Tally:
+    """All votes on a run, best column first."""
+
+    run: str
+    votes: int
+    ties: int
+    all_bad: int
+    rates: tuple[WinRate, ...]
+    verdict: str
+    method: str = METHOD
+
+
+class VoteStore:
+    """Comparisons and votes of all runs; made at the first write."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def add(self, new: NewComparison) -> str:
+        """Keep a comparison; its id, to vote on."""
+        name = secrets.token_hex(8)
+        texts = [json.dumps(part, ensure_ascii=False) for part in (new.settings, new.shown, new.answers)]
+        with self._open() as database:
+            row = (name, time.time(), new.run, new.system, new.prompt, *texts)
+            database.execute("INSERT INTO comparisons VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
+        return name
+
+    def vote(self, comparison: str, choice: str) -> None:
+        """Keep the one vote on a comparison: a column that was shown, a tie, or all bad."""
+        with self._open() as database:
+            found = database.execute("SELECT shown FROM comparisons WHERE id = ?", (comparison,)).fetchone()
+            if found is None:
+                raise RequestError(f"vote: there is no comparison {comparison!r}; send a prompt in blind mode first")
+            allowed = [*json.loads(found[0]), TIE, ALL_BAD]
+            if choice not in allowed:
+                raise ConfigError("vote", f"{choice!r} was not shown; choose from {', '.join(allowed)}")
+            try:
+                database.execute("INSERT INTO votes VALUES (?, ?, ?)", (comparison, choice, time.time()))
+            except sqlite3.IntegrityError as exc:
+                raise RequestError("vote: this comparison has its vote already; send another prompt") from exc
+
+    def comparisons(self, run: str, limit: int = 100, offset: int = 0) -> list[Comparison]:
+        """Comparisons of a run, newest first."""
+        if not self.path.exists():
+            return []
+        query = (
+            "SELECT run, system, prompt, settings, shown, answers, id, c.time, coalesce(choice, '') FROM comparisons c "
+            "LEFT JOIN votes ON comparison = id WHERE run = ? ORDER BY c.time DESC, id LIMIT ? OFFSET ?"
+        )
+        with self._open() as database:
+            rows = database.execute(query, (run, limit, offset)).fetchall()
+        return [_comparison(row) for row in rows]
+
+    def count(self, run: str) -> int:
+        """Votes on a run's comparisons."""
+        return sum(count for *_, count in self._ballots(run))
+
+    def tally(self, run: str) -> Tally:
+        """Win rates of a run's columns, and what the votes say."""
+        ballots = self._ballots(run)
+        total = sum(count for *_, count in ballots)
+        wins = {name: 0 for shown, *_ in ballots for name in shown}
+        seen = dict(wins)
+        for shown, choice, count in ballots:
+            for name in shown:
+                seen[name] += count
+                wins[name] += count * (name == choice)
+        rates = [
+            WinRate(name, wins[name], seen[name], wins[name] / seen[name], *wilson(wins[name], seen[name]))
+            for name in wins
+        ]
+        rates.sort(key=lambda one: one.rate, reverse=True)
+        ties, bad = (sum(n for _, choice, n in ballots if choice == kind) for kind in (TIE, ALL_BAD))
+        return Tally(run, total, ties, bad, tuple(rates), _verdict(rates, ballots, total))
+
+    def _ballots(self, run: str) -> list[tuple[tuple[str, ...], str, int]]:
+        """What was shown, what was chosen, and how often."""
+        if not self.path.exists():
+            return []
+        query = (
+            "SELECT shown, choice, count(*) FROM votes JOIN comparisons ON id = comparison WHERE run = ? "
+            "GROUP BY shown, choice"
+        )
+        with self._open() as database:
+            rows = database.execute(query, (run,)).fetchall()
+        return [(tuple(json.loads(shown)), choice, count) for shown, choice, count in rows]
+
+    @contextmanager
+    def _open(self) -> Iterator[sqlite3.Connection]:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with closing(sqlite3.connect(self.path, timeout=10)) as database, database:
+                database.execute("PRAGMA journal_mode = WAL")
+                database.executescript(_SCHEMA)
+                yield database
+        except (sqlite3.Error, OSError, ValueError) as exc:
+            raise WorkError(f"{self.path}: {exc}; free disk space, or move the damaged file away") from exc
+
+
+def _comparison(row: Sequence[Any]) -> Comparison:
+    run, system, prompt, settings, shown, answers, name, at, choice = row
+    content = NewComparison(run, system, prompt, json.loads(settings), tuple(json.loads(shown)), json.loads(answers))
+    return Comparison(name, at, choice, content)
+
+
+def wilson(wins: int, total: int) -> tuple[float, float]:
+    """The 95% Wilson score interval of a share."""
+    if not total:
+        return 0.0, 1.0
+    z = NormalDist().inv_cdf(0.975)
+    share, scale = wins / total, 1 + z * z / total
+    middle = share + z * z / (2 * total)
+    half = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
+    return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
+
+
+def sign_test(first: int, second: int) -> float:
+    """The chance of a split at least this uneven if both were as good: two-sided exact binomial p."""
+    total, least = first + second, min(first, second)
+    tail: float = sum(math.comb(total, count) for count in range(least + 1)) / 2**total
+    return min(1.0, 2 * tail)
+
+
+def _verdict(rates: Sequence[WinRate], ballots: Sequence[tuple[tuple[str, ...], str, int]], total: int) -> str:
+    if not total:
+        return "No votes yet."
+    if len(rates) < 2:
+        return f"{total} votes, and only {rates[0].column} was shown."
+    best, second = rates[0].column, rates[1].column
+    both = [(choice, count) for shown, choice, count in ballots if {best, second} <= set(shown)]
+    if not both:
+        return f"{best} and {second} were never shown together."
+    ours, theirs = (sum(count for choice, count in both if choice == name) for name in (best, second))
+    chance = sign_test(ours, theirs)
+    if chance < _LEVEL:
+        return f"{best} was preferred to {second} in {ours} of {ours + theirs} decided votes (p = {chance:.2g})."
+    return (
+        f"{total} votes do not separate {best} from {second}: {ours} against {theirs} decided votes (p = {chance:.2g})."
+    )

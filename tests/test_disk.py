@@ -1,0 +1,194 @@
+"""Room on disk, and folders that appear whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from qlora_demo.disk import draft_folder, folder_bytes, require_free
+from qlora_demo.errors import ConfigError, WorkError
+
+
+def _left(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_folder_that_is_not_there_yet_is_measured_where_it_will_be(tmp_path: Path) -> None:
+    require_free(tmp_path / "a" / "b", 1 << 10, "the merged model")
+    with pytest.raises(WorkError) as error:
+        require_free(tmp_path / "a" / "b", 1 << 60, "the merged model")
+    assert str(error.value).startswith(f"{tmp_path}/a/b: the merged model needs 1073741824.0 GiB there and ")
+    assert str(error.value).endswith(" are free; remove files there or name a folder on another disk")
+    assert _left(tmp_path) == []
+
+
+def test_a_relative_folder_is_measured_from_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    require_free(Path("new"), 1, "it")
+
+
+@pytest.mark.parametrize("below", ["", "out/new"])
+def test_room_is_asked_of_the_disk_the_folder_is_on(small_disk: Path, below: str) -> None:
+    require_free(small_disk / below, 1 << 10, "the adapter")
+    with pytest.raises(WorkError, match=rf"{below}: the adapter needs 1\.5 MiB there and 0\.2 MiB are free"):
+        require_free(small_disk / below, 3 << 19, "the adapter")
+
+
+def test_a_folder_s_bytes_are_those_of_its_files_and_not_of_what_links_lead_to(tmp_path: Path) -> None:
+    (tmp_path / "big").write_bytes(b"x" * 100_000)
+    inside = tmp_path / "folder" / "deep"
+    inside.mkdir(parents=True)
+    (inside / "a").write_bytes(b"x" * 10)
+    (inside.parent / ".b").write_bytes(b"x" * 5)
+    (inside / "link").symlink_to(tmp_path / "big")
+    assert folder_bytes(inside.parent) == 15
+    assert folder_bytes(inside / "a") == 10
+
+
+def test_a_finished_draft_becomes_the_folder(tmp_path: Path) -> None:
+    out = tmp_path / "new" / "out"
+    with draft_folder(out) as draft:
+        assert draft == tmp_path / "new" / ".out.new"
+        (draft / "sub").mkdir()
+        (draft / "sub" / "file").write_text("whole", "utf-8")
+        assert not out.exists()
+    assert (out / "sub" / "file").read_text("utf-8") == "whole"
+    assert _left(out.parent) == ["out"]
+
+
+def test_files_are_on_the_disk_before_the_name_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[tuple[str, bool]] = []
+
+    def fsync(descriptor: int) -> None:
+        synced.append((Path(f"/proc/self/fd/{descriptor}").readlink().name, (tmp_path / "out").exists()))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with draft_folder(tmp_path / "out") as draft:
+        (draft / "sub").mkdir()
+        (draft / "sub" / "file").touch()
+        (draft / "other").touch()
+    assert sorted(synced) == [("file", False), ("other", False)]
+
+
+@pytest.mark.parametrize("kind", ["folder", "file", "broken link"])
+def test_what_exists_is_refused_and_left_alone(tmp_path: Path, kind: str) -> None:
+    out = tmp_path / "out"
+    make: dict[str, Callable[[], None]] = {"folder": out.mkdir, "file": out.touch}
+    make.get(kind, lambda: out.symlink_to("nowhere"))()
+    message = f"^out: {out} exists already; name a new folder or remove it$"
+    with pytest.raises(ConfigError, match=message) as error, draft_folder(out):
+        pytest.fail("the block ran")
+    assert (error.value.field, _left(tmp_path)) == ("out", ["out"])
+
+
+def test_a_stale_draft_is_removed_first(tmp_path: Path) -> None:
+    (tmp_path / ".out.new").mkdir()
+    (tmp_path / ".out.new" / "half").touch()
+    with draft_folder(tmp_path / "out") as draft:
+        (draft / "whole").touch()
+    assert _left(tmp_path / "out") == ["whole"]
+
+
+@pytest.mark.parametrize(
+    "failure", [KeyboardInterrupt(), ValueError("wrong"), WorkError("told already"), SystemExit(1)]
+)
+def test_what_fails_leaves_nothing_and_is_raised_as_it_is(tmp_path: Path, failure: BaseException) -> None:
+    with pytest.raises(type(failure)) as error, draft_folder(tmp_path / "out") as draft:
+        (draft / "half").touch()
+        raise failure
+    assert error.value is failure
+    assert _left(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        Exception("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_full_disk_is_told_as_one_in_whatever_class_it_comes(tmp_path: Path, failure: Exception) -> None:
+    message = f"^{tmp_path}/out: the disk is full and nothing was kept; remove files there or name a folder on another"
+    with pytest.raises(WorkError, match=message), draft_folder(tmp_path / "out") as draft:
+        (draft / "half").touch()
+        raise failure
+    assert _left(tmp_path) == []
+
+
+def test_a_disk_that_is_full_at_the_last_moment_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fsync(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(WorkError, match="the disk is full"), draft_folder(tmp_path / "out") as draft:
+        (draft / "file").touch()
+    assert _left(tmp_path) == []
+
+
+@pytest.mark.parametrize(("out", "reason"), [("file/out", "Not a directory"), ("x" * 300, "File name too long")])
+def test_a_place_that_cannot_be_written_is_named_with_the_reason(tmp_path: Path, out: str, reason: str) -> None:
+    (tmp_path / "file").touch()
+    message = rf"^{tmp_path}/{out}: not written, nothing was kept \(\[Errno \d+\] {reason}"
+    with pytest.raises(WorkError, match=message), draft_folder(tmp_path / out):
+        pytest.fail("the block ran")
+
+
+def test_a_folder_that_appears_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
+    with pytest.raises(WorkError, match="not written, nothing was kept"), draft_folder(tmp_path / "out") as draft:
+        (draft / "ours").touch()
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "theirs").touch()
+    assert (_left(tmp_path), _left(tmp_path / "out")) == (["out"], ["theirs"])
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A real file system of 256 KiB; mounting one needs root and a kernel that lets it."""
+    mount = tmp_path / "disk"
+    mount.mkdir()
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(mount)], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        pytest.skip(f"this environment may not mount a small disk: {done.stderr.strip()}")
+    yield mount
+    subprocess.run(["umount", str(mount)], check=True)
+
+
+def test_a_disk_that_is_really_full_is_told_as_one(small_disk: Path) -> None:
+    with pytest.raises(WorkError, match="the disk is full"), draft_folder(small_disk / "out") as draft:
+        (draft / "weights").write_bytes(b"x" * (1 << 20))
+    assert _left(small_disk) == []
+
+
+def test_weights_that_do_not_fit_are_told_as_a_full_disk(small_disk: Path) -> None:
+    weights = {"w": np.zeros(1 << 20, dtype=np.uint8)}
+    with pytest.raises(WorkError, match="the disk is full"), draft_folder(small_disk / "out") as draft:
+        save_file(weights, draft / "model.safetensors")
+    assert _left(small_disk) == []
+
+
+def test_a_killed_process_leaves_nothing_that_looks_finished(tmp_path: Path) -> None:
+    script = f"""
+import os, signal
+from pathlib import Path
+from qlora_demo.disk import draft_folder
+with draft_folder(Path({str(tmp_path)!r}) / "out") as draft:
+    (draft / "half").touch()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == -signal.SIGKILL
+    assert _left(tmp_path) == [".out.new"]
+    with draft_folder(tmp_path / "out") as draft:
+        (draft / "whole").touch()
+    assert (_left(tmp_path), _left(tmp_path / "out")) == (["out"], ["whole"])

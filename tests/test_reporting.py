@@ -1,0 +1,62 @@
+"""What is gathered for a report, and which conversations were chosen for it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from qlora_demo.config import TrainConfig
+from qlora_demo.errors import ConfigError
+from qlora_demo.jobs import save_result
+from qlora_demo.records import Answer, AnswerTiming, Choice, Proof, RunState, TrainMetrics
+from qlora_demo.report import save, to_html
+from qlora_demo.reporting import gather, keep_conversation
+from qlora_demo.runs import Run, append_metrics, write_state
+from qlora_demo.services import Services
+from qlora_demo.votes import NewComparison
+
+ANSWER = Answer("adapter", "yes", (1, 2), AnswerTiming(5, 2, 0.1, 0.2, (0.1,)), "stop", Proof("nf4", "on", "ab12"), 100)
+
+
+@pytest.fixture
+def run(services: Services) -> Run:
+    made = services.runs.create(TrainConfig())
+    write_state(made.path, RunState("finished", choices=(Choice("a", "b", "c"),), summary={"train_loss": 0.5}))
+    return services.runs.get(made.id)
+
+
+def test_a_fresh_run_has_a_report_of_what_there_is(services: Services, run: Run) -> None:
+    found = gather(services, run)
+    assert (found.evaluation, found.fidelity, found.prompts, found.conversations, found.votes) == (
+        None,
+        None,
+        None,
+        [],
+        None,
+    )
+    assert found.state["summary"] == {"train_loss": 0.5} and found.choices == (Choice("a", "b", "c"),)
+    assert {"device", "platform", "python", "torch", "gradio"} <= set(found.machine)
+
+
+def test_all_that_was_measured_said_and_voted_is_in_it(services: Services, run: Run, tmp_path: Path) -> None:
+    append_metrics(run.path, TrainMetrics(1, 1.0, loss=2.0))
+    save_result(run, "evaluation", {"splits": {"test": {"base": {"rows": 1, "loss": 3.25, "exact_match": 0.0}}}})
+    keep_conversation(run, "be brief", "is it?", [ANSWER])
+    kept = NewComparison(run.id, "", "p", {}, ("base", "adapter"), {})
+    services.votes.vote(services.votes.add(kept), "adapter")
+    found = gather(services, run)
+    text = to_html(found)
+    assert all(part in text for part in ("3.25", "is it?", "adapter on, logits ab12", "do not separate"))
+    assert json.loads(save(found, tmp_path)["json"].read_text("utf-8"))["conversations"][0]["prompt"] == "is it?"
+
+
+def test_conversations_are_added_in_their_order(run: Run) -> None:
+    assert keep_conversation(run, "", "first", [ANSWER]) == 1
+    assert keep_conversation(run, "", "second", [ANSWER]) == 2
+
+
+def test_there_must_be_an_answer_to_keep(run: Run) -> None:
+    with pytest.raises(ConfigError, match="there is no answer to keep yet"):
+        keep_conversation(run, "", "", [])

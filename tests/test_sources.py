@@ -1,0 +1,78 @@
+"""Where models and adapters come from, and what tells two base models apart."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from qlora_demo.config import TrainConfig
+from qlora_demo.errors import AdapterError, ModelError, RunError
+from qlora_demo.services import Services
+from qlora_demo.sources import find_adapter, shape_of, weights_digest
+
+
+def test_a_run_names_its_base_its_method_and_what_it_was_trained_on(services: Services, tiny_model: Path) -> None:
+    run = services.runs.create(TrainConfig(model=str(tiny_model), method="lora"))
+    run.adapter.mkdir()
+    (run.path / "versions.json").write_text('{"base_weights": "abcd"}', "utf-8")
+    found = find_adapter(services.settings, services.runs, run.id)
+    assert (found.name, found.adapter, found.model) == (run.id, run.adapter, str(tiny_model))
+    assert (found.method, found.digest) == ("lora", "abcd")
+
+
+def test_a_run_without_an_adapter_is_refused(services: Services) -> None:
+    run = services.runs.create(TrainConfig())
+    with pytest.raises(RunError, match=f"run {run.id}: created, it has no adapter"):
+        find_adapter(services.settings, services.runs, run.id)
+
+
+def test_a_folder_is_an_adapter_if_it_names_its_base(services: Services, tiny_model: Path, tmp_path: Path) -> None:
+    config = tmp_path / "adapter_config.json"
+    config.write_text(json.dumps({"base_model_name_or_path": str(tiny_model)}), "utf-8")
+    found = find_adapter(services.settings, services.runs, str(tmp_path))
+    assert (found.model, found.digest) == (str(tiny_model), "")
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", "{}", '{"base_model_name_or_path": 3}', "[" * 100_000])
+def test_a_folder_that_names_none_is_refused(services: Services, tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / "adapter_config.json").write_text(content, "utf-8")
+    with pytest.raises(AdapterError, match=f"adapter {tmp_path}"):
+        find_adapter(services.settings, services.runs, str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["./nowhere", "/etc/nothing", "a/b/c", "alone", "nobody/nothing"])
+def test_what_is_nowhere_is_refused_with_what_was_tried(services: Services, name: str) -> None:
+    with pytest.raises(AdapterError, match=f"adapter '{name}': no such run or folder"):
+        find_adapter(services.settings, services.runs, name)
+
+
+def test_the_shape_is_read_from_the_config_alone(tiny_model: Path, tmp_path: Path) -> None:
+    shutil.copy(tiny_model / "config.json", tmp_path)
+    assert shape_of(str(tmp_path)).num_hidden_layers == 2
+    with pytest.raises(ModelError, match="'nobody/nothing' is no bundled model and no folder"):
+        shape_of("nobody/nothing")
+
+
+def test_the_digest_tells_models_of_one_shape_apart(tiny_model: Path, tmp_path: Path) -> None:
+    copy, other = tmp_path / "copy", tmp_path / "other"
+    shutil.copytree(tiny_model, copy)
+    shutil.copytree(tiny_model, other)
+    assert weights_digest(str(copy)) == weights_digest(str(tiny_model))
+    weights = load_file(other / "model.safetensors")
+    name = next(name for name in weights if "layers.1" in name)
+    weights[name].view(-1)[0] += torch.tensor(1.0)
+    save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
+    assert weights_digest(str(other)) != weights_digest(str(tiny_model))
+
+
+@pytest.mark.parametrize("content", [b"", b"\x00" * 7, b"\xff" * 100, b"\x02\x00\x00\x00\x00\x00\x00\x00[]"])
+def test_a_damaged_file_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(ModelError, match=f"{tmp_path}: a safetensors file is damaged"):
+        weights_digest(str(tmp_path))

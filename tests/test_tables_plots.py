@@ -1,0 +1,73 @@
+"""Figures for people: the same table everywhere, plots that a page can hold several of."""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ET
+from concurrent.futures import ThreadPoolExecutor
+
+from qlora_demo import plots, tables
+
+RESULT = {
+    "splits": {
+        "test": {"base": {"rows": 1200, "loss": 2.0, "exact_match": 0.0}, "adapter": {"rows": 2, "loss": 0.123456}},
+        "hard": {"adapter": {"rows": 2, "loss": 0.5, "exact_match": 0.5, "fields": {"total": 0.25}}},
+    }
+}
+
+
+def test_an_evaluation_has_a_row_per_split_and_column_and_only_figures_that_exist() -> None:
+    table = tables.evaluation(RESULT)
+    assert table.head == ("split", "column", "rows", "loss (nats per token)", "exact match")
+    assert table.rows == (
+        ("test", "base", "1,200", "2", "0.0%"),
+        ("test", "adapter", "2", "0.123", "–"),
+        ("hard", "adapter", "2", "0.5", "50.0%"),
+    )
+    assert tables.fields(RESULT).rows == (("hard", "adapter", "25.0%"),)
+    assert tables.exact_match(RESULT) == {"base": {"test": 0.0}, "adapter": {"test": 0.0, "hard": 50.0}}
+
+
+def test_fidelity_shows_changes_with_their_sign() -> None:
+    merges = {"merged:original": {"kl_mean": 0.0812, "loss_change": 0.01, "exact_match_change": -0.094, "rows": 32}}
+    rows = {label: figure for label, figure in tables.fidelity({"merges": merges}).rows}  # noqa: C416 - two cells each
+    assert rows["mean KL divergence (nats)"] == "0.081"
+    assert rows["change in loss (nats per token)"] == "+0.0100"
+    assert rows["change in exact match"] == "-9.4 points"
+    assert rows["identical greedy answers"] == "–"
+
+
+def test_nothing_measured_is_no_table() -> None:
+    for empty in (tables.evaluation(None), tables.fields({}), tables.fidelity(None)):
+        assert tables.html(empty) == ""
+
+
+def test_cells_are_escaped() -> None:
+    drawn = tables.html(tables.Table(("<a>",), (("<b>", "<c>"),)))
+    assert "&lt;a&gt;" in drawn and "&lt;b&gt;" in drawn and "&lt;c&gt;" in drawn
+
+
+def text_of(svg: str) -> list[str]:
+    return [(node.text or "").strip() for node in ET.fromstring(svg).iter() if node.tag.endswith("text")]
+
+
+def test_plots_have_titles_axes_and_the_text_as_text() -> None:
+    drawn = plots.lines(
+        "Loss <b> $x^2$", "step", "loss (nats)", {"training": [(1, 2.0), (2, 1.0)], "held-out": [(2, 1.5)]}
+    )
+    assert {"Loss <b> $x^2$", "step", "loss (nats)", "training", "held-out"} <= set(text_of(drawn))
+    assert {"96.2", "0", "test", "base"} <= set(
+        text_of(plots.bars("Score", "percent", {"base": {"test": 0.0}, "adapter": {"test": 96.2, "hard": 77.0}}))
+    )
+
+
+def test_plots_take_the_colour_of_the_text_and_nothing_of_theirs_reaches_the_page() -> None:
+    first, second = (plots.bars(name, "percent", {"base": {"test": 1.0}}) for name in "ab")
+    assert "currentColor" in first and "#010203" not in first and "<style" not in first
+    assert not {*re.findall(r' id="([^"]+)"', first)} & {*re.findall(r' id="([^"]+)"', second)}
+
+
+def test_plots_are_drawn_from_several_threads() -> None:
+    with ThreadPoolExecutor(4) as pool:
+        drawn = list(pool.map(lambda at: plots.lines(f"plot {at}", "x", "y", {"a": [(0, at)]}), range(8)))
+    assert all(f"plot {at}" in text_of(svg) for at, svg in enumerate(drawn))

@@ -1,0 +1,44 @@
+"""Figures have the unit that suits them, and no digits that mean nothing."""
+
+from __future__ import annotations
+
+import pytest
+
+from qlora_demo.units import GIB, MIB, duration, memory, percent
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0, "0 ms"),
+        (0.0123, "12 ms"),
+        (0.5, "500 ms"),
+        (1, "1.0 s"),
+        (59.94, "59.9 s"),
+        (60, "1 min 00 s"),
+        (119.6, "2 min 00 s"),
+        (3599, "59 min 59 s"),
+        (3600, "1 h 00 min"),
+        (90061, "25 h 01 min"),
+    ],
+)
+def test_durations_have_the_unit_that_suits_them(seconds: float, words: str) -> None:
+    assert duration(seconds) == words
+
+
+@pytest.mark.parametrize(
+    ("count", "words"),
+    [
+        (0, "0.0 MiB"),
+        (MIB, "1.0 MiB"),
+        (300 * MIB, "300 MiB"),
+        (GIB, "1.0 GiB"),
+        (140 * GIB, "140.0 GiB"),
+    ],
+)
+def test_memory_has_the_unit_that_suits_it(count: float, words: str) -> None:
+    assert memory(count) == words
+
+
+def test_a_share_is_a_percentage_with_one_digit() -> None:
+    assert (percent(0), percent(0.1234), percent(1)) == ("0.0%", "12.3%", "100.0%")
