@@ -318,3 +318,11 @@ print(type(page).__name__, *sorted({ENGINE_LIBRARIES!r} & set(sys.modules)))
 """
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.stdout.split(), done.returncode) == (["Blocks"], 0), done.stderr
+
+
+def test_the_readme_maps_every_module(code: Sources) -> None:
+    listed = (ROOT / "README.md").read_text("utf-8").split("## File map")[1]
+    named = set(re.findall(r"`(?:[\w/]*/)?(\w+)\.py`", listed))
+    files = {source.path.stem for source in code.values() if source.path.name != "__init__.py"}
+    assert files - {"__main__"} <= named
+    assert named <= files
