@@ -141,7 +141,8 @@ def says(placement: Placement) -> str:
 def unit_name(unit: Unit) -> str:
     """A unit in words."""
     names = {"nf4": "4-bit base", "16bit": "16-bit base", "merged": "merged model", "merged-4bit": "merged 4-bit model"}
-    return names[unit.kind] + (f" of {unit.adapter}" if unit.adapter else "")
+    onto = f" onto {unit.onto}" if unit.onto else ""
+    return names[unit.kind] + (f" of {unit.adapter}" if unit.adapter else "") + onto
 
 
 def _place(wanted: Sequence[Wanted], resident: Mapping[Unit, int], device: Device, share_base: bool) -> Placement:

@@ -110,7 +110,7 @@ def test_the_oldest_weights_that_nobody_needs_go_first_and_no_more_than_needed()
     old, newer = Unit("merged", "qwen3-4b", "run-1", "original"), Unit("merged", "qwen3-4b", "run-2", "original")
     placement = place(wanted("qwen3-4b", ("merged",)), {old: size, newer: size}, Device("cuda", 4 * GIB, 24 * GIB))
     assert placement.evict == ((old, size),)
-    assert "frees merged model of run-1 (7.5 GiB)" in says(placement)
+    assert "frees merged model of run-1 onto original (7.5 GiB)" in says(placement)
 
 
 def test_weights_that_are_needed_are_never_evicted() -> None:

@@ -102,7 +102,7 @@ def test_the_placement_bar_has_a_part_for_everything_that_takes_room() -> None:
     held = {Unit("merged", "m", "old", "original"): 8 * GIB}
     html = show.placement(place(wanted, held, Device("cuda", 16 * GIB, 40 * GIB)))
     for part in (
-        "merged model of old 8.0 GiB",
+        "merged model of old onto original 8.0 GiB",
         "adapter: 4-bit base",
         "merged: merged model of run",
         "room to work in",

@@ -154,7 +154,7 @@ def _draw_sampling(parts: SimpleNamespace) -> None:
 
 def _draw_columns(parts: SimpleNamespace) -> None:
     parts.heads, parts.chats, parts.feet, parts.columns, parts.again, parts.halts = [], [], [], [], [], []
-    with gr.Row():
+    with gr.Row(elem_id="answers"):
         for place in SLOTS:
             visible = place < len(DEFAULT_COLUMNS)
             with gr.Column(min_width=240, elem_id=f"column-{place}", visible=visible) as column:

@@ -43,6 +43,11 @@ mark.gone {background:#fecaca; color:#7f1d1d} mark.new {background:#bbf7d0; colo
 .wide {overflow-x:auto} .results {border-collapse:collapse; font-size:.85rem}
 .results th, .results td {border:1px solid var(--border-color-primary); padding:.25rem .5rem; text-align:left}
 .results td {vertical-align:top; overflow-wrap:anywhere; min-width:4rem} .results small {display:block; opacity:.7}
+.results.answers td {min-width:11rem} .results.answers td:first-child {min-width:0}
+@media (max-width:640px) {
+  #answers {flex-wrap:nowrap; overflow-x:auto; scroll-snap-type:x mandatory}
+  #answers > div {min-width:86% !important; scroll-snap-align:start} .foot {min-height:0}
+}
 #stop {align-self:end; max-height:3rem}
 """
 

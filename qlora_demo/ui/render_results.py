@@ -81,7 +81,7 @@ def _answers_table(rows: Sequence[Mapping[str, Any]], chosen: Sequence[int], wit
     head = ["", "prompt", *(["reference"] if with_reference else []), *columns]
     body = "".join(_answers_row(at, rows[at], columns, with_reference) for at in chosen)
     return (
-        '<div class="wide"><table class="results"><tr>'
+        '<div class="wide"><table class="results answers"><tr>'
         + "".join(f"<th>{escape(name)}</th>" for name in head)
         + f"</tr>{body}</table></div>"
     )

@@ -76,10 +76,8 @@ def test_train_reload_restart_and_chat(page: Page, server: Server, browser: Brow
 
 def three_columns_answer(page: Page) -> None:
     tab(page, "Chat")
-    expect(page.locator("#placement")).to_contain_text(re.compile("fit|fits"))
-    page.locator("#examples").get_by_role("button").first.click()
-    expect(page.locator("#prompt textarea")).not_to_have_value("")
-    page.click("#send")
+    expect(page.locator("#placement")).to_contain_text(re.compile("loads base, adapter, merged"))
+    ask_example(page)
     all_answered(page, 2 * MINUTE)
     for place in range(3):
         expect(page.locator(f"#foot-{place}")).to_contain_text(
@@ -93,6 +91,12 @@ def three_columns_answer(page: Page) -> None:
     screenshot(page, "chat")
 
 
+def ask_example(page: Page) -> None:
+    page.locator("#examples").get_by_role("button").first.click()
+    expect(page.locator("#prompt textarea")).not_to_have_value("")
+    page.click("#send")
+
+
 def all_answered(page: Page, timeout: int = MINUTE, columns: int = 3) -> None:
     for place in range(columns):
         expect(page.locator(f"#foot-{place}")).to_contain_text(ENDED, timeout=timeout)
@@ -102,8 +106,7 @@ def retry_multi_turn_stop_and_clear(page: Page) -> None:
     page.click("#clear")
     page.click("#retry")
     expect(page.get_by_text("there is nothing to retry")).to_be_visible()
-    page.locator("#examples").get_by_role("button").first.click()
-    page.click("#send")
+    ask_example(page)
     all_answered(page)
     first = page.locator("#chat-1").inner_text()
     page.click("#retry")
@@ -129,8 +132,7 @@ def retry_multi_turn_stop_and_clear(page: Page) -> None:
 
 
 def edit_again_and_differences(page: Page) -> None:
-    page.locator("#examples").get_by_role("button").first.click()
-    page.click("#send")
+    ask_example(page)
     all_answered(page)
     expect(page.locator("#differences")).to_contain_text(
         re.compile("same answer, token for token|first differing token")
@@ -154,10 +156,11 @@ def edit_again_and_differences(page: Page) -> None:
 def blind_vote(page: Page) -> None:
     page.click("#clear")
     page.locator("#blind input").check()
-    page.locator("#examples").get_by_role("button").first.click()
-    page.click("#send")
+    ask_example(page)
     for place, letter in enumerate("ABC"):
-        expect(page.locator(f"#head-{place}")).to_contain_text(f"{letter}\nhidden until the vote", timeout=MINUTE)
+        expect(page.locator(f"#head-{place}")).to_contain_text(
+            re.compile(rf"{letter}\s*hidden until the vote"), timeout=MINUTE
+        )
         expect(page.locator(f"#foot-{place}")).to_have_text("answered", timeout=MINUTE)
     expect(page.locator("#differences")).to_be_empty()
     expect(page.locator("#latency")).to_be_empty()
