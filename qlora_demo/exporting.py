@@ -48,9 +48,9 @@ def card(known: CardFacts) -> str:
     return adapter_card(known) if known.precision == "adapter" else merged_card(known)
 
 
-def lines(runs: RunStore, run: Run, what: ExportKind, onto: MergeBase) -> dict[str, str]:
+def lines(runs: RunStore, run: Run, what: ExportKind, onto: MergeBase, folder: Path) -> dict[str, str]:
     """How an exported folder is loaded: ``vllm`` and ``transformers``."""
-    return loading_lines(facts(runs, run, what, onto, {}), str(export_folder(run, what, onto)))
+    return loading_lines(facts(runs, run, what, onto, {}), str(folder))
 
 
 def push(hub: Hub, folder: Path, repo: str, token: str) -> Iterator[Step]:

@@ -205,6 +205,4 @@ def _verdict(rates: Sequence[WinRate], ballots: Sequence[tuple[tuple[str, ...], 
     chance = sign_test(ours, theirs)
     if chance < _LEVEL:
         return f"{best} was preferred to {second} in {ours} of {ours + theirs} decided votes (p = {chance:.2g})."
-    return (
-        f"{total} votes do not separate {best} from {second}: {ours} against {theirs} decided votes (p = {chance:.2g})."
-    )
+    return f"The votes do not separate {best} from {second}: {ours} against {theirs} of {total} (p = {chance:.2g})."

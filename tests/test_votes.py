@@ -71,9 +71,7 @@ def test_win_rates_count_only_where_a_column_was_shown(store: VoteStore) -> None
 def test_few_votes_are_said_not_to_separate_the_columns(store: VoteStore) -> None:
     cast(store, "adapter", 3)
     cast(store, "base", 1)
-    assert (
-        store.tally("run").verdict == "4 votes do not separate adapter from base: 3 against 1 decided votes (p = 0.62)."
-    )
+    assert store.tally("run").verdict == "The votes do not separate adapter from base: 3 against 1 of 4 (p = 0.62)."
 
 
 def test_many_votes_do(store: VoteStore) -> None:

@@ -4,19 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..columns import parse
 from ..errors import DataError, OutOfMemory
-from ..exporting import base_for, card, export_folder, facts
+from ..exporting import base_for, card, export_folder, facts, lines
 from ..gpu import Lease, Purpose
 from ..halt import Halt
 from ..locks import HeldLock
 from ..placement import Placement
-from ..records import Answer, AnswerRequest, Column, ExportRequest, Message, Progress, Resident, Step
-from ..runs import RunStore
+from ..records import (
+    Answer,
+    AnswerRequest,
+    Column,
+    ExportKind,
+    ExportRequest,
+    MergeBase,
+    Message,
+    Progress,
+    Resident,
+    Step,
+)
+from ..runs import Run, RunStore
 from ..settings import Settings
 from .bandwidth import read_bandwidth
 from .export import ExportTarget, export_adapter, export_merged
@@ -73,7 +85,7 @@ class Engine:
 
     def export(self, request: ExportRequest, halt: Halt) -> Iterator[Step]:
         """Save an adapter or a merged model with its card; merged ones are reloaded and compared: ``path``, ``what``,
-        ``onto``, ``fidelity``, ``verified``."""
+        ``onto``, ``fidelity``, ``verified``, ``load.vllm``, ``load.transformers``."""
         return self._worker.iterate(lambda: self._export(request, halt), halt)
 
     def _load(self, columns: Sequence[Column], halt: Halt, purpose: Purpose) -> Generator[Progress]:
@@ -124,22 +136,26 @@ class Engine:
 
     def _export(self, request: ExportRequest, halt: Halt) -> Generator[Step]:
         run = self.runs.get(request.run)
-        adapter = parse("adapter", run.id)
         onto = base_for(run, request.what, request.onto)
         out = (request.out or export_folder(run, request.what, onto)).expanduser().resolve()
+        load = {"load": lines(self.runs, run, request.what, onto, out)}
+        with closing(self._exported(run, request.what, onto, out, halt)) as steps:
+            for step in steps:
+                yield Step(step.progress, step.result and step.result | load)
 
+    def _exported(self, run: Run, what: ExportKind, onto: MergeBase, out: Path, halt: Halt) -> Generator[Step]:
         def written(fidelity: dict[str, Any]) -> str:
-            return card(facts(self.runs, run, request.what, onto, fidelity))
+            return card(facts(self.runs, run, what, onto, fidelity))
 
-        if request.what == "adapter":
+        adapter = parse("adapter", run.id)
+        if what == "adapter":
             yield from export_adapter(self._variants.origin(adapter), out, written)
             return
         rows = next(iter(self._heldout(run.id).values()))[:_FIDELITY_ROWS]
         yield from (Step(progress) for progress in self._load([adapter], halt, "merge"))
         model = self._variants.loaded[adapter.name]
-        origin = self._variants.origin(adapter)
-        target = ExportTarget(onto, out, request.what == "merged-4bit")
-        yield from _until(halt, export_merged(origin, model, rows, target, written))
+        target = ExportTarget(onto, out, what == "merged-4bit")
+        yield from _until(halt, export_merged(self._variants.origin(adapter), model, rows, target, written))
 
     def _heldout(self, run_id: str) -> dict[str, list[list[Message]]]:
         splits = {name: rows for name, rows in self.runs.heldout(run_id).items() if rows}

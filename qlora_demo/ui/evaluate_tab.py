@@ -37,7 +37,7 @@ def build(services: Services) -> gr.Dropdown:
     parts = _draw()
     judge = Judge(services)
     drawn = [parts.job, parts.table, parts.split, parts.rows, parts.fidelity]
-    drawn += [parts.prompts_table, parts.votes, parts.seen]
+    drawn += [parts.prompts_table, parts.votes, parts.exported, parts.seen]
     where = [parts.run, parts.split, parts.which, parts.page, parts.prompts_page, parts.seen]
     chosen = [parts.run, parts.names]
     _begin(parts.evaluate, judge.evaluate, [*chosen, parts.limit], parts.job)
@@ -105,14 +105,14 @@ class Judge:
         """What changed since the page was last drawn."""
         *_, seen = where
         if self._marks(where) == seen:
-            return [self._job(), *[gr.skip()] * 7]
+            return [self._job(), *[gr.skip()] * 8]
         return self.redraw(*where)
 
     def redraw(self, *where: Any) -> list[Any]:
         """Everything, from what is stored."""
         run, split, which, page, prompts_page, _ = where
         if not run:
-            return [self._job(), *[gr.skip()] * 6, None]
+            return [self._job(), *[gr.skip()] * 7, None]
         found = self.services.runs.get(run)
         evaluation, prompts = read_result(found, "evaluation"), read_result(found, "prompts")
         splits = list((evaluation or {}).get("splits", {}))
@@ -125,6 +125,7 @@ class Judge:
             show.fidelity(read_result(found, "fidelity")),
             show.prompts_shown(prompts, int(prompts_page or 1) - 1),
             show.votes(self.services.votes.tally(run)),
+            show.exported(read_result(found, "export")),
             self._marks((run, split, which, page, prompts_page)),
         ]
 
@@ -227,6 +228,7 @@ def _draw_export(parts: SimpleNamespace) -> None:
             elem_id="export-onto",
         )
         parts.export = gr.Button("Export", elem_id="export")
+    parts.exported = gr.HTML(elem_id="exported")
     with gr.Row():
         parts.repo = gr.Textbox(label="Hub repository", placeholder="you/your-model", elem_id="repo")
         parts.token = gr.Textbox(label="Hub token", type="password", info="used once, never kept", elem_id="token")

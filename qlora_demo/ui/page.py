@@ -37,7 +37,7 @@ CSS = """
 .latency {display:grid; grid-template-columns:repeat(auto-fit,minmax(260px,1fr)); gap:1rem; font-size:.85rem}
 .latency > div > div {display:grid; grid-template-columns:minmax(5rem,max-content) 1fr 5rem; gap:.6rem}
 .sides {display:grid; grid-template-columns:repeat(auto-fit,minmax(260px,1fr)); gap:1rem}
-.sides pre {white-space:pre-wrap; overflow-wrap:anywhere; margin:0; font-size:.85rem}
+.sides pre, #exported pre {white-space:pre-wrap; overflow-wrap:anywhere; margin:0; font-size:.85rem}
 mark.gone {background:#fecaca; color:#7f1d1d} mark.new {background:#bbf7d0; color:#14532d}
 .plot {max-width:100%; height:auto; display:block}
 .wide {overflow-x:auto} .results {border-collapse:collapse; font-size:.85rem}

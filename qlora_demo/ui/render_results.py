@@ -76,6 +76,17 @@ def votes(tally: Tally) -> str:
     return f"<p><b>{escape(tally.verdict)}</b></p>{tables.html(tables.votes(tally))}<p>{counts}</p>"
 
 
+def exported(result: Result | None) -> str:
+    """Where the last export is, how near it is to what was trained, and what loads it."""
+    if not result or "load" not in result:
+        return ""
+    nearness = (
+        f", mean KL {result['fidelity']['kl_mean']:.2g} nats from the adapter model" if "fidelity" in result else ""
+    )
+    what = f"<p><b>{escape(result['what'])}</b> in {escape(result['path'])}{nearness}</p>"
+    return what + "".join(f"<p>{name}</p><pre>{escape(text)}</pre>" for name, text in result["load"].items())
+
+
 def _answers_table(rows: Sequence[Mapping[str, Any]], chosen: Sequence[int], with_reference: bool) -> str:
     columns = list(rows[0]["answers"])
     head = ["", "prompt", *(["reference"] if with_reference else []), *columns]

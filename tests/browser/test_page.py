@@ -204,6 +204,9 @@ def export_merged(page: Page) -> None:
     page.get_by_role("button", name="Merge and export").click()
     page.click("#export")
     expect(page.locator("#job")).to_contain_text(re.compile("export.*ended", re.DOTALL), timeout=2 * MINUTE)
+    expect(page.locator("#exported")).to_contain_text(
+        re.compile("merged in .*merged-dequantized.*vllm serve", re.DOTALL)
+    )
 
 
 def test_mistakes_are_told_in_one_line(page: Page) -> None:
