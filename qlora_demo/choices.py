@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from importlib.util import find_spec
 
 from .config import TrainConfig
-from .memory import ModelShape, activation_bytes, weight_bytes
+from .errors import ConfigError
+from .memory import ModelShape
+from .memory_plan import Kind, optimizer_of, plan
 from .records import Choice
 
 GIB = 1 << 30
-_ROOM = 0.6
-"""Share of the free memory that weights and activations may take before checkpointing is turned on."""
+_ROOM = 0.8
+"""Share of the free memory that the plan may take before checkpointing is turned on: a run that ends out of memory
+costs more than recomputing."""
 
 
 @dataclass(frozen=True)
 class Situation:
     """What a choice depends on; memory in bytes."""
 
-    kind: Literal["cuda", "cpu"]
+    kind: Kind
     has_bf16: bool
     free_bytes: int
 
@@ -38,17 +41,40 @@ def choose(config: TrainConfig, shape: ModelShape, situation: Situation) -> Chos
     """Decide what a person left to us, from the model's shape and the device."""
     checkpointing, checkpointing_choice = _checkpointing(config, shape, situation)
     cuda = situation.kind == "cuda"
-    optim = "paged_adamw_32bit" if cuda else "adamw_torch"
-    optim_why = "its state moves to the host when the GPU is full" if cuda else "paged optimizers need a CUDA device"
     mixed = cuda or config.method == "lora"
-    number = Choice("Number format", *_number_format(situation))
     return Chosen(
         gradient_checkpointing=checkpointing,
-        optim=optim,
+        optim=optimizer_of(config, situation.kind),
         bf16=mixed and situation.has_bf16,
         fp16=mixed and not situation.has_bf16,
-        reasons=(checkpointing_choice, Choice("Optimizer", optim, optim_why), number),
+        reasons=(
+            checkpointing_choice,
+            Choice("Optimizer", optimizer_of(config, situation.kind), _optimizer_why(config, cuda)),
+            Choice("Number format", *_number_format(situation)),
+        ),
     )
+
+
+def refuse(config: TrainConfig, kind: Kind) -> None:
+    """Raise `ConfigError`, with the reason, for what the libraries or the device cannot do."""
+    cuda = kind == "cuda"
+    if config.optim not in ("auto", "adamw_torch") and not cuda:
+        raise ConfigError("optim", f"{config.optim} needs a CUDA device; choose auto or adamw_torch")
+    if config.packing and not (cuda and find_spec("flash_attn")):
+        raise ConfigError(
+            "packing",
+            "needs FlashAttention, which keeps packed rows apart; rows would see each other here: leave it off",
+        )
+    if config.parallel == "fsdp" and not cuda:
+        raise ConfigError("parallel", "fsdp shards over GPUs and there is none here; choose ddp")
+    if config.report_to != "none" and not find_spec(config.report_to):
+        raise ConfigError("report_to", f"{config.report_to} is not installed; pip install {config.report_to}, or none")
+
+
+def _optimizer_why(config: TrainConfig, cuda: bool) -> str:
+    if config.optim != "auto":
+        return "chosen by hand"
+    return "its state moves to the host when the GPU is full" if cuda else "paged optimizers need a CUDA device"
 
 
 def _number_format(situation: Situation) -> tuple[str, str]:
@@ -61,10 +87,8 @@ def _checkpointing(config: TrainConfig, shape: ModelShape, situation: Situation)
     what = "Gradient checkpointing"
     if config.gradient_checkpointing != "auto":
         return config.gradient_checkpointing == "on", Choice(what, config.gradient_checkpointing, "chosen by hand")
-    tokens = config.per_device_train_batch_size * config.max_length
-    weights = weight_bytes(shape, "nf4" if config.method == "qlora" else "bf16")
-    need = weights + activation_bytes(shape, tokens, checkpointing=False)
-    figures = f"weights and activations need up to {need / GIB:.1f} GiB of {situation.free_bytes / GIB:.1f} GiB free"
+    need = plan(shape, config, situation.kind, checkpointing=False).total_bytes
+    figures = f"the plan without is {need / GIB:.1f} GiB of {situation.free_bytes / GIB:.1f} GiB free"
     if need > _ROOM * situation.free_bytes:
         return True, Choice(what, "on", f"{figures}: recomputing activations saves memory")
     return False, Choice(what, "off", f"{figures}: there is room, and recomputing them would only cost time")

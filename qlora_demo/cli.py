@@ -29,6 +29,8 @@ from .errors import DemoError, RequestError, WorkError
 from .exporting import push
 from .halt import Halt
 from .jobs import save_result
+from .memory_plan import parse_memory
+from .planning import plan_training
 from .promptsets import conversation, read_prompts
 from .records import Answer, AnswerRequest, ExportKind, ExportRequest, MergeBase, Progress, Step
 from .report import save
@@ -84,6 +86,25 @@ def train(services: Services, args: argparse.Namespace) -> dict[str, Any]:
     if run.state.status == "failed":
         raise WorkError(f"run {run.id} failed: {run.state.error}; the whole log is {run.path / 'train.log'}")
     return {"run": run.id, "state": run.state.status, **run.state.summary}
+
+
+def plan(services: Services, args: argparse.Namespace) -> dict[str, Any]:
+    """The memory a training run would take, itemised; no weights are needed."""
+    found = plan_training(services.settings, _train_config(args), args.gpu_memory)
+    chosen = found.chosen
+    return {
+        "total_bytes": chosen.total_bytes,
+        "device_bytes": found.device_bytes,
+        "fits": found.fits,
+        "gradient_checkpointing": chosen.checkpointing,
+        "items": [asdict(item) for item in chosen.items],
+        "trainable_parameters": chosen.trainable_parameters,
+        "all_parameters": chosen.all_parameters,
+        "largest_batch": found.largest_batch,
+        "longest_row": found.longest_row,
+        "with_checkpointing_bytes": found.checkpointed_bytes,
+        "others": {other.way: other.total_bytes for other in found.others},
+    }
 
 
 def runs(services: Services, args: argparse.Namespace) -> Any:
@@ -176,6 +197,13 @@ def _parser() -> _Parser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
     _add(commands, "fetch", fetch)
     _add_train(_add(commands, "train", train))
+    planning = _add(commands, "plan", plan)
+    planning.add_argument(
+        "--gpu-memory", type=_memory, metavar="24GB", help="of the card to plan for; default: this device"
+    )
+    planning.add_argument("--config", help="JSON file of config fields; the flags below override it")
+    for name in field_names(TrainConfig):
+        _add_knob(planning, TrainConfig, name)
     listing = _add(commands, "runs", runs)
     listing.add_argument("action", choices=("list", "show", "stop", "delete"))
     listing.add_argument("run", nargs="?")
@@ -242,6 +270,13 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not allowed; give a whole number >= 1")
     return int(text)
+
+
+def _memory(text: str) -> int:
+    try:
+        return parse_memory(text)
+    except ValueError as exc:
+        raise argparse.ArgumentTypeError(f"{text!r} is not allowed; give a size like 24GB") from exc
 
 
 def _train_config(args: argparse.Namespace) -> TrainConfig:

@@ -7,6 +7,7 @@ tests read everything from here: a new knob is one field here and one use.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -14,13 +15,25 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
 from .errors import ConfigError
+from .records import BaseForm
 
-Method = Literal["qlora", "lora"]
-TargetModules = Literal["all-linear", "attention"]
+Method = Literal["qlora", "lora", "lora-8bit"]
+QuantType = Literal["nf4", "fp4"]
+Initialisation = Literal["default", "gaussian", "eva", "pissa", "olora"]
+LossOn = Literal["completion", "assistant", "all"]
+Optimizer = Literal["auto", "adamw_torch", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit"]
+Parallel = Literal["ddp", "fsdp"]
+ReportTo = Literal["none", "trackio", "tensorboard", "wandb"]
 Switch = Literal["auto", "on", "off"]
 Schedule = Literal["cosine", "linear", "constant_with_warmup"]
 ATTENTION_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj")
+MLP_MODULES = ("gate_proj", "up_proj", "down_proj")
 
+SINGLE: dict[QuantType, BaseForm] = {"nf4": "nf4-single", "fp4": "fp4-single"}
+"""The forms without double quantization."""
+MAPPED_COLUMNS = ("messages", "prompt", "completion", "text", "context", "system")
+_HUB_NAME = r"^[\w.\- \[\]:%]*$"
+_MODULE_NAME = re.compile(r"[A-Za-z_][\w.]*")
 _OLDER_NAMES = {"max_seq_length": "max_length", "lora_r": "r", "torch_dtype": "(chosen by the device)"}
 
 
@@ -84,6 +97,32 @@ class TrainConfig(_Config):
         min_length=1,
         max_length=400,
     )
+    dataset_config: str = _knob(
+        "",
+        "Data",
+        "Configuration",
+        "Of a hub data set that has several; empty: its default",
+        min_length=0,
+        max_length=200,
+        pattern=_HUB_NAME,
+    )
+    dataset_split: str = _knob(
+        "",
+        "Data",
+        "Split",
+        "Of a hub data set; empty: train, or the first one",
+        min_length=0,
+        max_length=200,
+        pattern=_HUB_NAME,
+    )
+    columns: str = _knob(
+        "",
+        "Data",
+        "Columns",
+        "Corrects what was detected: prompt=question, completion=answer, or text=...; empty: as detected",
+        min_length=0,
+        max_length=400,
+    )
     max_length: int = _knob(
         512,
         "Data",
@@ -95,14 +134,41 @@ class TrainConfig(_Config):
     eval_rows: int = _knob(
         32, "Data", "Held-out rows", "Rows kept out of training to measure the held-out loss on", ge=1, le=10_000
     )
-    method: Method = _knob(
-        "qlora", "Method", "Method", "qlora: 4-bit NF4 base with double quantization; lora: 16-bit base"
+    method: Method = _knob("qlora", "Method", "Method", "The frozen base: qlora 4 bit, lora 16 bit, lora-8bit 8 bit")
+    bnb_4bit_quant_type: QuantType = _knob(
+        "nf4",
+        "Method",
+        "4-bit type",
+        "Of a qlora base: NF4's levels suit normally distributed weights, FP4's are floats",
+    )
+    bnb_4bit_use_double_quant: bool = _knob(
+        True, "Method", "Double quantization", "Quantize the constants of a qlora base too: 0.37 bits less per weight"
     )
     r: int = _knob(16, "Method", "Rank r", "Rank of the update matrices A and B", ge=1, le=256)
     lora_alpha: int = _knob(32, "Method", "LoRA alpha", "The update is scaled by alpha / r", ge=1, le=1024)
     lora_dropout: float = _knob(0.0, "Method", "LoRA dropout", "Dropout on the input of A while training", ge=0, lt=1)
-    target_modules: TargetModules = _knob(
-        "all-linear", "Method", "Target modules", "Which layers get an adapter: every linear layer, or q, k, v, o only"
+    target_modules: str = _knob(
+        "all-linear",
+        "Method",
+        "Target modules",
+        "Which layers get an adapter: all-linear, attention (q, k, v, o), mlp (gate, up, down), or names with commas",
+        min_length=1,
+        max_length=1000,
+    )
+    use_rslora: bool = _knob(False, "Method", "rsLoRA", "Scale by alpha / sqrt(r), which keeps high ranks effective")
+    use_dora: bool = _knob(False, "Method", "DoRA", "Learn the weights' magnitude apart from their direction; slower")
+    init_lora_weights: Initialisation = _knob(
+        "default",
+        "Method",
+        "Initialisation",
+        "Of A and B: default starts at no change; eva from the data's activations; pissa and olora from 16-bit weights",
+    )
+    loss_on: LossOn = _knob(
+        "completion",
+        "Method",
+        "Loss on",
+        "completion: each assistant turn, given the turns before it; assistant: all of a conversation's at once, where "
+        "the template marks them; all: every token",
     )
     learning_rate: float = _knob(
         2e-3,
@@ -123,6 +189,9 @@ class TrainConfig(_Config):
         1, "Schedule", "Accumulation", "Forward passes for one optimizer step", ge=1, le=4096
     )
     seed: int = _knob(0, "Schedule", "Seed", "Seed of the row order and of the adapter's first values", ge=0, le=2**31)
+    optim: Optimizer = _knob(
+        "auto", "Advanced", "Optimizer", "auto: paged AdamW with 32-bit state on CUDA, torch's AdamW elsewhere"
+    )
     lr_scheduler_type: Schedule = _knob("cosine", "Advanced", "Schedule", "How the learning rate falls")
     warmup_steps: float = _knob(
         0.05,
@@ -148,10 +217,64 @@ class TrainConfig(_Config):
         "Gradient checkpointing",
         "Recompute activations to save memory; auto turns it on when needed",
     )
+    packing: bool = _knob(
+        False, "Advanced", "Packing", "Several rows in one sequence; needs an attention kernel that keeps them apart"
+    )
+    neftune_noise_alpha: float = _knob(
+        0.0, "Advanced", "NEFTune noise", "Noise on the embeddings while training; 0 is off, 5 is usual", ge=0, le=100
+    )
+    eval_on_start: bool = _knob(
+        False, "Advanced", "Held-out loss at the start", "Also measure it before the first step"
+    )
+    early_stopping_patience: int = _knob(
+        0,
+        "Advanced",
+        "Early stopping",
+        "Stop after so many held-out losses without a better one; 0: never",
+        ge=0,
+        le=1000,
+    )
+    stop_on_divergence: bool = _knob(
+        True, "Advanced", "Stop when it diverges", "End when the loss is not a number or far above where it began"
+    )
+    save_steps: int = _knob(
+        50,
+        "Advanced",
+        "Steps between checkpoints",
+        "A run continues from the last one; 0: none by steps",
+        ge=0,
+        le=100_000,
+    )
+    save_minutes: float = _knob(
+        10.0, "Advanced", "Minutes between checkpoints", "Whichever comes first; 0: none by time", ge=0, le=10_000
+    )
+    parallel: Parallel = _knob(
+        "ddp", "Advanced", "Several processes", "ddp: each holds the model; fsdp: it is sharded over them (GPUs only)"
+    )
+    report_to: ReportTo = _knob("none", "Advanced", "Report to", "A tracker that is installed beside this app")
 
     def model_post_init(self, context: Any, /) -> None:
         if self.max_steps == 0:
             raise ConfigError("max_steps", "0 trains nothing; give -1 (use num_train_epochs) or 1 and more")
+        column_mapping(self.columns)
+        target_names(self.target_modules)
+        if self.init_lora_weights in ("pissa", "olora") and self.method != "lora":
+            raise ConfigError(
+                "init_lora_weights",
+                f"{self.init_lora_weights} is computed from 16-bit weights and the {self.method} base has none; choose "
+                "default or eva, or method lora",
+            )
+        if self.init_lora_weights != "default" and self.use_dora:
+            raise ConfigError(
+                "use_dora", f"is not made for initialisation {self.init_lora_weights}; choose one of the two"
+            )
+
+    @property
+    def base_form(self) -> BaseForm:
+        """How the frozen base is stored."""
+        if self.method != "qlora":
+            return "16bit" if self.method == "lora" else "int8"
+        return self.bnb_4bit_quant_type if self.bnb_4bit_use_double_quant else SINGLE[self.bnb_4bit_quant_type]
 
 
 class GenerationSettings(_Config):
@@ -163,6 +286,31 @@ class GenerationSettings(_Config):
     )
     top_p: float = _knob(1.0, "Sampling", "Top p", "Draw from the likeliest tokens that sum to this", gt=0, le=1)
     seed: int = _knob(0, "Sampling", "Seed", "Each column draws from a generator with this seed", ge=0, le=2**31)
+
+
+def column_mapping(text: str) -> dict[str, str]:
+    """``prompt=question, completion=answer`` -> our names to theirs; raises `ConfigError`."""
+    found: dict[str, str] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        ours, equals, theirs = (piece.strip() for piece in part.partition("="))
+        if not equals or not theirs or ours not in MAPPED_COLUMNS:
+            known = ", ".join(MAPPED_COLUMNS)
+            raise ConfigError("columns", f"{part!r} is not allowed; write NAME=COLUMN with NAME one of {known}")
+        found[ours] = theirs
+    return found
+
+
+def target_names(text: str) -> tuple[str, ...] | None:
+    """The layers' names that are meant; None for every linear one."""
+    groups = {"attention": ATTENTION_MODULES, "mlp": MLP_MODULES}
+    if text == "all-linear" or text in groups:
+        return groups.get(text)
+    names = tuple(name.strip() for name in text.split(","))
+    if not all(_MODULE_NAME.fullmatch(name) for name in names):
+        raise ConfigError(
+            "target_modules", f"{text!r} is not allowed; give all-linear, attention, mlp, or layers' names with commas"
+        )
+    return names
 
 
 def field_names(config: type[_Config]) -> tuple[str, ...]:
@@ -182,6 +330,8 @@ def allowed(config: type[_Config], name: str) -> str:
         return "one of " + ", ".join(map(str, schema["enum"]))
     words = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
     limits = [f"{sign} {schema[key]:g}" for key, sign in words.items() if key in schema]
+    if schema["type"] == "boolean":
+        return "true or false"
     if schema["type"] == "string":
         return f"a text of {schema['minLength']} to {schema['maxLength']} characters"
     kinds = {"integer": "a whole number", "number": "a number"}

@@ -22,7 +22,7 @@ def export_folder(run: Run, what: ExportKind, onto: MergeBase) -> Path:
 
 def base_for(run: Run, what: ExportKind, onto: MergeBase | None) -> MergeBase:
     """The base that is chosen, or the one that suits what is exported."""
-    return onto or default_base(run.config.method, "merged-4bit" if what == "merged-4bit" else "merged")
+    return onto or default_base(run.config.base_form, "merged-4bit" if what == "merged-4bit" else "merged")
 
 
 def facts(runs: RunStore, run: Run, what: ExportKind, onto: MergeBase, fidelity: dict[str, Any]) -> CardFacts:

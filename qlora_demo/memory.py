@@ -6,10 +6,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from .errors import ModelError
-from .records import Precision
+from .records import BaseForm
 
-BITS_PER_WEIGHT: dict[Precision, float] = {"fp32": 32, "bf16": 16, "fp16": 16, "nf4": 4 + 8 / 64 + 32 / (64 * 256)}
-"""Linear layers' bits per weight.  NF4: 4 bits, an 8-bit constant per block of 64, a 32-bit one per 256 blocks."""
+_DOUBLE, _SINGLE = 4 + 8 / 64 + 32 / (64 * 256), 4 + 32 / 64
+BITS_PER_WEIGHT: dict[BaseForm, float] = {
+    "16bit": 16,
+    "nf4": _DOUBLE,
+    "nf4-single": _SINGLE,
+    "fp4": _DOUBLE,
+    "fp4-single": _SINGLE,
+    "int8": 8,
+}
+"""Linear layers' bits per weight.  4-bit types: a 32-bit constant per block of 64; with double quantization an 8-bit
+constant per block and a 32-bit one per 256 blocks.  int8's constant per row is counted with the leftovers."""
 
 
 @dataclass(frozen=True)
@@ -62,11 +71,16 @@ class ModelShape:
         tables = 1 if self.tie_word_embeddings else 2
         return tables * self.vocab_size * self.hidden_size + (2 * self.num_hidden_layers + 1) * self.hidden_size
 
+    def linear_sizes(self) -> dict[str, tuple[int, int]]:
+        """(inputs, outputs) of one layer's linear modules, by name."""
+        h, i, q, kv = self.hidden_size, self.intermediate_size, self.num_attention_heads * self.head_dim, self.kv_size
+        attention = {"q_proj": (h, q), "k_proj": (h, kv), "v_proj": (h, kv), "o_proj": (q, h)}
+        return attention | {"gate_proj": (h, i), "up_proj": (h, i), "down_proj": (i, h)}
 
-def weight_bytes(shape: ModelShape, precision: Precision) -> int:
-    """Bytes of the base model's weights."""
-    other = 4 if precision == "fp32" else 2
-    return round(shape.linear_parameters * BITS_PER_WEIGHT[precision] / 8) + shape.other_parameters * other
+
+def weight_bytes(shape: ModelShape, form: BaseForm) -> int:
+    """Bytes of the base model's weights; what is not quantized is in 16 bit."""
+    return round(shape.linear_parameters * BITS_PER_WEIGHT[form] / 8) + shape.other_parameters * 2
 
 
 def kv_bytes(shape: ModelShape) -> int:

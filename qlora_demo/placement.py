@@ -11,9 +11,8 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Literal
 
-from .config import Method
 from .memory import ModelShape, kv_bytes, weight_bytes
-from .records import Column, MergeBase
+from .records import BaseForm, Column, MergeBase
 
 GIB = 1 << 30
 CONTEXT_TOKENS = 1024
@@ -23,7 +22,7 @@ CUDA_CONTEXT_BYTES = GIB // 2
 _PREFILL_SHARE = 0.02
 """Working memory of a prefill and of dequantizing one layer, as a share of the largest weights."""
 
-UnitKind = Literal["nf4", "16bit", "merged", "merged-4bit"]
+UnitKind = BaseForm | Literal["merged", "merged-4bit"]
 
 
 @dataclass(frozen=True)
@@ -38,12 +37,12 @@ class Unit:
 
 @dataclass(frozen=True)
 class Wanted:
-    """A column and the facts it is placed by; ``method`` is how its adapter was trained."""
+    """A column and the facts it is placed by; ``form`` is the base its adapter was trained on."""
 
     column: Column
     model: str
     shape: ModelShape
-    method: Method
+    form: BaseForm
     adapter_bytes: int
 
 
@@ -85,13 +84,13 @@ class Placement:
         return held + sum(place.added_bytes for place in self.places) + self.working_bytes
 
 
-def default_base(method: Method, kind: UnitKind = "merged") -> MergeBase:
+def default_base(form: BaseForm, kind: UnitKind = "merged") -> MergeBase:
     """The base that an adapter was trained against; the original one where the merge is quantized again.
 
     Dequantized weights lie on the levels of NF4: a small update added to them is rounded away when they are quantized
     again, and the base is back.
     """
-    return "dequantized" if method == "qlora" and kind == "merged" else "original"
+    return "dequantized" if form != "16bit" and kind == "merged" else "original"
 
 
 def place(wanted: Sequence[Wanted], resident: Mapping[Unit, int], device: Device) -> Placement:
@@ -111,15 +110,15 @@ def unit_of(wanted: Wanted, share_base: bool) -> Unit:
     """The weights a column answers from."""
     column = wanted.column
     if column.recipe in ("merged", "merged-4bit"):
-        onto = column.onto or default_base(wanted.method, column.recipe)
+        onto = column.onto or default_base(wanted.form, column.recipe)
         return Unit(column.recipe, wanted.model, column.source, onto)
-    four_bit = wanted.method == "qlora" and (column.recipe == "adapter" or share_base)
-    return Unit("nf4" if four_bit else "16bit", wanted.model)
+    return Unit(wanted.form if column.recipe == "adapter" or share_base else "16bit", wanted.model)
 
 
 def unit_bytes(unit: Unit, shape: ModelShape) -> int:
     """Bytes of a unit's weights, without adapters."""
-    return weight_bytes(shape, "nf4" if unit.kind in ("nf4", "merged-4bit") else "bf16")
+    forms: dict[UnitKind, BaseForm] = {"merged": "16bit", "merged-4bit": "nf4"}
+    return weight_bytes(shape, forms.get(unit.kind) or unit.kind)  # type: ignore[arg-type]
 
 
 def says(placement: Placement) -> str:
@@ -140,9 +139,10 @@ def says(placement: Placement) -> str:
 
 def unit_name(unit: Unit) -> str:
     """A unit in words."""
-    names = {"nf4": "4-bit base", "16bit": "16-bit base", "merged": "merged model", "merged-4bit": "merged 4-bit model"}
+    bases = {"16bit": "16-bit base", "nf4": "4-bit base", "int8": "8-bit base"}
+    names = bases | {"merged": "merged model", "merged-4bit": "merged 4-bit model"}
     onto = f" onto {unit.onto}" if unit.onto else ""
-    return names[unit.kind] + (f" of {unit.adapter}" if unit.adapter else "") + onto
+    return names.get(unit.kind, f"4-bit base ({unit.kind})") + (f" of {unit.adapter}" if unit.adapter else "") + onto
 
 
 def _place(wanted: Sequence[Wanted], resident: Mapping[Unit, int], device: Device, share_base: bool) -> Placement:
@@ -176,7 +176,7 @@ def _places(wanted: Sequence[Wanted], resident: Mapping[Unit, int], share_base: 
 
 def _working_bytes(wanted: Sequence[Wanted], device: Device) -> int:
     caches = sum(CONTEXT_TOKENS * kv_bytes(one.shape) for one in wanted)
-    prefill = max(round(_PREFILL_SHARE * weight_bytes(one.shape, "bf16")) for one in wanted)
+    prefill = max(round(_PREFILL_SHARE * weight_bytes(one.shape, "16bit")) for one in wanted)
     return caches + prefill + (CUDA_CONTEXT_BYTES if device.kind == "cuda" else 0)
 
 

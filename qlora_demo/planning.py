@@ -1,21 +1,24 @@
-"""From columns as a person names them to their placement on the device; nothing is loaded, torch is not needed."""
+"""What loading columns, or training, would take on this device: nothing is loaded, torch is not needed."""
 
 from __future__ import annotations
 
 from collections.abc import Container, Sequence
 
+from .choices import Situation, choose
+from .config import TrainConfig
 from .gpu import device_info
+from .memory_plan import Comparison, Kind, compare
 from .placement import Device, Placement, Wanted, place
 from .records import Column
 from .runs import RunStore
 from .settings import Settings
-from .sources import Origin, adapter_bytes, find_adapter, shape_of
+from .sources import Origin, adapter_bytes, find_adapter, planned_shape, shape_of
 
 
 def wanted(column: Column, origin: Origin, attached: Container[str] = ()) -> Wanted:
     """A column and what it is placed by; an adapter that is attached already takes no more room."""
     extra = 0 if origin.name in attached else adapter_bytes(origin.adapter)
-    return Wanted(column, origin.model, shape_of(origin.model), origin.method, extra)
+    return Wanted(column, origin.model, shape_of(origin.model), origin.form, extra)
 
 
 def plan_empty(settings: Settings, runs: RunStore, columns: Sequence[Column]) -> Placement:
@@ -23,3 +26,13 @@ def plan_empty(settings: Settings, runs: RunStore, columns: Sequence[Column]) ->
     found = [wanted(column, find_adapter(settings, runs, column.source)) for column in columns]
     info = device_info()
     return place(found, {}, Device(info.kind, info.free_bytes, info.total_bytes))
+
+
+def plan_training(settings: Settings, config: TrainConfig, gpu_bytes: int | None = None) -> Comparison:
+    """The memory plan of a config on this device, or on a GPU of so many bytes; works from a model's config alone."""
+    shape, info = planned_shape(settings, config.model), device_info()
+    kind: Kind = "cuda" if gpu_bytes else info.kind
+    device_bytes = gpu_bytes or info.total_bytes
+    situation = Situation(kind, has_bf16=True, free_bytes=device_bytes)
+    checkpointing = choose(config, shape, situation).gradient_checkpointing
+    return compare(shape, config, kind, device_bytes, checkpointing=checkpointing)

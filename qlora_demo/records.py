@@ -11,7 +11,9 @@ from typing import Any, Literal
 
 Status = Literal["created", "starting", "loading", "running", "finished", "stopped", "failed"]
 Finish = Literal["stop", "length", "stopped"]
-Precision = Literal["bf16", "fp16", "fp32", "nf4"]
+Precision = Literal["bf16", "fp16", "fp32", "nf4", "fp4", "int8"]
+BaseForm = Literal["16bit", "nf4", "nf4-single", "fp4", "fp4-single", "int8"]
+"""How a frozen base is stored; ``-single``: without double quantization of the constants."""
 AdapterUse = Literal["none", "on", "off", "merged"]
 MergeBase = Literal["original", "dequantized"]
 Recipe = Literal["base", "adapter", "merged", "merged-4bit"]

@@ -29,7 +29,7 @@ from .errors import ConfigError, RunError
 from .locks import is_held
 from .records import Choice, Message, RunState, TrainMetrics
 
-_ID = re.compile(r"[0-9]{8}-[0-9]{6}-[a-z]+-[0-9a-f]{4}")
+_ID = re.compile(r"[0-9]{8}-[0-9]{6}-[a-z0-9]+-[0-9a-f]{4}")
 _README = """\
 This folder is one training run. It can be read without the app.
 
@@ -78,7 +78,7 @@ class RunStore:
 
     def create(self, config: TrainConfig) -> Run:
         """A new run in state "created"; it appears under its name only when it is whole."""
-        name = f"{time.strftime('%Y%m%d-%H%M%S')}-{config.method}-{secrets.token_hex(2)}"
+        name = f"{time.strftime('%Y%m%d-%H%M%S')}-{config.method.replace('-', '')}-{secrets.token_hex(2)}"
         draft = self.root / f".new-{name}"
         draft.mkdir(parents=True)
         (draft / "config.json").write_text(config.model_dump_json(indent=2), "utf-8")

@@ -12,10 +12,10 @@ from typing import Any
 from huggingface_hub import constants, hf_hub_download, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-from .catalog import BUNDLED_MODELS, bundled_path, is_fetched
-from .config import Method
+from .catalog import BUNDLED_MODELS, SHAPES, bundled_path, is_fetched
 from .errors import AdapterError, ModelError, RunError
 from .memory import ModelShape
+from .records import BaseForm
 from .runs import RunStore
 from .settings import Settings
 
@@ -27,12 +27,13 @@ _HUB_ERRORS = (OSError, ValueError, HfHubHTTPError, HFValidationError)
 @dataclass(frozen=True)
 class Origin:
     """An adapter and the base it belongs to.  ``name`` is the run's id, the folder or the hub id as it was given;
-    ``model`` is what `from_pretrained` takes; ``digest`` that of the base it was trained on, where that is known."""
+    ``model`` is what `from_pretrained` takes, ``form`` how the base was stored; ``digest`` that of the base it was
+    trained on, where that is known."""
 
     name: str
     adapter: Path
     model: str
-    method: Method
+    form: BaseForm
     digest: str = ""
 
 
@@ -72,6 +73,11 @@ def shape_of(source: str) -> ModelShape:
     return ModelShape.from_config(config.get("text_config", config))
 
 
+def planned_shape(settings: Settings, model: str) -> ModelShape:
+    """The dimensions of a model that may be no more than a name in the catalog: no weights are needed."""
+    return SHAPES[model] if model in SHAPES else shape_of(resolve(settings, model))
+
+
 def find_adapter(settings: Settings, runs: RunStore, name: str) -> Origin:
     """An adapter by a run's id, a folder or a hub id.
 
@@ -82,12 +88,12 @@ def find_adapter(settings: Settings, runs: RunStore, name: str) -> Origin:
         if not run.has_adapter:
             raise RunError(f"run {run.id}: {run.state.status}, it has no adapter; choose a finished run")
         digest = runs.versions(name).get("base_weights", "")
-        return Origin(name, run.adapter, resolve(settings, run.config.model), run.config.method, digest)
+        return Origin(name, run.adapter, resolve(settings, run.config.model), run.config.base_form, digest)
     folder = Path(name).expanduser()
     if not folder.is_dir():
         folder = _download_adapter(name)
     base = _base_of(folder)
-    return Origin(name, folder, resolve(settings, base), "qlora")
+    return Origin(name, folder, resolve(settings, base), "nf4")
 
 
 def adapter_bytes(adapter: Path) -> int:

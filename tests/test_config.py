@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from qlora_demo.config import GenerationSettings, TrainConfig, allowed, field_names, knob
+from qlora_demo.config import GenerationSettings, TrainConfig, allowed, column_mapping, field_names, knob, target_names
 from qlora_demo.errors import ConfigError
 
 Config = type[TrainConfig] | type[GenerationSettings]
@@ -52,8 +52,10 @@ def test_each_knob_has_a_meaning_a_label_a_group_and_allowed_values(config: Conf
         ("lora_dropout", -0.1, "a number >= 0 and < 1"),
         ("learning_rate", 0, "a number > 0 and <= 1"),
         ("learning_rate", 1.5, "a number > 0 and <= 1"),
-        ("method", "dora", "one of qlora, lora"),
-        ("target_modules", "q_proj", "one of all-linear, attention"),
+        ("method", "dora", "one of qlora, lora, lora-8bit"),
+        ("bnb_4bit_quant_type", "int4", "one of nf4, fp4"),
+        ("use_dora", "perhaps", "true or false"),
+        ("dataset_split", "a/../b", "a text of 0 to 200 characters"),
         ("gradient_checkpointing", True, "one of auto, on, off"),
         ("lr_scheduler_type", "step", "one of cosine, linear, constant_with_warmup"),
         ("max_steps", -2, "a whole number >= -1 and <= 1e+06"),
@@ -90,7 +92,8 @@ def test_an_extreme_value_is_refused_with_the_field_on_one_line(name: str, value
 def test_the_declared_limits_themselves_are_accepted(config: Config, name: str) -> None:
     schema = config.model_json_schema()["properties"][name]
     edges = [schema[key] for key in ("minimum", "maximum") if key in schema] + schema.get("enum", [])
-    assert [getattr(config(**{name: edge}), name) for edge in edges] == edges
+    method = {"method": "lora"} if name == "init_lora_weights" else {}  # some are made of 16-bit weights
+    assert [getattr(config(**{**method, name: edge}), name) for edge in edges] == edges
 
 
 def test_zero_steps_are_refused_and_the_remedy_names_epochs() -> None:
@@ -99,7 +102,7 @@ def test_zero_steps_are_refused_and_the_remedy_names_epochs() -> None:
 
 
 def test_an_unknown_field_is_named_with_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match=r"^rank: unknown field; known are model, .*gradient_checkpointing$"):
+    with pytest.raises(ConfigError, match=r"^rank: unknown field; known are model, .*report_to$"):
         TrainConfig(**{"rank": 8})
 
 
@@ -191,3 +194,49 @@ def test_any_text_gives_a_config_or_a_config_error(text: str) -> None:
         assert exc.field in str(exc)
     else:
         assert TrainConfig.from_json(config.model_dump_json(), "f") == config
+
+
+@pytest.mark.parametrize(
+    ("values", "field", "message"),
+    [
+        (
+            {"init_lora_weights": "pissa"},
+            "init_lora_weights",
+            "from 16-bit weights and the qlora base has none",
+        ),
+        ({"init_lora_weights": "olora", "method": "lora-8bit"}, "init_lora_weights", "the lora-8bit base has none"),
+        ({"init_lora_weights": "eva", "use_dora": True}, "use_dora", "is not made for initialisation eva"),
+        ({"columns": "prompt"}, "columns", "'prompt' is not allowed; write NAME=COLUMN"),
+        ({"columns": "answer=x"}, "columns", "with NAME one of messages, prompt, completion"),
+        ({"target_modules": "q_proj; rm -rf"}, "target_modules", "give all-linear, attention, mlp, or layers' names"),
+        ({"target_modules": "q_proj,"}, "target_modules", "is not allowed"),
+    ],
+)
+def test_what_the_libraries_cannot_do_is_refused_where_it_is_chosen(
+    values: dict[str, Any], field: str, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        TrainConfig(**values)
+    assert caught.value.field == field
+
+
+def test_columns_and_modules_are_read_as_they_are_meant() -> None:
+    assert column_mapping(" prompt=question , completion = answer") == {"prompt": "question", "completion": "answer"}
+    assert column_mapping("") == {}
+    assert target_names("all-linear") is None
+    assert target_names("attention") == ("q_proj", "k_proj", "v_proj", "o_proj")
+    assert target_names("q_proj, self_attn.v_proj") == ("q_proj", "self_attn.v_proj")
+
+
+@pytest.mark.parametrize(
+    ("values", "form"),
+    [
+        ({}, "nf4"),
+        ({"bnb_4bit_use_double_quant": False}, "nf4-single"),
+        ({"bnb_4bit_quant_type": "fp4"}, "fp4"),
+        ({"method": "lora"}, "16bit"),
+        ({"method": "lora-8bit"}, "int8"),
+    ],
+)
+def test_the_form_of_the_base_follows_from_the_method(values: dict[str, Any], form: str) -> None:
+    assert TrainConfig(**values).base_form == form

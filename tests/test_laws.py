@@ -18,7 +18,7 @@ PACKAGE = "qlora_demo"
 TIERS = (
     {"app", "cli", "__main__", "compose"},
     {"ui", "ml"},
-    {"services", "status", "launcher", "runs", "gpu", "memory", "catalog", "settings", "locks"}
+    {"services", "status", "launcher", "runs", "gpu", "memory", "memory_plan", "catalog", "settings", "locks"}
     | {"choices", "tickets", "scoring", "sources", "columns", "placement", "planning", "halt", "answers"}
     | {"promptsets", "reporting", "exporting", "jobs", "verdicts"}
     | {"votes", "differences", "report", "plots", "tables", "units", "hub", "model_card", "disk"},

@@ -11,7 +11,7 @@ from qlora_demo.choices import GIB, Situation, choose
 from qlora_demo.config import Method, Switch, TrainConfig
 from qlora_demo.errors import ModelError
 from qlora_demo.memory import BITS_PER_WEIGHT, ModelShape, activation_bytes, weight_bytes
-from qlora_demo.records import Precision
+from qlora_demo.records import BaseForm
 
 LLAMA_2_7B: dict[str, Any] = {
     "hidden_size": 4096,
@@ -63,19 +63,21 @@ def test_a_missing_field_is_named(field: str) -> None:
         ModelShape.from_config({k: v for k, v in LLAMA_2_7B.items() if k != field})
 
 
-def test_nf4_with_double_quantization_takes_4_127_bits_per_weight() -> None:
-    assert BITS_PER_WEIGHT["nf4"] == pytest.approx(4.127, abs=5e-4)
+@pytest.mark.parametrize(
+    ("form", "bits"), [("nf4", 4.127), ("fp4", 4.127), ("nf4-single", 4.5), ("int8", 8), ("16bit", 16)]
+)
+def test_bits_per_linear_weight(form: BaseForm, bits: float) -> None:
+    assert BITS_PER_WEIGHT[form] == pytest.approx(bits, abs=5e-4)
 
 
-@pytest.mark.parametrize(("precision", "size"), [("fp32", 4), ("bf16", 2), ("fp16", 2)])
-def test_plain_weights_take_their_width(precision: Precision, size: int) -> None:
-    assert weight_bytes(SHAPE, precision) == size * LLAMA_2_7B_PARAMETERS
+def test_plain_weights_take_their_width() -> None:
+    assert weight_bytes(SHAPE, "16bit") == 2 * LLAMA_2_7B_PARAMETERS
 
 
-def test_nf4_shrinks_the_linear_layers_and_only_them() -> None:
+def test_quantization_shrinks_the_linear_layers_and_only_them() -> None:
     other = 2 * SHAPE.other_parameters
-    linear = {name: weight_bytes(SHAPE, name) - other for name in BITS_PER_WEIGHT}
-    assert linear["nf4"] / linear["bf16"] == pytest.approx(4.127 / 16, rel=1e-4)
+    linear = {form: weight_bytes(SHAPE, form) - other for form in BITS_PER_WEIGHT}
+    assert linear["nf4"] / linear["16bit"] == pytest.approx(4.127 / 16, rel=1e-4)
     assert weight_bytes(SHAPE, "nf4") / GIB == pytest.approx(3.60, abs=0.01)
 
 

@@ -9,15 +9,15 @@ import pytest
 
 from qlora_demo.catalog import SHAPES
 from qlora_demo.columns import parse_all
-from qlora_demo.config import Method
 from qlora_demo.memory import weight_bytes
 from qlora_demo.placement import GIB, Device, Placement, Unit, Wanted, place, says
+from qlora_demo.records import BaseForm
 
 THREE = ("base", "adapter", "merged")
 ADAPTER = 80 << 20
 
 
-def wanted(model: str, names: Sequence[str] = THREE, method: Method = "qlora") -> list[Wanted]:
+def wanted(model: str, names: Sequence[str] = THREE, method: BaseForm = "nf4") -> list[Wanted]:
     return [Wanted(column, model, SHAPES[model], method, ADAPTER) for column in parse_all(names, "run")]
 
 
@@ -58,7 +58,7 @@ def test_a_7b_model_on_24_gb_shares_its_base_and_takes_about_19_gb() -> None:
     placement = place(wanted("llama-2-7b"), {}, card(24))
     base, adapter, merged = placement.places
     assert (base.unit, base.shares, base.added_bytes) == (adapter.unit, "adapter", 0)
-    assert merged.added_bytes == weight_bytes(SHAPES["llama-2-7b"], "bf16")
+    assert merged.added_bytes == weight_bytes(SHAPES["llama-2-7b"], "16bit")
     assert placement.needed_bytes / 1e9 == pytest.approx(19.5, abs=0.7)
     assert says(placement) == (
         f"loads adapter, merged; base shares the weights of adapter: {placement.needed_bytes / GIB:.1f} GiB of 24.0 GiB"
@@ -89,7 +89,7 @@ def test_two_merges_in_4_bit_have_names_of_their_own() -> None:
 
 
 def test_a_16_bit_run_shares_its_base_everywhere() -> None:
-    placement = place(wanted("llama-2-7b", method="lora"), {}, card(80))
+    placement = place(wanted("llama-2-7b", method="16bit"), {}, card(80))
     assert kinds(placement) == {"base": "16bit", "adapter": "16bit", "merged": "merged"}
     assert placement.places[0].shares == "adapter"
 
@@ -106,7 +106,7 @@ def test_resident_weights_cost_nothing_again() -> None:
 
 def test_the_oldest_weights_that_nobody_needs_go_first_and_no_more_than_needed() -> None:
     shape = SHAPES["qwen3-4b"]
-    size = weight_bytes(shape, "bf16")
+    size = weight_bytes(shape, "16bit")
     old, newer = Unit("merged", "qwen3-4b", "run-1", "original"), Unit("merged", "qwen3-4b", "run-2", "original")
     placement = place(wanted("qwen3-4b", ("merged",)), {old: size, newer: size}, Device("cuda", 4 * GIB, 24 * GIB))
     assert placement.evict == ((old, size),)

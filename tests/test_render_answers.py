@@ -98,7 +98,7 @@ def test_the_same_answer_is_called_the_same_and_a_different_one_names_its_token(
 
 
 def test_the_placement_bar_has_a_part_for_everything_that_takes_room() -> None:
-    wanted = [Wanted(c, "m", SHAPES["qwen3-4b"], "qlora", 1 << 20) for c in parse_all(["adapter", "merged"], "run")]
+    wanted = [Wanted(c, "m", SHAPES["qwen3-4b"], "nf4", 1 << 20) for c in parse_all(["adapter", "merged"], "run")]
     held = {Unit("merged", "m", "old", "original"): 8 * GIB}
     html = show.placement(place(wanted, held, Device("cuda", 16 * GIB, 40 * GIB)))
     for part in (

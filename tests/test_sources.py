@@ -22,7 +22,7 @@ def test_a_run_names_its_base_its_method_and_what_it_was_trained_on(services: Se
     (run.path / "versions.json").write_text('{"base_weights": "abcd"}', "utf-8")
     found = find_adapter(services.settings, services.runs, run.id)
     assert (found.name, found.adapter, found.model) == (run.id, run.adapter, str(tiny_model))
-    assert (found.method, found.digest) == ("lora", "abcd")
+    assert (found.form, found.digest) == ("16bit", "abcd")
 
 
 def test_a_run_without_an_adapter_is_refused(services: Services) -> None:

@@ -18,7 +18,7 @@ from ..records import MergeBase, Progress, Step
 from ..sources import Origin, shape_of
 from .evaluate import Conversation, Rows, divergences, fidelity_figures
 from .generate import encode
-from .load import device, keep_exact, load_nf4
+from .load import device, keep_exact, load_quantized
 from .merge import load_merged
 from .variants import Loaded, device_now
 from .weights import Weights
@@ -57,7 +57,7 @@ def export_merged(origin: Origin, adapter: Loaded, rows: Rows, target: ExportTar
     On the CPU where the device has no room.  The folder must not exist, and appears only when it has been verified.
     """
     onto, out, four_bit = target.onto, target.out, target.four_bit
-    size = weight_bytes(shape_of(origin.model), "bf16")
+    size = weight_bytes(shape_of(origin.model), "16bit")
     require_free(out, 2 * size if four_bit else size, "the merged model")
     on = device() if _FITS * size <= device_now().free_bytes else torch.device("cpu")
     yield Step(Progress(f"merging onto the {onto} base ({on.type})", 0.1))
@@ -85,7 +85,7 @@ def export_merged(origin: Origin, adapter: Loaded, rows: Rows, target: ExportTar
 def _quantized(model: PreTrainedModel, scratch: Path, on: torch.device) -> PreTrainedModel:
     """The model read again in NF4, which is what the library can save."""
     model.save_pretrained(scratch)
-    again = load_nf4(str(scratch), "exact", on)
+    again = load_quantized(str(scratch), "exact", on=on)
     shutil.rmtree(scratch)
     return again
 

@@ -2,7 +2,7 @@
 
 Only safetensors are read and no remote code runs.  On a CPU with AVX512-BF16, bitsandbytes repacks each 4-bit weight
 in place at the first inference forward; gradients and dequantization of a repacked layer are silently wrong.  So
-`load_nf4` marks every layer for one use, and only ``use="inference"`` may repack.
+`load_quantized` marks every layer for one use, and only ``use="inference"`` may repack.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar
 
 from ..errors import AdapterError, ModelError
-from ..records import Precision
+from ..records import BaseForm, Precision
 from ..sources import ADAPTER_FILES, not_given
 
 disable_progress_bar()
@@ -79,18 +79,23 @@ def load_16bit(source: str, on: torch.device | None = None) -> PreTrainedModel:
     return _load(source, None, on or device())
 
 
-def load_nf4(source: str, use: Use, on: torch.device | None = None) -> PreTrainedModel:
-    """The base model with its linear layers in 4-bit NF4 with double quantization."""
-    model = _load(
-        source,
-        BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=compute_dtype(),
-        ),
-        on or device(),
+def load_base(source: str, form: BaseForm, use: Use, on: torch.device | None = None) -> PreTrainedModel:
+    """The base model as a run's base is stored: in 16 bit or quantized."""
+    return load_16bit(source, on) if form == "16bit" else load_quantized(source, use, form, on)
+
+
+def load_quantized(source: str, use: Use, form: BaseForm = "nf4", on: torch.device | None = None) -> PreTrainedModel:
+    """The base model with its linear layers, but the head, in 4-bit NF4 or FP4, or in 8 bit (LLM.int8)."""
+    if form == "int8":
+        return _load(source, BitsAndBytesConfig(load_in_8bit=True), on or device())
+    kind, _, single = form.partition("-")
+    quantization = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=kind,
+        bnb_4bit_use_double_quant=not single,
+        bnb_4bit_compute_dtype=compute_dtype(),
     )
+    model = _load(source, quantization, on or device())
     return keep_exact(model) if use == "exact" else model
 
 
@@ -101,9 +106,9 @@ def keep_exact(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def load_dequantized(source: str, on: torch.device | None = None) -> PreTrainedModel:
-    """The base model as NF4 stores it, written out in 16 bit: what an adapter on NF4 was really trained against."""
-    model = load_nf4(source, "exact", on).dequantize(dtype=compute_dtype())
+def load_dequantized(source: str, form: BaseForm = "nf4", on: torch.device | None = None) -> PreTrainedModel:
+    """The base model as it is stored quantized, written out in 16 bit: what an adapter was really trained against."""
+    model = load_quantized(source, "exact", form, on).dequantize(dtype=compute_dtype())
     for parameter in model.parameters():  # not buffers: rotary frequencies stay in fp32
         parameter.data = parameter.data.to(compute_dtype())
     return model
@@ -155,8 +160,11 @@ def four_bit_layers(model: nn.Module) -> list[bitsandbytes.nn.Linear4bit]:
 
 def precision_of(model: nn.Module) -> Precision:
     """The precision of the linear weights, read from the layers themselves."""
-    if four_bit_layers(model):
-        return "nf4"
+    if four_bit := four_bit_layers(model):
+        kind: Precision = four_bit[0].weight.quant_type
+        return kind
+    if any(isinstance(layer, bitsandbytes.nn.Linear8bitLt) for layer in model.modules()):
+        return "int8"
     names: dict[torch.dtype, Precision] = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     return names[next(layer.weight.dtype for layer in base.modules() if isinstance(layer, nn.Linear))]
@@ -187,7 +195,8 @@ def _tensors(model: nn.Module, leave_out: Callable[[str], bool]) -> list[torch.T
         state = layer.weight.quant_state
         nested = [state.state2.absmax, state.state2.code, state.offset] if state.nested else []
         tensors += [state.absmax, state.code, *nested]
-    return tensors
+    rows = (layer.weight.SCB for layer in model.modules() if isinstance(layer, bitsandbytes.nn.Linear8bitLt))
+    return tensors + [scales for scales in rows if scales is not None]
 
 
 @contextmanager

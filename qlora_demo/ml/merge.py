@@ -20,9 +20,9 @@ from .load import load_16bit, load_adapter, load_dequantized
 
 def load_merged(origin: Origin, onto: MergeBase, on: torch.device | None = None) -> PreTrainedModel:
     """A plain 16-bit model with the adapter merged in by PEFT, checked to hold exactly the adapter's update."""
-    if onto == "dequantized" and origin.method == "lora":
+    if onto == "dequantized" and origin.form == "16bit":
         raise RequestError("onto: dequantized is for adapters trained on a 4-bit base; this one was not, use original")
-    base = load_dequantized(origin.model, on) if onto == "dequantized" else load_16bit(origin.model, on)
+    base = load_dequantized(origin.model, origin.form, on) if onto == "dequantized" else load_16bit(origin.model, on)
     peft_model = load_adapter(base, origin.adapter)
     name, before, delta = _first_update(peft_model)
     merged: PreTrainedModel = peft_model.merge_and_unload(safe_merge=True)

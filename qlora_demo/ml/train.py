@@ -37,7 +37,7 @@ from ..runs import read_state, write_atomically
 from ..settings import Settings, quiet_libraries
 from ..sources import resolve, weights_digest
 from .data import Splits, load_splits, training_set
-from .load import device, load_16bit, load_nf4, load_tokenizer
+from .load import device, load_base, load_tokenizer
 from .reporter import Reporter, is_main, peak_memory_bytes, write_run_state
 
 LIBRARIES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets")
@@ -84,7 +84,7 @@ def build_trainer(path: Path, config: TrainConfig, settings: Settings, splits: S
     """An `SFTTrainer` for the config, and what was chosen for this device."""
     source = resolve(settings, config.model)
     tokenizer = load_tokenizer(source)
-    model = load_nf4(source, "exact") if config.method == "qlora" else load_16bit(source)
+    model = load_base(source, config.base_form, "exact")
     chosen = choose(config, ModelShape.from_config(model.config.get_text_config().to_dict()), situation())
     _score_answers_only()
     heldout = splits.heldout["test"][: config.eval_rows]

@@ -15,17 +15,25 @@ from transformers import PreTrainedTokenizerBase
 
 from ..columns import title
 from ..errors import NoRoom, WrongModel
-from ..placement import Device, Place, Placement, Unit, default_base, place, says
+from ..placement import Device, Place, Placement, Unit, UnitKind, default_base, place, says, unit_name
 from ..planning import wanted
 from ..records import AdapterUse, Column, Precision, Progress, Proof, Resident
 from ..runs import RunStore
 from ..settings import Settings
 from ..sources import Origin, find_adapter, weights_digest
 from .generate import warm_up
-from .load import device, load_16bit, load_nf4, load_tokenizer, precision_of, quantize_nf4, sixteen_bit
+from .load import device, load_base, load_tokenizer, precision_of, quantize_nf4, sixteen_bit
 from .merge import load_merged
 from .weights import Weights
 
+_PRECISIONS: dict[UnitKind, Precision] = {
+    "nf4": "nf4",
+    "nf4-single": "nf4",
+    "fp4": "fp4",
+    "fp4-single": "fp4",
+    "int8": "int8",
+    "merged-4bit": "nf4",
+}
 _USES: dict[str, AdapterUse] = {"adapter": "on", "merged": "merged", "merged-4bit": "merged"}
 
 
@@ -154,13 +162,11 @@ def device_now() -> Device:
 
 def _read(unit: Unit, origin: Origin) -> Weights:
     started = time.perf_counter()
-    if unit.kind == "nf4":
-        model = load_nf4(unit.model, "inference")
-    elif unit.kind == "16bit":
-        model = load_16bit(unit.model)
-    else:
-        model = load_merged(origin, unit.onto or default_base(origin.method, unit.kind))
+    if unit.kind == "merged" or unit.kind == "merged-4bit":
+        model = load_merged(origin, unit.onto or default_base(origin.form, unit.kind))
         model = quantize_nf4(model) if unit.kind == "merged-4bit" else model
+    else:
+        model = load_base(unit.model, unit.kind, "inference")
     return Weights(model, weights_digest(unit.model), time.perf_counter() - started)
 
 
@@ -178,9 +184,9 @@ def _in_loading_order(places: Sequence[Place]) -> list[Place]:
 
 def _resident(one: Place, weights: Weights, adapter: str) -> Resident:
     column = one.column
-    precision: Precision = "nf4" if one.unit.kind in ("nf4", "merged-4bit") else sixteen_bit()
+    precision = _PRECISIONS.get(one.unit.kind) or sixteen_bit()
     name = title(column)
-    if column.recipe == "adapter" and precision != "nf4":
+    if column.recipe == "adapter" and precision not in ("nf4", "fp4"):
         name = f"{precision} + adapter"
     off: AdapterUse = "off" if weights.adapters else "none"
     return Resident(
@@ -201,6 +207,6 @@ def _note(one: Place) -> str:
     if one.column.recipe == "base":
         return f"the weights of {one.shares} with the adapter off" if one.shares else "the model before training"
     if one.column.recipe == "adapter":
-        return ("4-bit" if one.unit.kind == "nf4" else "16-bit") + " base + LoRA"
+        return f"{unit_name(one.unit)} + LoRA"
     again = ", quantized to NF4 again" if one.column.recipe == "merged-4bit" else ""
     return f"merged onto the {one.unit.onto} base{again}"

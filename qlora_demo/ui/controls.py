@@ -12,7 +12,11 @@ from ..config import GenerationSettings, TrainConfig, allowed, field_names, knob
 
 Config = TypeVar("Config", TrainConfig, GenerationSettings)
 Controls = dict[str, Any]
-_SUGGESTIONS = {"model": list(BUNDLED_MODELS), "dataset": list(BUNDLED_DATASETS)}
+_SUGGESTIONS = {
+    "model": list(BUNDLED_MODELS),
+    "dataset": list(BUNDLED_DATASETS),
+    "target_modules": ["all-linear", "attention", "mlp"],
+}
 
 
 def draw(config: type[TrainConfig] | type[GenerationSettings], group: str) -> Controls:
@@ -37,6 +41,10 @@ def _control(config: type[TrainConfig] | type[GenerationSettings], name: str) ->
     }
     if name in _SUGGESTIONS:
         return gr.Dropdown(_SUGGESTIONS[name], allow_custom_value=True, **common | {"min_width": 320})
+    if field.annotation is bool:
+        return gr.Checkbox(**common)
+    if field.annotation is str:
+        return gr.Textbox(**common)
     if options := get_args(field.annotation):
         return gr.Radio([str(option) for option in options], **common)
     whole = allowed(config, name).startswith("a whole number")

@@ -27,7 +27,7 @@ def tokenizer(tiny_model: Path) -> Any:
 @pytest.fixture(scope="module")
 def adapted(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = save_adapter(tiny_model, tmp_path_factory.mktemp("adapter") / "adapter")
-    return load.load_adapter(load.load_nf4(str(tiny_model), "inference"), folder)
+    return load.load_adapter(load.load_quantized(str(tiny_model), "inference"), folder)
 
 
 def _plain(model: Any, tokenizer: Any, conversation: list[Message]) -> list[int]:

@@ -34,14 +34,14 @@ def _evaluate(model: Any) -> None:
 
 
 def test_training_after_an_evaluation_has_the_gradients_of_a_fresh_model(tiny_model: Path) -> None:
-    fresh, evaluated = (load.load_nf4(str(tiny_model), "exact") for _ in range(2))
+    fresh, evaluated = (load.load_quantized(str(tiny_model), "exact") for _ in range(2))
     _evaluate(evaluated)
     assert _gradient(evaluated) == _gradient(fresh)
 
 
 def test_dequantizing_after_an_evaluation_gives_the_weights_of_a_fresh_model(tiny_model: Path) -> None:
     expected = load.load_dequantized(str(tiny_model))
-    evaluated = load.load_nf4(str(tiny_model), "exact")
+    evaluated = load.load_quantized(str(tiny_model), "exact")
     _evaluate(evaluated)
     actual = evaluated.dequantize(dtype=torch.bfloat16)
     for (name, ours), theirs in zip(actual.named_parameters(), expected.parameters(), strict=True):
@@ -52,7 +52,7 @@ def test_dequantizing_after_an_evaluation_gives_the_weights_of_a_fresh_model(tin
 @pytest.mark.skipif(not has_avx512bf16(), reason="only a CPU with AVX512-BF16 repacks 4-bit weights")
 def test_the_cure_is_needed_here(tiny_model: Path) -> None:
     """Without it the same evaluation ruins the gradients: this is what the two tests above guard."""
-    uncured, fresh = load.load_nf4(str(tiny_model), "inference"), load.load_nf4(str(tiny_model), "exact")
+    uncured, fresh = load.load_quantized(str(tiny_model), "inference"), load.load_quantized(str(tiny_model), "exact")
     _evaluate(uncured)
     assert _gradient(uncured) != pytest.approx(_gradient(fresh), rel=0.01)
 
@@ -60,13 +60,13 @@ def test_the_cure_is_needed_here(tiny_model: Path) -> None:
 def test_precision_is_read_from_the_layers(tiny_model: Path, tmp_path: Path) -> None:
     adapter = save_adapter(tiny_model, tmp_path / "adapter")
     assert load.precision_of(load.load_16bit(str(tiny_model))) == "bf16"
-    assert load.precision_of(load.load_nf4(str(tiny_model), "exact")) == "nf4"
+    assert load.precision_of(load.load_quantized(str(tiny_model), "exact")) == "nf4"
     assert load.precision_of(load.load_dequantized(str(tiny_model))) == "bf16"
     assert load.precision_of(load.load_adapter(load.load_16bit(str(tiny_model)), adapter)) == "bf16"
 
 
 def test_a_4_bit_model_takes_less_memory_and_every_constant_is_counted(tiny_model: Path) -> None:
-    four_bit = load.load_nf4(str(tiny_model), "exact")
+    four_bit = load.load_quantized(str(tiny_model), "exact")
     weights = sum(layer.weight.numel() for layer in load.four_bit_layers(four_bit))
     assert load.tensor_bytes(four_bit) < load.tensor_bytes(load.load_16bit(str(tiny_model)))
     assert load.tensor_bytes(four_bit) > weights + sum(p.nbytes for p in four_bit.parameters() if p.is_floating_point())
@@ -154,8 +154,8 @@ def test_the_dequantized_base_keeps_its_rotary_frequencies_in_fp32(tiny_model: P
 
 def test_attaching_an_adapter_leaves_a_repacked_base_as_it_was(tiny_model: Path, tmp_path: Path) -> None:
     adapter = save_adapter(tiny_model, tmp_path / "adapter")
-    fresh = load.load_adapter(load.load_nf4(str(tiny_model), "inference"), adapter)
-    base = load.load_nf4(str(tiny_model), "inference")
+    fresh = load.load_adapter(load.load_quantized(str(tiny_model), "inference"), adapter)
+    base = load.load_quantized(str(tiny_model), "inference")
     ids = torch.arange(3, 12)[None]
     with torch.inference_mode():
         before = base(input_ids=ids).logits

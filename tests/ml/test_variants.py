@@ -194,7 +194,7 @@ def test_the_merged_model_quantized_again_is_what_a_reload_in_4_bit_gives(
     [again] = loaded(variants_of(services), run, ["merged-4bit:dequantized"])
     assert (prove(again).precision, prove(again).adapter) == ("nf4", "merged")
     merge.load_merged(origin_of(services, run), "dequantized").save_pretrained(tmp_path / "merged")
-    reloaded = load.load_nf4(str(tmp_path / "merged"), "inference")
+    reloaded = load.load_quantized(str(tmp_path / "merged"), "inference")
     assert torch.equal(logits(again), logits(replace(again, weights=Weights(reloaded, "", 0.0))))
 
 

@@ -1,0 +1,185 @@
+"""The memory a training run takes, itemised: arithmetic over a model's shape and a config, nothing is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from .config import TrainConfig, target_names
+from .memory import BITS_PER_WEIGHT, ModelShape, activation_bytes
+
+GIB = 1 << 30
+Way = Literal["qlora", "lora", "lora-8bit", "full"]
+Kind = Literal["cuda", "cpu"]
+_LOGITS_TILE = (4096, 32768)
+"""Tokens and vocabulary entries that TRL's fused head scores at a time."""
+_TILE_BYTES = 2 + 4 + 4
+"""Of each score: as computed, in fp32, and its gradient."""
+_OVERHEAD: dict[Kind, tuple[int, str]] = {
+    "cuda": (3 * GIB // 4, "CUDA context, cuBLAS workspace, the allocator's slack"),
+    "cpu": (GIB, "Python, torch and the other libraries in the process"),
+}
+_MARGIN = 0.05
+_MOST_ROWS, _MOST_TOKENS = 4096, 131072
+_OPTIMIZER_BYTES = {"adamw_8bit": 2.0, "paged_adamw_8bit": 2.0, "paged_adamw_32bit": 8.0}
+"""Of state per trained parameter; torch's AdamW keeps two values in the parameter's own type."""
+
+
+@dataclass(frozen=True)
+class MemoryItem:
+    """One part of the plan, and how it is reckoned."""
+
+    name: str
+    bytes: int
+    how: str
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """What one way of training takes; bytes."""
+
+    way: Way
+    items: tuple[MemoryItem, ...]
+    trainable_parameters: int
+    all_parameters: int
+    checkpointing: bool
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(item.bytes for item in self.items)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The chosen way on a device, what else would take, and how far it goes.  ``checkpointed_bytes``: the total with
+    activations recomputed; ``largest_batch`` and ``longest_row`` are 0 where nothing fits."""
+
+    chosen: MemoryPlan
+    others: tuple[MemoryPlan, ...]
+    checkpointed_bytes: int
+    device_bytes: int
+    largest_batch: int
+    longest_row: int
+
+    @property
+    def fits(self) -> bool:
+        return self.chosen.total_bytes <= self.device_bytes
+
+
+def plan(shape: ModelShape, config: TrainConfig, kind: Kind, *, checkpointing: bool, full: bool = False) -> MemoryPlan:
+    """The itemised plan of a config; ``full`` trains every weight instead, in 16 bit with fp32 AdamW state."""
+    base = shape.linear_parameters + shape.other_parameters
+    trained = base if full else adapter_parameters(shape, config)
+    items = [
+        *_weights(shape, config, full),
+        *_trained(config, kind, trained, full),
+        *_passing(shape, config, checkpointing),
+    ]
+    overhead, how = _OVERHEAD[kind]
+    items.append(MemoryItem("fixed overhead", overhead, how))
+    margin = round(_MARGIN * sum(item.bytes for item in items))
+    items.append(MemoryItem("margin", margin, f"{_MARGIN:.0%}: fragmentation, and what is not reckoned"))
+    way: Way = "full" if full else config.method
+    return MemoryPlan(way, tuple(items), trained, base if full else base + trained, checkpointing)
+
+
+def compare(
+    shape: ModelShape, config: TrainConfig, kind: Kind, device_bytes: int, *, checkpointing: bool
+) -> Comparison:
+    """The plan beside plain LoRA and full fine-tuning, with the largest batch and the longest row that fit."""
+
+    def fits(changed: TrainConfig) -> bool:
+        return plan(shape, changed, kind, checkpointing=checkpointing).total_bytes <= device_bytes
+
+    others = [
+        plan(shape, config.changed(method=way, init_lora_weights="default"), kind, checkpointing=checkpointing)
+        for way in ("qlora", "lora")
+        if way != config.method
+    ]
+    others.append(plan(shape, config, kind, checkpointing=checkpointing, full=True))
+    return Comparison(
+        chosen=plan(shape, config, kind, checkpointing=checkpointing),
+        others=tuple(others),
+        checkpointed_bytes=plan(shape, config, kind, checkpointing=True).total_bytes,
+        device_bytes=device_bytes,
+        largest_batch=_largest(_MOST_ROWS, lambda rows: fits(config.changed(per_device_train_batch_size=rows))),
+        longest_row=_largest(_MOST_TOKENS, lambda tokens: fits(config.changed(max_length=max(16, tokens)))),
+    )
+
+
+def adapter_parameters(shape: ModelShape, config: TrainConfig) -> int:
+    """Parameters of A and B, and of DoRA's magnitudes, on the targeted layers."""
+    names = target_names(config.target_modules)
+    sizes = {name: size for name, size in shape.linear_sizes().items() if names is None or name in names}
+    per_layer = sum(config.r * (inputs + outputs) + config.use_dora * outputs for inputs, outputs in sizes.values())
+    return shape.num_hidden_layers * per_layer
+
+
+def optimizer_of(config: TrainConfig, kind: Kind) -> str:
+    """The optimizer's name in transformers."""
+    if config.optim != "auto":
+        return config.optim
+    return "paged_adamw_32bit" if kind == "cuda" else "adamw_torch"
+
+
+def parse_memory(text: str) -> int:
+    """``24GB`` or ``24 GiB`` -> bytes; cards are sold in GiB, whatever their boxes say.  Raises ValueError."""
+    number = text.strip().upper().removesuffix("B").removesuffix("I").removesuffix("G")
+    size = float(number)
+    if not 0 < size < 100_000:
+        raise ValueError(text)
+    return round(size * GIB)
+
+
+def _weights(shape: ModelShape, config: TrainConfig, full: bool) -> list[MemoryItem]:
+    form = "16bit" if full else config.base_form
+    linear, bits = shape.linear_parameters, BITS_PER_WEIGHT[form]
+    left = MemoryItem(
+        "16-bit leftovers", 2 * shape.other_parameters, f"{shape.other_parameters:,} of embeddings, head and norms"
+    )
+    if form == "16bit":
+        return [MemoryItem("16-bit weights", 2 * linear, f"{linear:,} x 2 bytes"), left]
+    width = 8 if form == "int8" else 4
+    parts = [MemoryItem(f"{width}-bit weights", linear * width // 8, f"{linear:,} x {width} bits")]
+    if bits > width:
+        parts.append(
+            MemoryItem(
+                "quantization constants", round(linear * (bits - width) / 8), f"{bits - width:.3f} bits a weight"
+            )
+        )
+    largest = max(inputs * outputs for inputs, outputs in shape.linear_sizes().values())
+    return [*parts, left, MemoryItem("one layer dequantized", 2 * largest, f"{largest:,} x 2 bytes, while it is used")]
+
+
+def _trained(config: TrainConfig, kind: Kind, trained: int, full: bool) -> list[MemoryItem]:
+    wide = 2 if full or config.method != "lora" else 4
+    name = optimizer_of(config, kind)
+    state = 8.0 if full else _OPTIMIZER_BYTES.get(name, 2.0 * wide)
+    adapters = [] if full else [MemoryItem("adapters", wide * trained, f"{trained:,} x {wide} bytes")]
+    return [
+        *adapters,
+        MemoryItem("gradients", wide * trained, f"{trained:,} x {wide} bytes"),
+        MemoryItem("optimizer state", round(state * trained), f"{trained:,} x {state:g} bytes, {name}"),
+    ]
+
+
+def _passing(shape: ModelShape, config: TrainConfig, checkpointing: bool) -> list[MemoryItem]:
+    tokens = config.per_device_train_batch_size * config.max_length
+    how = "recomputed layer by layer" if checkpointing else "all layers kept"
+    tile = min(tokens, _LOGITS_TILE[0]) * min(shape.vocab_size, _LOGITS_TILE[1])
+    return [
+        MemoryItem(
+            "activations", activation_bytes(shape, tokens, checkpointing=checkpointing), f"{tokens:,} tokens, {how}"
+        ),
+        MemoryItem("logits", tile * _TILE_BYTES, f"a tile of the fused head, {_TILE_BYTES} bytes a score"),
+    ]
+
+
+def _largest(most: int, fits: Callable[[int], bool]) -> int:
+    """The largest number up to `most` that fits; 0 where 1 does not."""
+    low, high = 0, most
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low

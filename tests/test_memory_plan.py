@@ -1,0 +1,113 @@
+"""The memory plan against figures that can be worked out by hand, and what follows from it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from qlora_demo.catalog import SHAPES
+from qlora_demo.config import TrainConfig
+from qlora_demo.memory_plan import GIB, MemoryPlan, compare, parse_memory, plan
+from qlora_demo.planning import plan_training
+from qlora_demo.services import Services
+
+LLAMA = SHAPES["llama-2-7b"]
+ARTICLE = {"max_length": 512, "per_device_train_batch_size": 4, "target_modules": "attention", "r": 16}
+
+
+def planned(*, checkpointing: bool = True, full: bool = False, **values: Any) -> MemoryPlan:
+    return plan(LLAMA, TrainConfig(**{**ARTICLE, **values}), "cuda", checkpointing=checkpointing, full=full)
+
+
+def item(found: MemoryPlan, name: str) -> int:
+    return next(one.bytes for one in found.items if one.name == name)
+
+
+def test_rank_16_on_q_k_v_o_of_llama_2_7b() -> None:
+    found = planned()
+    assert (found.trainable_parameters, found.all_parameters) == (16_777_216, 6_755_192_832)
+
+
+def test_rank_16_on_all_linear_layers() -> None:
+    assert planned(target_modules="all-linear").trainable_parameters == 39_976_960
+    mlp, attention = planned(target_modules="mlp"), planned(target_modules="attention")
+    assert mlp.trainable_parameters + attention.trainable_parameters == 39_976_960
+    assert planned(target_modules="q_proj, v_proj").trainable_parameters == 8_388_608
+
+
+def test_dora_adds_a_magnitude_per_output() -> None:
+    assert planned(use_dora=True).trainable_parameters - planned().trainable_parameters == 32 * 4 * 4096
+
+
+def test_nf4_with_double_quantization_takes_4_127_bits_a_weight() -> None:
+    found = planned()
+    stored = item(found, "4-bit weights") + item(found, "quantization constants")
+    assert 8 * stored / LLAMA.linear_parameters == pytest.approx(4.127, abs=5e-4)
+    single = planned(bnb_4bit_use_double_quant=False)
+    assert 8 * item(single, "quantization constants") / LLAMA.linear_parameters == pytest.approx(0.5, abs=1e-6)
+
+
+def test_full_fine_tuning_in_the_articles_accounting() -> None:
+    found = planned(full=True)
+    parts = sum(item(found, n) for n in ("16-bit weights", "16-bit leftovers", "gradients", "optimizer state"))
+    assert parts == 12 * found.all_parameters
+    assert parts / found.all_parameters * 7e9 == pytest.approx(84e9)
+    assert found.trainable_parameters == found.all_parameters == 6_738_415_616
+
+
+def test_the_ways_stand_in_the_order_that_makes_qlora_worth_it() -> None:
+    qlora, lora, full = planned(), planned(method="lora"), planned(full=True)
+    eight = planned(method="lora-8bit")
+    assert qlora.total_bytes < eight.total_bytes < lora.total_bytes < full.total_bytes
+    assert qlora.total_bytes < 10 * GIB and 14 * GIB < lora.total_bytes < 20 * GIB and full.total_bytes > 80 * GIB
+
+
+def test_what_costs_memory_costs_it_in_the_plan() -> None:
+    base = planned().total_bytes
+    more: list[dict[str, Any]] = [
+        {"checkpointing": False},
+        {"max_length": 1024},
+        {"per_device_train_batch_size": 8},
+        {"r": 64},
+        {"target_modules": "all-linear"},
+        {"bnb_4bit_use_double_quant": False},
+    ]
+    assert all(planned(**values).total_bytes > base for values in more)
+    assert planned(optim="paged_adamw_8bit").total_bytes < base
+
+
+def test_the_largest_batch_and_the_longest_row_are_the_last_that_fit() -> None:
+    config = TrainConfig(**ARTICLE)
+    found = compare(LLAMA, config, "cuda", 24 * GIB, checkpointing=True)
+    assert found.fits
+
+    def total(**values: Any) -> int:
+        return plan(LLAMA, config.changed(**values), "cuda", checkpointing=True).total_bytes
+
+    assert total(per_device_train_batch_size=found.largest_batch) <= 24 * GIB
+    assert total(per_device_train_batch_size=found.largest_batch + 1) > 24 * GIB
+    assert total(max_length=found.longest_row) <= 24 * GIB < total(max_length=found.longest_row + 1)
+    assert [other.way for other in found.others] == ["lora", "full"]
+
+
+def test_where_nothing_fits_nothing_is_promised() -> None:
+    found = compare(LLAMA, TrainConfig(**ARTICLE), "cuda", 2 * GIB, checkpointing=True)
+    assert (found.fits, found.largest_batch, found.longest_row) == (False, 0, 0)
+
+
+@pytest.mark.parametrize("model", SHAPES)
+def test_every_shape_of_the_catalog_is_planned_without_weights(services: Services, model: str) -> None:
+    found = plan_training(services.settings, TrainConfig(model=model, **ARTICLE), 24 * GIB)
+    assert found.chosen.total_bytes > 0 and found.fits
+
+
+@pytest.mark.parametrize(("text", "size"), [("24GB", 24), ("24", 24), (" 7.5 gib ", 7.5)])
+def test_sizes_of_cards(text: str, size: float) -> None:
+    assert parse_memory(text) == size * GIB
+
+
+@pytest.mark.parametrize("text", ["", "much", "-1GB", "0", "nan", "1e9", "24MB"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(ValueError):
+        parse_memory(text)
