@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+from .choices import refuse
 from .config import TrainConfig
 from .errors import DeviceBusy, RunError
-from .gpu import Lease
+from .gpu import Lease, device_info
 from .locks import HeldLock
 from .records import RunState
 from .runs import Run, RunStore, write_state
@@ -29,22 +33,60 @@ class Launcher:
         """Create a run and spawn its process, which inherits the run's lock and the device's."""
         if (active := self.runs.active()) is not None:
             raise DeviceBusy(f"device: run {active.id} is training; wait for it or stop it")
-        device = self.lease.acquire("training")
-        try:
+        refuse(config, device_info().kind)
+        with self._device() as device:
             run = self.runs.create(config)
-            device.annotate({"purpose": "training", "detail": run.id})
-            self._start(run, processes, device)
-        finally:
-            device.release()
+            self._start(run, RunState(status="created", processes=processes), device)
         return self.runs.get(run.id)
 
-    def _start(self, run: Run, processes: int, device: HeldLock) -> None:
+    def submit(self, config: TrainConfig, processes: int = 1) -> Run:
+        """Create a run that starts when the device is free, now or after those that wait already."""
+        refuse(config, device_info().kind)
+        return self._queue(self.runs.create(config), RunState(status="queued", processes=processes))
+
+    def resume(self, name: str) -> Run:
+        """Have a run that was interrupted go on from its last whole checkpoint when the device is free."""
+        run = self.runs.get(name)
+        if not run.resumable_from:
+            why = "has no whole checkpoint" if run.state.ended else "has not ended"
+            raise RunError(f"run {name}: {run.state.status}, {why}; start a new run with its settings")
+        (run.path / "stop").unlink(missing_ok=True)
+        return self._queue(run, replace(run.state, status="queued", error="", ended_at=None, lighter=()))
+
+    def start_next(self) -> Run | None:
+        """Start the run that has waited longest, if there is one and the device is free; that run."""
+        queued = self.runs.queued()
+        if not queued or self.runs.active() is not None:
+            return None
+        with self._device() as device:
+            run = self.runs.get(queued[0].id)
+            if run.state.status != "queued":  # another app on this home was faster
+                return None
+            self._start(run, run.state, device)
+        return self.runs.get(run.id)
+
+    def _queue(self, run: Run, state: RunState) -> Run:
+        write_state(run.path, state)
+        with contextlib.suppress(DeviceBusy):
+            self.start_next()
+        return self.runs.get(run.id)
+
+    @contextlib.contextmanager
+    def _device(self) -> Iterator[HeldLock]:
+        device = self.lease.acquire("training")
+        try:
+            yield device
+        finally:
+            device.release()
+
+    def _start(self, run: Run, state: RunState, device: HeldLock) -> None:
+        device.annotate({"purpose": "training", "detail": run.id})
         lock = HeldLock.acquire(run.lock, {})
         if lock is None:
             raise RunError(f"run {run.id}: its lock is held already; start another run")
         try:
-            write_state(run.path, RunState(status="starting"))
-            self._spawn(run, processes, (device.fd, lock.fd))
+            write_state(run.path, replace(state, status="starting"))
+            self._spawn(run, state.processes, (device.fd, lock.fd))
         finally:
             lock.release()
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from .config import TrainConfig, target_names
 from .memory import BITS_PER_WEIGHT, ModelShape, activation_bytes
+from .records import Lighter
 
 GIB = 1 << 30
 Way = Literal["qlora", "lora", "lora-8bit", "full"]
@@ -106,6 +107,27 @@ def compare(
         largest_batch=_largest(_MOST_ROWS, lambda rows: fits(config.changed(per_device_train_batch_size=rows))),
         longest_row=_largest(_MOST_TOKENS, lambda tokens: fits(config.changed(max_length=max(16, tokens)))),
     )
+
+
+def lighter(shape: ModelShape, config: TrainConfig, kind: Kind, *, checkpointing: bool) -> tuple[Lighter, ...]:
+    """The three changes of a config that save most memory by the plan, the largest saving first."""
+    batch, length = config.per_device_train_batch_size, config.max_length
+    wanted: list[dict[str, Any]] = [
+        {"gradient_checkpointing": "on"},
+        {"per_device_train_batch_size": 1, "gradient_accumulation_steps": batch * config.gradient_accumulation_steps},
+        {"max_length": max(16, length // 2)},
+        {"method": "qlora", "init_lora_weights": "default"},
+        {"r": max(1, config.r // 2)},
+        {"target_modules": "attention"},
+    ]
+    now = plan(shape, config, kind, checkpointing=checkpointing).total_bytes
+
+    def saves(changes: dict[str, Any]) -> int:
+        recomputes = checkpointing or changes.get("gradient_checkpointing") == "on"
+        return now - plan(shape, config.changed(**changes), kind, checkpointing=recomputes).total_bytes
+
+    found = sorted((Lighter(changes, saves(changes)) for changes in wanted), key=lambda one: -one.saves_bytes)
+    return tuple(one for one in found if one.saves_bytes > 0)[:3]
 
 
 def adapter_parameters(shape: ModelShape, config: TrainConfig) -> int:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-Status = Literal["created", "starting", "loading", "running", "finished", "stopped", "failed"]
+Status = Literal["created", "queued", "starting", "loading", "running", "finished", "stopped", "failed"]
 Finish = Literal["stop", "length", "stopped"]
 Precision = Literal["bf16", "fp16", "fp32", "nf4", "fp4", "int8"]
 BaseForm = Literal["16bit", "nf4", "nf4-single", "fp4", "fp4-single", "int8"]
@@ -35,9 +35,18 @@ class Choice:
 
 
 @dataclass(frozen=True)
+class Lighter:
+    """A change of a config that takes less memory, and how many bytes less by the plan."""
+
+    changes: dict[str, Any]
+    saves_bytes: int
+
+
+@dataclass(frozen=True)
 class RunState:
     """Where a run stands.  Times are seconds since the epoch; ``summary`` holds the end's figures; a failed run was
-    ``refused`` where its request was wrong (a bad row, an unknown model) and nothing was trained."""
+    ``refused`` where its request was wrong (a bad row, an unknown model) and nothing was trained.  ``lighter`` names
+    changes that would have taken less memory, the largest saving first."""
 
     status: Status
     max_steps: int = 0
@@ -47,6 +56,8 @@ class RunState:
     refused: bool = False
     choices: tuple[Choice, ...] = ()
     summary: dict[str, Any] = field(default_factory=dict)
+    processes: int = 1
+    lighter: tuple[Lighter, ...] = ()
 
     @property
     def ended(self) -> bool:

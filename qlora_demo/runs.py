@@ -7,6 +7,7 @@ train.log       everything the process printed
 versions.json   Python, libraries and device it ran on
 heldout/        rows training never saw, one JSONL file per split
 adapter/        the result                           (renamed into place when whole)
+checkpoints/    what a run continues from; one is whole when it holds the file `whole`
 stop            present once somebody asked to stop
 lock            held by the training process while it lives
 """
@@ -27,7 +28,7 @@ from pathlib import Path
 from .config import TrainConfig
 from .errors import ConfigError, RunError
 from .locks import is_held
-from .records import Choice, Message, RunState, TrainMetrics
+from .records import Choice, Lighter, Message, RunState, TrainMetrics
 
 _ID = re.compile(r"[0-9]{8}-[0-9]{6}-[a-z0-9]+-[0-9a-f]{4}")
 _README = """\
@@ -40,7 +41,10 @@ train.log       everything the training process printed
 versions.json   Python, library versions and the device
 heldout/        rows that training never saw (chat messages, JSONL)
 adapter/        the LoRA adapter and tokenizer; PEFT loads it
+checkpoints/    what an interrupted run continues from; gone once it has finished
+results/        evaluation, merge fidelity, prompt sets, chosen conversations (JSON)
 """
+CHECKPOINTS, CHECKPOINT_MARK = "checkpoints", "whole"
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,12 @@ class Run:
     @property
     def has_adapter(self) -> bool:
         return self.adapter.is_dir()
+
+    @property
+    def resumable_from(self) -> int:
+        """The step that an ended run would continue from; 0 where it cannot."""
+        checkpoint = last_checkpoint(self.path)
+        return checkpoint[0] if checkpoint and self.state.ended and self.state.status != "finished" else 0
 
     @property
     def lock(self) -> Path:
@@ -124,16 +134,14 @@ class RunStore:
         """The run that is at work, if there is one."""
         return next((run for run in self.all() if run.alive and not run.state.ended), None)
 
+    def queued(self) -> list[Run]:
+        """The runs that wait for the device, oldest first."""
+        waiting = [run for run in self.all() if run.state.status == "queued"]
+        return sorted(waiting, key=lambda run: (run.path / "state.json").stat().st_mtime_ns)
+
     def read_since(self, name: str, offset: int) -> tuple[list[TrainMetrics], int]:
         """Whole metrics lines from a byte offset on, and the offset to continue from."""
-        try:
-            with (self.path(name) / "metrics.jsonl").open("rb") as file:
-                file.seek(offset)
-                data = file.read()
-        except FileNotFoundError:
-            return [], offset
-        whole = data[: data.rfind(b"\n") + 1]
-        return [TrainMetrics(**json.loads(line)) for line in whole.splitlines()], offset + len(whole)
+        return read_metrics(self.path(name), offset)
 
     def metrics(self, name: str) -> list[TrainMetrics]:
         return self.read_since(name, 0)[0]
@@ -160,7 +168,10 @@ class RunStore:
         run = self.get(name)
         if run.state.ended:
             raise RunError(f"run {name}: already {run.state.status}; there is nothing to stop")
-        (run.path / "stop").touch()
+        if run.state.status == "queued":
+            write_state(run.path, replace(run.state, status="stopped", error="taken out of the queue"))
+        else:
+            (run.path / "stop").touch()
 
     def delete(self, name: str) -> None:
         """Remove a run that is not alive."""
@@ -205,14 +216,45 @@ def read_state(path: Path) -> RunState:
     if not isinstance(values, dict):
         raise ValueError(f"state.json holds a {type(values).__name__}, not an object")
     choices = tuple(Choice(**choice) for choice in values.pop("choices"))
-    return RunState(**values, choices=choices)
+    lighter = tuple(Lighter(**one) for one in values.pop("lighter", ()))
+    return RunState(**values, choices=choices, lighter=lighter)
+
+
+def read_metrics(path: Path, offset: int = 0) -> tuple[list[TrainMetrics], int]:
+    """Whole metrics lines of a run directory from a byte offset on, and the offset to continue from."""
+    try:
+        with (path / "metrics.jsonl").open("rb") as file:
+            file.seek(offset)
+            data = file.read()
+    except FileNotFoundError:
+        return [], offset
+    whole = data[: data.rfind(b"\n") + 1]
+    return [TrainMetrics(**json.loads(line)) for line in whole.splitlines()], offset + len(whole)
+
+
+def cut_metrics(path: Path, step: int) -> None:
+    """Keep a run directory's metrics up to a step: what followed is trained again."""
+    found = read_metrics(path)[0]
+    kept = [line for line in found if line.step <= step]
+    if len(kept) < len(found):
+        write_atomically(path / "metrics.jsonl", "".join(map(_metrics_line, kept)))
+
+
+def last_checkpoint(path: Path) -> tuple[int, Path] | None:
+    """The last whole checkpoint of a run directory and its step; one that a kill cut short has no mark."""
+    whole = [mark.parent for mark in (path / CHECKPOINTS).glob(f"checkpoint-[0-9]*/{CHECKPOINT_MARK}")]
+    steps = {int(found.name.rpartition("-")[2]): found for found in whole}
+    return max(steps.items()) if steps else None
 
 
 def append_metrics(path: Path, metrics: TrainMetrics) -> None:
     """Append one line to a run directory's metrics."""
-    line = {key: value for key, value in asdict(metrics).items() if value is not None}
     with (path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+        file.write(_metrics_line(metrics))
+
+
+def _metrics_line(metrics: TrainMetrics) -> str:
+    return json.dumps({key: value for key, value in asdict(metrics).items() if value is not None}) + "\n"
 
 
 def _conversations(split: Path) -> list[list[Message]]:
@@ -221,7 +263,7 @@ def _conversations(split: Path) -> list[list[Message]]:
 
 
 def _settled(path: Path, state: RunState) -> RunState:
-    if state.ended or state.status == "created" or is_held(path / "lock"):
+    if state.ended or state.status in ("created", "queued") or is_held(path / "lock"):
         return state
     state = read_state(path)  # it may have ended between the first read and the probe
     if state.ended:

@@ -63,4 +63,4 @@ def quiet_libraries() -> None:
     """No telemetry leaves, and third-party progress bars stay out of our logs.  Call before importing them."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")

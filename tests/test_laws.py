@@ -21,7 +21,21 @@ TIERS = (
     {"services", "status", "launcher", "runs", "gpu", "memory", "memory_plan", "catalog", "settings", "locks"}
     | {"choices", "tickets", "scoring", "sources", "columns", "placement", "planning", "halt", "answers"}
     | {"promptsets", "reporting", "exporting", "jobs", "verdicts"}
-    | {"votes", "differences", "report", "plots", "tables", "units", "hub", "model_card", "disk"},
+    | {
+        "votes",
+        "differences",
+        "presets",
+        "history",
+        "row_formats",
+        "row_files",
+        "report",
+        "plots",
+        "tables",
+        "units",
+        "hub",
+        "model_card",
+        "disk",
+    },
     {"records", "config", "errors"},
 )
 ENGINE_LIBRARIES = {"torch", "transformers", "peft", "trl", "bitsandbytes", "datasets", "accelerate"}

@@ -8,7 +8,7 @@ import pytest
 
 from qlora_demo.catalog import SHAPES
 from qlora_demo.config import TrainConfig
-from qlora_demo.memory_plan import GIB, MemoryPlan, compare, parse_memory, plan
+from qlora_demo.memory_plan import GIB, MemoryPlan, compare, lighter, parse_memory, plan
 from qlora_demo.planning import plan_training
 from qlora_demo.services import Services
 
@@ -111,3 +111,21 @@ def test_sizes_of_cards(text: str, size: float) -> None:
 def test_what_is_no_size_is_refused(text: str) -> None:
     with pytest.raises(ValueError):
         parse_memory(text)
+
+
+def test_lighter_settings_are_ranked_by_what_they_save_and_each_does_save() -> None:
+    heavy = TrainConfig(method="lora", per_device_train_batch_size=8, max_length=2048, r=64)
+    found = lighter(LLAMA, heavy, "cuda", checkpointing=False)
+    assert len(found) == 3
+    assert [one.saves_bytes for one in found] == sorted((one.saves_bytes for one in found), reverse=True)
+    before = plan(LLAMA, heavy, "cuda", checkpointing=False).total_bytes
+    for one in found:
+        recomputes = one.changes.get("gradient_checkpointing") == "on"
+        after = plan(LLAMA, heavy.changed(**one.changes), "cuda", checkpointing=recomputes).total_bytes
+        assert before - after == one.saves_bytes > 0
+    assert {"gradient_checkpointing": "on"} in [one.changes for one in found]
+
+
+def test_what_is_as_light_as_it_can_be_has_nothing_lighter() -> None:
+    least = TrainConfig(r=1, max_length=16, per_device_train_batch_size=1, target_modules="attention")
+    assert lighter(LLAMA, least, "cuda", checkpointing=True) == ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 
 import pytest
@@ -113,4 +114,12 @@ def test_a_visitor_has_one_answer_at_a_time_and_can_stop_it() -> None:
     stops.set("me")
     assert flag.is_set()
     stops.done("me")
+    assert not stops.new("me").is_set()
+
+
+def test_asking_while_the_last_answer_is_being_stopped_waits_for_its_end() -> None:
+    stops = Stops()
+    stops.new("me")
+    stops.set("me")
+    threading.Timer(0.2, stops.done, ["me"]).start()
     assert not stops.new("me").is_set()

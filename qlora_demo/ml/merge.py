@@ -24,14 +24,21 @@ def load_merged(origin: Origin, onto: MergeBase, on: torch.device | None = None)
         raise RequestError("onto: dequantized is for adapters trained on a 4-bit base; this one was not, use original")
     base = load_dequantized(origin.model, origin.form, on) if onto == "dequantized" else load_16bit(origin.model, on)
     peft_model = load_adapter(base, origin.adapter)
-    name, before, delta = _first_update(peft_model)
+    name, expected = _first_update(peft_model)
     merged: PreTrainedModel = peft_model.merge_and_unload(safe_merge=True)
-    after = merged.get_submodule(name).weight
-    if not torch.equal(after, before + delta.to(before.dtype)):
+    if not torch.equal(merged.get_submodule(name).weight, expected):
         raise WrongModel(f"merged model: layer {name} does not hold base + adapter; load the run again")
     return merged.eval()
 
 
-def _first_update(model: PeftModel) -> tuple[str, torch.Tensor, torch.Tensor]:
+def _first_update(model: PeftModel) -> tuple[str, torch.Tensor]:
+    """The first adapted layer's name and the weights it must have once merged: base + update, and with DoRA each
+    output's weights scaled to the learned magnitude."""
     name, layer = next((n, m) for n, m in model.get_base_model().named_modules() if isinstance(m, LoraLayer))
-    return name, layer.get_base_layer().weight.detach().clone(), layer.get_delta_weight("default")
+    base, delta = layer.get_base_layer().weight.detach().clone(), layer.get_delta_weight("default")
+    if "default" not in layer.lora_magnitude_vector:
+        return name, base + delta.to(base.dtype)
+    magnitude = layer.lora_magnitude_vector["default"]
+    norm = magnitude.get_weight_norm(base, delta, scaling=1).detach()
+    factor = (magnitude.weight / norm).view(-1, 1)
+    return name, (factor * (base + delta)).to(base.dtype)

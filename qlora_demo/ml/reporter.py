@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import os
+import math
 import resource
+import statistics
 import sys
 import time
 from dataclasses import replace
@@ -11,26 +12,33 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import distributed
 from transformers import TrainerCallback
 
+from ..config import TrainConfig
 from ..records import Choice, RunState, TrainMetrics
 from ..runs import append_metrics, read_state, write_state
-from .load import device
+from .agree import agreed, is_main
+
+_WINDOW, _DIVERGED = 10, 2.0
+"""A run diverges where the mean loss of the last steps is so many times that of the first ones."""
 
 
 class Reporter(TrainerCallback):
     """Writes what the trainer does into the run directory, and stops it when somebody asks."""
 
-    def __init__(self, path: Path, choices: tuple[Choice, ...]) -> None:
+    def __init__(self, path: Path, config: TrainConfig, choices: tuple[Choice, ...]) -> None:
         self.path = path
+        self.config = config
         self.choices = choices
         self.stopping = False
+        self.trouble = ""
         self.eval_loss: float | None = None
         self.tokens = 0
         self.seconds = 0.0
         self._began = 0.0
         self._step_seconds = 0.0
+        self._losses: list[float] = []
+        self._heldout: list[float] = []
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         now = read_state(self.path)
@@ -50,8 +58,10 @@ class Reporter(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
         if "eval_loss" in logs:
             self.eval_loss = float(logs["eval_loss"])
+            self._check_heldout(control)
             self._append(TrainMetrics(state.global_step, time.time(), eval_loss=self.eval_loss))
         elif "loss" in logs:
+            self._check_loss(float(logs["loss"]), state.global_step, control)
             tokens = int(logs["num_tokens"]) - self.tokens
             self.tokens += tokens
             self._append(
@@ -73,8 +83,30 @@ class Reporter(TrainerCallback):
             append_metrics(self.path, metrics)
 
     def _check_stop(self, control: Any) -> None:
-        self.stopping = _agreed((self.path / "stop").exists())
+        self.stopping = agreed((self.path / "stop").exists())
         if self.stopping:
+            control.should_training_stop = True
+
+    def _check_loss(self, loss: float, step: int, control: Any) -> None:
+        self._losses.append(loss)
+        if not math.isfinite(loss):
+            self._end_for(f"the loss is {loss} at step {step}", control)
+        elif len(self._losses) >= 3 * _WINDOW:
+            began, now = (statistics.fmean(part) for part in (self._losses[:_WINDOW], self._losses[-_WINDOW:]))
+            if now > _DIVERGED * began:
+                self._end_for(f"the loss rose from {began:.2f} to {now:.2f} by step {step}", control)
+
+    def _end_for(self, trouble: str, control: Any) -> None:
+        self.trouble = f"{trouble}; lower learning_rate ({self.config.learning_rate:g} now) or raise warmup_steps"
+        if self.config.stop_on_divergence:
+            control.should_training_stop = True
+
+    def _check_heldout(self, control: Any) -> None:
+        self._heldout.append(self.eval_loss or 0.0)
+        patience = self.config.early_stopping_patience
+        since_best = len(self._heldout) - 1 - self._heldout.index(min(self._heldout))
+        if patience and since_best >= patience:
+            self.trouble = f"stopped early: {since_best} held-out losses were no better than {min(self._heldout):.4f}"
             control.should_training_stop = True
 
 
@@ -90,17 +122,3 @@ def write_run_state(path: Path, state: RunState) -> None:
     """Replace the run's state, from the first rank only."""
     if is_main():
         write_state(path, state)
-
-
-def is_main() -> bool:
-    """Whether this process is the one that writes: the first of its ranks."""
-    return os.environ.get("RANK", "0") == "0"
-
-
-def _agreed(stop: bool) -> bool:
-    """Rank 0's answer on every rank: ranks that saw the stop file at different steps would wait for each other."""
-    if not distributed.is_initialized():
-        return stop
-    answer = torch.tensor([stop], dtype=torch.uint8, device=device())
-    distributed.broadcast(answer, src=0)
-    return bool(answer.item())

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
+import math
 import platform
 import shutil
 import signal
+import statistics
 import sys
 import time
 from dataclasses import replace
@@ -21,24 +22,22 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import psutil
 import torch
-import trl.trainer.utils
-from peft import LoraConfig
-from trl import SFTConfig, SFTTrainer
+from trl import SFTTrainer
 
 from .. import __version__
-from ..choices import Chosen, Situation, choose
-from ..config import ATTENTION_MODULES, TrainConfig
-from ..errors import DataError, DemoError, OutOfMemory, RequestError
-from ..memory import ModelShape
-from ..records import Choice, RunState
-from ..runs import read_state, write_atomically
+from ..config import TrainConfig
+from ..errors import DemoError, OutOfMemory, RequestError
+from ..memory_plan import lighter
+from ..records import Choice, Lighter, RunState
+from ..runs import CHECKPOINTS, cut_metrics, last_checkpoint, read_metrics, read_state, write_atomically
 from ..settings import Settings, quiet_libraries
-from ..sources import resolve, weights_digest
-from .data import Splits, load_splits, training_set
-from .load import device, load_base, load_tokenizer
-from .reporter import Reporter, is_main, peak_memory_bytes, write_run_state
+from ..sources import resolve, shape_of, weights_digest
+from .agree import is_main
+from .checkpoints import Checkpoints
+from .data import Splits, load_splits
+from .reporter import Reporter, peak_memory_bytes, write_run_state
+from .trainer import build_trainer, device_kind, save_adapter
 
 LIBRARIES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets")
 
@@ -54,62 +53,46 @@ def main() -> None:
 
 def train(path: Path, config: TrainConfig, settings: Settings) -> None:
     """Run the training and save its adapter; the state says how it ended."""
-    write_run_state(path, RunState(status="loading", started_at=time.time()))
+    before = read_state(path)
+    write_run_state(path, RunState(status="loading", started_at=before.started_at or time.time()))
+    checkpoint = last_checkpoint(path)
+    if is_main():
+        cut_metrics(path, checkpoint[0] if checkpoint else 0)
     splits = load_splits(config)
     _keep_heldout(path, splits)
     trainer, chosen = build_trainer(path, config, settings, splits)
     if is_main():
         ran_on = versions() | {"base_weights": weights_digest(resolve(settings, config.model))}
         write_atomically(path / "versions.json", json.dumps(ran_on, indent=2))
-    reporter = Reporter(path, chosen.reasons + _data_choices(trainer, splits))
+    reporter = Reporter(path, config, chosen.reasons + _data_choices(trainer, splits) + _resumed(checkpoint))
     trainer.add_callback(reporter)
-    result = trainer.train()
-    stopped = reporter.stopping
-    if trainer.state.global_step:
-        _save_adapter(path, trainer)
+    trainer.add_callback(Checkpoints(config))
+    trainer.train(resume_from_checkpoint=str(checkpoint[1]) if checkpoint else None)
+    _finish(path, config, trainer, reporter)
+
+
+def _finish(path: Path, config: TrainConfig, trainer: SFTTrainer, reporter: Reporter) -> None:
+    """Save the adapter, unless it holds no numbers, and write how the run ended."""
+    metrics = read_metrics(path)[0] if is_main() else []
+    losses = [line.loss for line in metrics if line.loss is not None]
     trainable, total = trainer.model.get_nb_trainable_parameters()
     summary = {
         "steps": trainer.state.global_step,
-        "train_loss": result.training_loss,
+        "train_loss": statistics.fmean(losses) if losses else None,
         "eval_loss": reporter.eval_loss,
         "tokens_per_second": reporter.tokens / reporter.seconds if reporter.seconds else 0.0,
         "peak_memory_bytes": peak_memory_bytes(),
         "trainable_parameters": trainable,
         "all_parameters": total,
     }
-    _end(path, "stopped" if stopped else "finished", summary=summary)
-
-
-def build_trainer(path: Path, config: TrainConfig, settings: Settings, splits: Splits) -> tuple[SFTTrainer, Chosen]:
-    """An `SFTTrainer` for the config, and what was chosen for this device."""
-    source = resolve(settings, config.model)
-    tokenizer = load_tokenizer(source)
-    model = load_base(source, config.base_form, "exact")
-    chosen = choose(config, ModelShape.from_config(model.config.get_text_config().to_dict()), situation())
-    _score_answers_only()
-    heldout = splits.heldout["test"][: config.eval_rows]
-    trainer = SFTTrainer(
-        model=model,
-        args=_sft_config(path, config, chosen),
-        train_dataset=training_set(splits.train),
-        eval_dataset=training_set(heldout),
-        processing_class=tokenizer,
-        peft_config=_lora_config(config),
-    )
-    if not len(trainer.train_dataset):
-        raise DataError(f"max_length: no row keeps a trained token within {config.max_length} tokens; raise max_length")
-    if chosen.fp16:
-        for parameter in trainer.model.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.float()
-    return trainer, chosen
-
-
-def situation() -> Situation:
-    """The device this process trains on."""
-    if device().type == "cuda":
-        return Situation("cuda", torch.cuda.is_bf16_supported(), torch.cuda.mem_get_info()[0])
-    return Situation("cpu", True, psutil.virtual_memory().available)
+    broken = bool(losses) and not math.isfinite(losses[-1])
+    if trainer.state.global_step and not broken:
+        _save_adapter(path, config, trainer)
+    early = reporter.stopping or trainer.state.global_step < trainer.state.max_steps
+    status = "failed" if broken else "stopped" if early else "finished"
+    if status == "finished" and is_main():
+        shutil.rmtree(path / CHECKPOINTS, ignore_errors=True)
+    _end(path, status, summary=summary, error=reporter.trouble)
 
 
 def versions() -> dict[str, str]:
@@ -132,6 +115,7 @@ class EndState:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.lighter: tuple[Lighter, ...] = ()
 
     def __enter__(self) -> None:
         return None
@@ -142,68 +126,14 @@ class EndState:
         if exc is None:
             return
         if isinstance(exc, torch.OutOfMemoryError):
-            exc = OutOfMemory(
-                f"device: out of memory ({exc}); lower the batch, max_length or r, or turn checkpointing on"
-            )
+            exc = OutOfMemory(f"device: out of memory ({exc}); take one of the lighter settings below and start again")
+            self.lighter = _lighter(self.path)
         message = str(exc) if isinstance(exc, DemoError) else f"{kind.__name__ if kind else ''}: {exc}"
         message = " ".join(message.split())[:1000]
-        _end(self.path, "failed", error=message, refused=isinstance(exc, RequestError))
+        _end(self.path, "failed", error=message, refused=isinstance(exc, RequestError), lighter=self.lighter)
         if isinstance(exc, DemoError):
             print(f"error: {message}", file=sys.stderr)
             raise SystemExit(exc.exit_code) from exc
-
-
-def _sft_config(path: Path, config: TrainConfig, chosen: Chosen) -> SFTConfig:
-    on_cpu = device().type == "cpu"
-    return SFTConfig(
-        output_dir=str(path / "checkpoints"),
-        max_length=config.max_length,
-        learning_rate=config.learning_rate,
-        lr_scheduler_type=config.lr_scheduler_type,
-        warmup_steps=config.warmup_steps,
-        weight_decay=config.weight_decay,
-        max_grad_norm=config.max_grad_norm,
-        num_train_epochs=config.num_train_epochs,
-        max_steps=config.max_steps,
-        per_device_train_batch_size=config.per_device_train_batch_size,
-        per_device_eval_batch_size=config.per_device_train_batch_size,
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
-        seed=config.seed,
-        activation_checkpointing=chosen.gradient_checkpointing,
-        optim=chosen.optim,
-        bf16=chosen.bf16,
-        fp16=chosen.fp16,
-        eval_strategy="steps",
-        eval_steps=config.eval_steps,
-        logging_steps=1,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        use_cpu=on_cpu,
-        ddp_backend="gloo" if on_cpu and "WORLD_SIZE" in os.environ else None,
-        dataloader_pin_memory=not on_cpu,
-    )
-
-
-def _lora_config(config: TrainConfig) -> LoraConfig:
-    targets = "all-linear" if config.target_modules == "all-linear" else list(ATTENTION_MODULES)
-    return LoraConfig(
-        r=config.r,
-        lora_alpha=config.lora_alpha,
-        lora_dropout=config.lora_dropout,
-        target_modules=targets,
-        task_type="CAUSAL_LM",
-    )
-
-
-def _score_answers_only() -> None:
-    """Let TRL's fused head project only the positions that have a label.
-
-    TRL does so wherever Triton runs, and scores every position elsewhere to spare compilers changing shapes.  The CPU
-    compiles nothing, and the head over a whole prompt is more than half of a small model's step.
-    """
-    if device().type == "cpu":
-        trl.trainer.utils._use_triton = lambda device: True
 
 
 def _data_choices(trainer: SFTTrainer, splits: Splits) -> tuple[Choice, ...]:
@@ -226,15 +156,31 @@ def _keep_heldout(path: Path, splits: Splits) -> None:
         write_atomically(path / "heldout" / f"{name}.jsonl", "\n".join(lines) + "\n")
 
 
-def _save_adapter(path: Path, trainer: SFTTrainer) -> None:
+def _lighter(path: Path) -> tuple[Lighter, ...]:
+    """What would have taken less memory; the choices that were made tell whether activations were recomputed."""
+    config = TrainConfig.from_file(path / "config.json")
+    shape = shape_of(resolve(Settings.from_environment(), config.model))
+    choices = {choice.what: choice.value for choice in read_state(path).choices}
+    return lighter(shape, config, device_kind(), checkpointing=choices.get("Gradient checkpointing") == "on")
+
+
+def _resumed(checkpoint: tuple[int, Path] | None) -> tuple[Choice, ...]:
+    if checkpoint is None:
+        return ()
+    return (Choice("Resumed", f"from step {checkpoint[0]}", "same order of rows, optimizer and schedule"),)
+
+
+def _save_adapter(path: Path, config: TrainConfig, trainer: SFTTrainer) -> None:
     if not is_main():
         return
-    draft = path / ".adapter-new"
-    shutil.rmtree(draft, ignore_errors=True)
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    model.save_pretrained(draft)
-    trainer.processing_class.save_pretrained(draft)
-    draft.rename(path / "adapter")
+    draft, older, final = path / ".adapter-new", path / ".adapter-old", path / "adapter"
+    for folder in (draft, older):
+        shutil.rmtree(folder, ignore_errors=True)
+    save_adapter(path, config, trainer, draft)
+    if final.exists():
+        final.rename(older)
+    draft.rename(final)
+    shutil.rmtree(older, ignore_errors=True)
 
 
 def _end(path: Path, status: Any, **values: Any) -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ..errors import ConfigError
 from ..halt import Halt
 from ..records import Answer, Column, Message
+
+_PATIENCE = 20.0
+"""Seconds: an answer that is stopped ends after the passes it is in, or after the model it loads."""
 
 
 @dataclass
@@ -39,16 +43,23 @@ class Stops:
 
     def __init__(self) -> None:
         self._halts: dict[str, Halt] = {}
+        self._ended = threading.Condition()
 
     def new(self, visitor: str) -> Halt:
-        """For an answer that begins; refused while this visitor's last one still grows."""
-        if visitor in self._halts:
-            raise ConfigError("prompt", "the last answer is still growing; wait for it or press Stop")
-        halt = self._halts[visitor] = Halt()
-        return halt
+        """For an answer that begins; refused while this visitor's last one still grows, and after a moment's patience
+        for one that is being stopped."""
+        with self._ended:
+            old = self._halts.get(visitor)
+            patience = _PATIENCE if old is not None and old.is_set() else 0
+            if not self._ended.wait_for(lambda: visitor not in self._halts, patience):
+                raise ConfigError("prompt", "the last answer is still growing; wait for it or press Stop")
+            halt = self._halts[visitor] = Halt()
+            return halt
 
     def done(self, visitor: str) -> None:
-        self._halts.pop(visitor, None)
+        with self._ended:
+            self._halts.pop(visitor, None)
+            self._ended.notify_all()
 
     def set(self, visitor: str, column: str = "") -> None:
         if (halt := self._halts.get(visitor)) is not None:

@@ -12,6 +12,7 @@ import pytest
 from qlora_demo.config import TrainConfig
 from qlora_demo.errors import DataError
 from qlora_demo.ml import data
+from qlora_demo.row_formats import detect, out_of_order, to_messages
 
 QUESTION = {"role": "user", "content": "q"}
 ANSWER = {"role": "assistant", "content": "a"}
@@ -21,21 +22,34 @@ SAME = [
     {"prompt": [QUESTION], "completion": [ANSWER]},
     {"instruction": "q", "input": "", "output": "a"},
     {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
+    {"Question": "q", "Answer": "a"},
+    {"question": "q", "context": None, "response": "a", "id": 7},
 ]
 
 
-@pytest.mark.parametrize("row", SAME, ids=["messages", "text pair", "message pair", "alpaca", "sharegpt"])
+def read(name: str) -> list[dict[str, Any]]:
+    """The raw rows of a data set, with the first problem raised."""
+    found = list(data.iter_rows(TrainConfig(dataset=name)))
+    for one in found:
+        if one.problem:
+            raise DataError(f"{one.where}: {one.problem}")
+    if not found:
+        data.load_splits(TrainConfig(dataset=name))
+    return [one.row for one in found]
+
+
+@pytest.mark.parametrize("row", SAME, ids=lambda row: " ".join(row))
 def test_each_format_becomes_the_same_messages(row: dict[str, Any]) -> None:
-    assert data.to_messages([row], "rows") == [{"messages": [QUESTION, ANSWER]}]
+    assert to_messages(row, {}, "rows") == {"messages": [QUESTION, ANSWER]}
 
 
 def test_an_alpaca_input_joins_the_instruction() -> None:
-    [row] = data.to_messages([{"instruction": "sum up", "input": "long text", "output": "a"}], "rows")
+    row = to_messages({"instruction": "sum up", "input": "long text", "output": "a"}, {}, "rows")
     assert row["messages"][0]["content"] == "sum up\n\nlong text"
 
 
 def test_plain_text_is_kept_whole() -> None:
-    assert data.to_messages([{"text": "all of it"}], "rows") == [{"text": "all of it"}]
+    assert to_messages({"text": "all of it"}, {}, "rows") == {"text": "all of it"}
 
 
 def test_each_assistant_turn_is_one_example_with_the_turns_before_it_as_prompt() -> None:
@@ -50,11 +64,12 @@ def test_each_assistant_turn_is_one_example_with_the_turns_before_it_as_prompt()
     [
         ({"messages": []}, "row 1: holds no messages"),
         ({"messages": "hello"}, "row 1: holds no messages"),
+        ({"prompt": "q", "completion": "a", "messages": 3}, "row 1: holds no messages"),
         ({"messages": [QUESTION]}, r"row 1: has no answer \(it ends with user\)"),
         ({"messages": [QUESTION, {"role": "assistant", "content": " "}]}, "row 1, message 2: has no answer"),
         ({"messages": [{"role": "robot", "content": "q"}, ANSWER]}, "row 1, message 1: role is not"),
         ({"prompt": "q", "completion": None}, "row 1, message 2: has no answer"),
-        ({"conversations": "q"}, "row 1: conversations is str"),
+        ({"conversations": "q"}, "row 1: holds no messages"),
         ({"conversations": [{"value": "q"}]}, "row 1, message 1: role is not"),
         ({"text": ""}, "row 1: text is empty"),
         ({"a": 1, "b": 2}, "row 1: columns a, b are not understood; use messages"),
@@ -62,10 +77,10 @@ def test_each_assistant_turn_is_one_example_with_the_turns_before_it_as_prompt()
 )
 def test_a_bad_row_is_named_with_its_number(row: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
-        data.to_messages([row], "rows.jsonl")
+        to_messages(row, {}, "rows.jsonl, row 1")
 
 
-@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".parquet"])
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".tsv", ".parquet"])
 def test_every_file_type_gives_the_same_rows(tmp_path: Path, suffix: str) -> None:
     rows = [{"prompt": f"q{n}", "completion": f"ä\u2028 {n}"} for n in range(3)]
     path = tmp_path / f"rows{suffix}"
@@ -73,11 +88,11 @@ def test_every_file_type_gives_the_same_rows(tmp_path: Path, suffix: str) -> Non
         path.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n\n", "utf-8")
     elif suffix == ".json":
         path.write_text(json.dumps(rows), "utf-8")
-    elif suffix == ".csv":
-        pd.DataFrame(rows).to_csv(path, index=False)
+    elif suffix in (".csv", ".tsv"):
+        pd.DataFrame(rows).to_csv(path, index=False, sep="," if suffix == ".csv" else "\t")
     else:
         pd.DataFrame(rows).to_parquet(path)
-    assert data.read_rows(str(path)) == rows
+    assert read(str(path)) == rows
 
 
 @pytest.mark.parametrize(
@@ -90,7 +105,9 @@ def test_every_file_type_gives_the_same_rows(tmp_path: Path, suffix: str) -> Non
         ("rows.json", b'"text"', "is no list of rows"),
         ("rows.json", b"[" * 100_000, "not valid JSON"),
         ("rows.csv", b"", "holds no rows"),
-        ("rows.csv", b"a,b\n1,2\n1,2,3,4\n", "cannot be read .*line 3"),
+        ("rows.csv", b"a,b\n1,2\n1,2,3,4\n", r"rows\.csv, line 3: has more or fewer cells"),
+        ("rows.csv", b'a,b\n1,"2\n', "cannot be read"),
+        ("rows.tsv", b"a\tb\n1\t\xff\n", "cannot be read"),
         ("rows.parquet", b"PAR1 not really", "cannot be read"),
         ("rows.xlsx", b"x", r"ends in '\.xlsx'; give one of \.jsonl"),
     ],
@@ -99,18 +116,18 @@ def test_a_bad_file_is_named_with_the_line(tmp_path: Path, name: str, content: b
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(DataError, match=message):
-        data.read_rows(str(path))
+        read(str(path))
 
 
 @pytest.mark.parametrize("name", ["missing.jsonl", "/nowhere/rows.csv", "a/b/c"])
 def test_a_missing_file_is_named(name: str) -> None:
     with pytest.raises(DataError, match=f"there is no file {name}"):
-        data.read_rows(name)
+        read(name)
 
 
 def test_a_hub_id_without_a_hub_says_what_was_tried() -> None:
     with pytest.raises(DataError, match=r"'nobody/rows' is no bundled data set \(tickets\), no file, and the hub"):
-        data.read_rows("nobody/rows")
+        read("nobody/rows")
 
 
 def test_held_out_rows_are_not_trained_on(chat_file: Path) -> None:
@@ -130,3 +147,60 @@ def test_one_row_is_too_few(tmp_path: Path) -> None:
 def test_the_bundled_task_has_both_held_out_splits() -> None:
     splits = data.load_splits(TrainConfig())
     assert {name: len(rows) for name, rows in splits.heldout.items()} == {"test": 100, "hard": 100}
+
+
+@pytest.mark.parametrize(
+    ("mapping", "row", "expected"),
+    [
+        (
+            {"prompt": "frage", "completion": "antwort"},
+            {"frage": "q", "antwort": "a"},
+            {"messages": [QUESTION, ANSWER]},
+        ),
+        ({"completion": "b"}, {"prompt": "q", "completion": "x", "b": "a"}, {"messages": [QUESTION, ANSWER]}),
+        ({"text": "prompt"}, {"prompt": "q", "completion": "a"}, {"text": "q"}),
+        (
+            {"prompt": "p", "completion": "c"},
+            {"messages": [ANSWER], "p": "q", "c": "a"},
+            {"messages": [QUESTION, ANSWER]},
+        ),
+    ],
+)
+def test_what_is_said_by_hand_goes_before_what_was_detected(
+    mapping: dict[str, str], row: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    assert to_messages(row, mapping, "rows") == expected
+
+
+def test_a_column_that_is_not_there_is_named() -> None:
+    with pytest.raises(DataError, match="has no column 'frage' \\(it has a, b\\); correct columns"):
+        to_messages({"a": "q", "b": "a"}, {"prompt": "frage", "completion": "b"}, "rows")
+
+
+def test_a_context_stands_behind_the_question_and_a_system_prompt_before_it() -> None:
+    row = {"question": "q", "context": "passage", "answer": "a", "system": "be brief"}
+    messages = to_messages(row, {}, "rows")["messages"]
+    assert [(m["role"], m["content"]) for m in messages] == [
+        ("system", "be brief"),
+        ("user", "q\n\npassage"),
+        ("assistant", "a"),
+    ]
+
+
+def test_columns_that_mean_nothing_are_not_guessed_at() -> None:
+    assert detect(["a", "b"]) == {}
+    assert detect(["Instruction", "Input", "Output"]) == {
+        "prompt": "Instruction",
+        "completion": "Output",
+        "context": "Input",
+    }
+
+
+def test_turns_that_do_not_take_turns_are_seen() -> None:
+    system = {"role": "system", "content": "s"}
+    assert not out_of_order([system, QUESTION, ANSWER, QUESTION, ANSWER])
+    assert (
+        out_of_order([ANSWER])
+        and out_of_order([QUESTION, QUESTION, ANSWER])
+        and out_of_order([QUESTION, system, ANSWER])
+    )

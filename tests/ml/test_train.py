@@ -15,8 +15,9 @@ import torch
 
 from qlora_demo.config import TrainConfig
 from qlora_demo.errors import RunError
-from qlora_demo.ml import load, train
+from qlora_demo.ml import load
 from qlora_demo.ml.data import load_splits
+from qlora_demo.ml.trainer import build_trainer
 from qlora_demo.runs import Run
 from qlora_demo.services import Services
 
@@ -118,7 +119,7 @@ def test_two_processes_train_one_run(services: Services, config: TrainConfig) ->
 
 def test_the_base_weights_are_bit_identical_before_and_after(services: Services, config: TrainConfig) -> None:
     run = services.runs.create(config)
-    trainer, _ = train.build_trainer(run.path, config, services.settings, load_splits(config))
+    trainer, _ = build_trainer(run.path, config, services.settings, load_splits(config))
     before = frozen_checksum(trainer.model)
     adapter_before = trainable_checksum(trainer.model)
     trainer.train()
@@ -128,7 +129,7 @@ def test_the_base_weights_are_bit_identical_before_and_after(services: Services,
 
 def test_the_loss_is_on_the_answer_and_its_stop_token_only(services: Services, config: TrainConfig) -> None:
     run = services.runs.create(config)
-    trainer, _ = train.build_trainer(run.path, config, services.settings, load_splits(config))
+    trainer, _ = build_trainer(run.path, config, services.settings, load_splits(config))
     tokenizer: Any = trainer.processing_class
     row = trainer.train_dataset[0]
     trained = [token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label != -100]
@@ -143,7 +144,7 @@ def test_only_answer_positions_are_projected_through_the_head(
     import trl.trainer.utils as trl_utils
 
     run = services.runs.create(config)
-    trainer, _ = train.build_trainer(run.path, config, services.settings, load_splits(config))
+    trainer, _ = build_trainer(run.path, config, services.settings, load_splits(config))
     projected: list[int] = []
     original = trl_utils._ChunkedLogProbFunction.apply
 

@@ -1,0 +1,34 @@
+"""Checkpoints by steps or time, known to be whole by a mark that is written last; a half-written one is skipped."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from ..config import TrainConfig
+from ..runs import CHECKPOINT_MARK, write_atomically
+from .agree import agreed, is_main
+
+
+class Checkpoints(TrainerCallback):
+    """Asks the trainer to save, and marks what it has saved."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.steps, self.seconds = config.save_steps, 60 * config.save_minutes
+        self._saved = time.monotonic()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        by_step = self.steps and state.global_step % self.steps == 0
+        by_time = self.seconds and agreed(time.monotonic() - self._saved >= self.seconds)
+        if by_step or by_time or control.should_training_stop:
+            control.should_save = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._saved = time.monotonic()
+        if is_main():
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            write_atomically(folder / CHECKPOINT_MARK, json.dumps({"step": state.global_step, "time": time.time()}))

@@ -1,0 +1,232 @@
+"""What training would see of a data set, before anything is trained: counts, lengths, problems, the rendered template.
+
+It reads row by row and keeps no more of each than a few numbers, so a large file takes little memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from ..catalog import TICKETS
+from ..config import TrainConfig
+from ..errors import DataError
+from ..halt import Halt
+from ..records import Progress, Step
+from ..row_files import FoundRow
+from ..row_formats import Row, detect, out_of_order
+from ..settings import Settings
+from ..sources import resolve
+from .data import bundled_splits, heldout_places, iter_rows, to_prompt_completion, usable
+from .load import load_tokenizer
+
+_BATCH = 512
+_SHOWN = 5
+_BINS = 20
+_RENDERED = 3
+_KINDS = {
+    "unusable": "cannot be used",
+    "cut": "are longer than max_length and lose their end",
+    "dropped": "keep no trained token within max_length and are dropped",
+    "duplicate": "are there more than once",
+    "leak": "are held out and trained on as well",
+    "encoding": "hold characters that were lost in a wrong encoding",
+    "order": "have turns out of order",
+    "stop": "end without a trained stop token: answers may not end",
+}
+
+
+@dataclass
+class Problem:
+    """A kind of problem, how many rows have it, and the first of them; `fatal` ones stop a start."""
+
+    kind: str
+    fatal: bool
+    count: int = 0
+    rows: list[str] = field(default_factory=list)
+
+    def add(self, where: str) -> None:
+        self.count += 1
+        if len(self.rows) < _SHOWN:
+            self.rows.append(where)
+
+
+@dataclass
+class _Seen:
+    """What is kept of the rows that were read."""
+
+    problems: dict[str, Problem] = field(default_factory=dict)
+    lengths: list[int] = field(default_factory=list)
+    digests: list[int] = field(default_factory=list)
+    places: list[str] = field(default_factory=list)
+    mapping: dict[str, str] = field(default_factory=dict)
+    rendered: list[list[tuple[str, bool]]] = field(default_factory=list)
+
+    def note(self, kind: str, where: str, *, fatal: bool = False) -> None:
+        self.problems.setdefault(kind, Problem(kind, fatal)).add(where)
+
+
+def preflight(config: TrainConfig, settings: Settings, halt: Halt) -> Iterator[Step]:
+    """Read every row; the last step's result is whole: ``rows``, ``mapping``, ``lengths``, ``problems``, ``rendered``,
+    ``fatal``.  Raises `DataError` where the data cannot be read at all."""
+    tokenizer = load_tokenizer(resolve(settings, config.model))
+    seen = _Seen()
+    found = _rows(config)
+    while batch := list(islice(found, _BATCH)):
+        _look_at(batch, config, tokenizer, seen)
+        yield Step(Progress(f"{len(seen.lengths):,} rows"))
+        if halt.is_set():
+            return
+    _look_at_all(config, seen)
+    yield Step(Progress(f"{len(seen.lengths):,} rows", 1.0), _result(config, seen))
+
+
+def fatal_problem(result: dict[str, Any]) -> str:
+    """The first problem that must stop a start, in one line; empty where there is none."""
+    for problem in result["problems"]:
+        if problem["fatal"]:
+            return f"{problem['rows'][0]} ({problem['count']:,} rows {problem['what']})"
+    return ""
+
+
+def _rows(config: TrainConfig) -> Iterator[FoundRow]:
+    if config.dataset != TICKETS.name:
+        yield from iter_rows(config)
+        return
+    for number, row in enumerate(bundled_splits().train, 1):
+        yield FoundRow(f"{TICKETS.name}, row {number}", row)
+
+
+def _look_at(batch: Sequence[FoundRow], config: TrainConfig, tokenizer: Any, seen: _Seen) -> None:
+    rows: list[tuple[str, Row]] = []
+    for found in batch:
+        seen.mapping = seen.mapping or detect(found.row)
+        try:
+            rows.append((found.where, usable(found, config)))
+        except DataError as exc:
+            seen.note("unusable", str(exc).removeprefix("dataset: "), fatal=True)
+    texts = [_rendered(tokenizer, row) for _, row in rows]
+    for (where, row), text, length in zip(rows, texts, _lengths(tokenizer, texts), strict=True):
+        _look_at_row(where, row, text, seen)
+        seen.lengths.append(length)
+        if length > config.max_length:
+            _look_at_long(where, row, config, tokenizer, seen)
+        if len(seen.rendered) < _RENDERED:
+            pieces = _pieces(tokenizer, row, config)
+            seen.rendered.append(pieces)
+            if "text" not in row and not _stops(tokenizer, pieces):
+                seen.note("stop", where)
+
+
+def _lengths(tokenizer: Any, texts: list[str]) -> list[int]:
+    """Tokens of each text; the library's own call would also build what is not needed here."""
+    if tokenizer.is_fast:
+        return [len(one) for one in tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+    return [len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
+
+
+def _look_at_row(where: str, row: Row, text: str, seen: _Seen) -> None:
+    digest = hashlib.blake2b(json.dumps(row, sort_keys=True).encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    seen.digests.append(int.from_bytes(digest, "big"))
+    seen.places.append(where.rpartition(", ")[2])
+    if "\ufffd" in text:
+        seen.note("encoding", where)
+    if "messages" in row and out_of_order(row["messages"]):
+        seen.note("order", where)
+
+
+def _look_at_long(where: str, row: Row, config: TrainConfig, tokenizer: Any, seen: _Seen) -> None:
+    """A row is trained turn by turn: its turns that are cut, and those whose prompt alone is too long."""
+    examples = to_prompt_completion(row) if config.loss_on == "completion" else [row]
+    prompts = [_prompt_tokens(tokenizer, example) for example in examples]
+    seen.note("dropped" if min(prompts) >= config.max_length else "cut", where)
+
+
+def _look_at_all(config: TrainConfig, seen: _Seen) -> None:
+    """What only shows across rows: the same row twice, the same row on both sides of the split."""
+    if config.dataset == TICKETS.name:
+        return
+    held = heldout_places(len(seen.digests), config) if len(seen.digests) > 1 else frozenset()
+    outside = {digest for at, digest in enumerate(seen.digests) if at not in held}
+    before: set[int] = set()
+    for at, digest in enumerate(seen.digests):
+        if digest in before:
+            seen.note("duplicate", seen.places[at])
+        before.add(digest)
+        if at in held and digest in outside:
+            seen.note("leak", seen.places[at])
+    if len(seen.lengths) < 2:
+        seen.note("unusable", f"{config.dataset} holds {len(seen.lengths)} usable rows; give at least 2", fatal=True)
+    elif "dropped" in seen.problems and seen.problems["dropped"].count == len(seen.lengths):
+        seen.problems["dropped"].fatal = True
+
+
+def _result(config: TrainConfig, seen: _Seen) -> dict[str, Any]:
+    lengths = sorted(seen.lengths) or [0]
+    problems = sorted(seen.problems.values(), key=lambda one: (not one.fatal, -one.count))
+    return {
+        "rows": len(seen.lengths),
+        "mapping": seen.mapping,
+        "max_length": config.max_length,
+        "lengths": {
+            "mean": sum(lengths) / len(lengths),
+            "median": lengths[len(lengths) // 2],
+            "p95": lengths[min(len(lengths) - 1, round(0.95 * len(lengths)))],
+            "longest": lengths[-1],
+            "histogram": _histogram(lengths),
+        },
+        "problems": [asdict(one) | {"what": _KINDS[one.kind]} for one in problems],
+        "fatal": any(one.fatal for one in problems),
+        "rendered": seen.rendered,
+    }
+
+
+def _histogram(lengths: Sequence[int]) -> list[tuple[int, int]]:
+    """(upper bound in tokens, rows) of equal bins."""
+    width = max(1, -(-lengths[-1] // _BINS))
+    counts = [0] * _BINS
+    for length in lengths:
+        counts[min(_BINS - 1, max(0, length - 1) // width)] += 1
+    return [((at + 1) * width, count) for at, count in enumerate(counts)]
+
+
+def _rendered(tokenizer: PreTrainedTokenizerBase, row: Row) -> str:
+    if "text" in row:
+        text: str = row["text"]
+        return text
+    return str(tokenizer.apply_chat_template(row["messages"], tokenize=False))
+
+
+def _prompt_tokens(tokenizer: Any, example: Row) -> int:
+    if "prompt" not in example:
+        return 0
+    text = tokenizer.apply_chat_template(example["prompt"], tokenize=False, add_generation_prompt=True)
+    return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _pieces(tokenizer: Any, row: Row, config: TrainConfig) -> list[tuple[str, bool]]:
+    """A row's rendered text in runs of tokens that are trained, or not; its last turn's view of it."""
+    text = _rendered(tokenizer, row)
+    example = to_prompt_completion(row)[-1] if config.loss_on == "completion" else row
+    prompt = _prompt_tokens(tokenizer, example)
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    pieces: list[tuple[str, bool]] = []
+    for at, (start, end) in enumerate(encoded["offset_mapping"]):
+        trained = prompt <= at < config.max_length
+        if pieces and pieces[-1][1] == trained:
+            pieces[-1] = (pieces[-1][0] + text[start:end], trained)
+        else:
+            pieces.append((text[start:end], trained))
+    return pieces
+
+
+def _stops(tokenizer: Any, pieces: Sequence[tuple[str, bool]]) -> bool:
+    """Whether the token that ends an answer is among the trained ones."""
+    trained = "".join(text for text, is_trained in pieces if is_trained)
+    return bool(tokenizer.eos_token) and tokenizer.eos_token in trained

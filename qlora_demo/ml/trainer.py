@@ -1,0 +1,182 @@
+"""A config -> TRL's `SFTTrainer`: where each knob meets the library's own."""
+
+from __future__ import annotations
+
+import functools
+import os
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+import trl.trainer.utils
+from peft import EvaConfig, LoraConfig, initialize_lora_eva_weights
+from transformers import AutoConfig, AutoModelForCausalLM
+from trl import SFTConfig, SFTTrainer
+
+from ..choices import Chosen, Situation, choose, refuse
+from ..config import TrainConfig, target_names
+from ..errors import ConfigError, DataError
+from ..memory import ModelShape
+from ..memory_plan import Kind
+from ..runs import CHECKPOINTS
+from ..settings import Settings
+from ..sources import resolve
+from .data import Splits, training_set
+from .load import device, load_base, load_tokenizer
+
+INITIAL = "initial-adapter"
+"""Where a run keeps the adapter that changes the base (PiSSA, OLoRA) as it was before the first step."""
+_EVA_BATCHES = 64
+
+
+def build_trainer(path: Path, config: TrainConfig, settings: Settings, splits: Splits) -> tuple[SFTTrainer, Chosen]:
+    """An `SFTTrainer` for the config, and what was chosen for this device."""
+    source = resolve(settings, config.model)
+    now = situation()
+    refuse(config, now.kind)
+    check_targets(source, config)
+    tokenizer = load_tokenizer(source)
+    model = load_base(source, config.base_form, "exact")
+    chosen = choose(config, ModelShape.from_config(model.config.get_text_config().to_dict()), now)
+    _score_answers_only()
+    heldout = splits.heldout["test"][: config.eval_rows]
+    trainer = SFTTrainer(
+        model=model,
+        args=_sft_config(path, config, chosen),
+        train_dataset=training_set(splits.train, config.loss_on),
+        eval_dataset=training_set(heldout, config.loss_on),
+        processing_class=tokenizer,
+        peft_config=_lora_config(config),
+    )
+    if not len(trainer.train_dataset):
+        raise DataError(f"max_length: no row keeps a trained token within {config.max_length} tokens; raise max_length")
+    if chosen.fp16:
+        for parameter in trainer.model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+    # A resumed run must go on in the number format it began in; PEFT would read the adapter in fp32.
+    trainer.model.load_adapter = functools.partial(trainer.model.load_adapter, autocast_adapter_dtype=False)
+    _initialise(path, config, trainer)
+    return trainer, chosen
+
+
+def save_adapter(path: Path, config: TrainConfig, trainer: SFTTrainer, draft: Path) -> None:
+    """Write the adapter so that it fits the base as it is stored: one that began by changing the base is saved as the
+    difference, with twice the rank."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    changed_base = config.init_lora_weights in ("pissa", "olora")
+    initial = {"path_initial_model_for_weight_conversion": str(path / INITIAL)} if changed_base else {}
+    model.save_pretrained(draft, **initial)
+    trainer.processing_class.save_pretrained(draft)
+
+
+def check_targets(source: str, config: TrainConfig) -> None:
+    """Raise `ConfigError` where a named layer is not among the model's own; its weights are not read."""
+    names = target_names(config.target_modules)
+    with torch.device("meta"):
+        modules = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source)).named_modules()
+        linear = {name for name, module in modules if isinstance(module, torch.nn.Linear)}
+    known = sorted({name.rsplit(".", 1)[-1] for name in linear} - {"lm_head"})
+    for wanted in names or ():
+        if not any(name == wanted or name.endswith(f".{wanted}") for name in linear) or wanted == "lm_head":
+            raise ConfigError(
+                "target_modules", f"{wanted!r} is no layer that can be adapted; choose of {', '.join(known)}"
+            )
+
+
+def device_kind() -> Kind:
+    """Whether this process trains on a GPU."""
+    return "cuda" if device().type == "cuda" else "cpu"
+
+
+def situation() -> Situation:
+    """The device this process trains on."""
+    if device().type == "cuda":
+        return Situation("cuda", torch.cuda.is_bf16_supported(), torch.cuda.mem_get_info()[0])
+    return Situation("cpu", True, psutil.virtual_memory().available)
+
+
+def _sft_config(path: Path, config: TrainConfig, chosen: Chosen) -> SFTConfig:
+    on_cpu = device().type == "cpu"
+    return SFTConfig(
+        output_dir=str(path / CHECKPOINTS),
+        max_length=config.max_length,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type=config.lr_scheduler_type,
+        warmup_steps=config.warmup_steps,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        num_train_epochs=config.num_train_epochs,
+        max_steps=config.max_steps,
+        per_device_train_batch_size=config.per_device_train_batch_size,
+        per_device_eval_batch_size=config.per_device_train_batch_size,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        seed=config.seed,
+        activation_checkpointing=chosen.gradient_checkpointing,
+        optim=chosen.optim,
+        bf16=chosen.bf16,
+        fp16=chosen.fp16,
+        packing=config.packing,
+        assistant_only_loss=config.loss_on == "assistant",
+        neftune_noise_alpha=config.neftune_noise_alpha or None,
+        eval_strategy="steps",
+        eval_steps=config.eval_steps,
+        eval_on_start=config.eval_on_start,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        save_strategy="no",
+        save_total_limit=2,
+        report_to=config.report_to,
+        disable_tqdm=True,
+        use_cpu=on_cpu,
+        ddp_backend="gloo" if on_cpu and "WORLD_SIZE" in os.environ else None,
+        dataloader_pin_memory=not on_cpu,
+        **_sharded(config),
+    )
+
+
+def _sharded(config: TrainConfig) -> dict[str, Any]:
+    """FSDP2 where it is chosen: whole layers are gathered for their turn."""
+    if config.parallel == "ddp":
+        return {}
+    return {"fsdp": "full_shard auto_wrap", "fsdp_config": {"fsdp_version": 2, "reshard_after_forward": True}}
+
+
+def _lora_config(config: TrainConfig) -> LoraConfig:
+    names = target_names(config.target_modules)
+    eva = {"eva_config": EvaConfig(rho=1.0)} if config.init_lora_weights == "eva" else {}
+    return LoraConfig(
+        r=config.r,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        target_modules="all-linear" if names is None else list(names),
+        use_rslora=config.use_rslora,
+        use_dora=config.use_dora,
+        init_lora_weights=True if config.init_lora_weights == "default" else config.init_lora_weights,
+        task_type="CAUSAL_LM",
+        **eva,
+    )
+
+
+def _initialise(path: Path, config: TrainConfig, trainer: SFTTrainer) -> None:
+    """EVA reads the data's activations; PiSSA and OLoRA have changed the base, and where they began is kept."""
+    if config.init_lora_weights == "eva":
+        batches = (batch for batch, _ in zip(trainer.get_train_dataloader(), range(_EVA_BATCHES), strict=False))
+        kept = [{name: batch[name] for name in ("input_ids", "attention_mask")} for batch in batches]
+        initialize_lora_eva_weights(trainer.model, kept, show_progress_bar=False)
+    if config.init_lora_weights in ("pissa", "olora") and not (path / INITIAL).exists():
+        kind = trainer.model.peft_config["default"]
+        kind.init_lora_weights = True
+        trainer.model.save_pretrained(path / INITIAL)
+        kind.init_lora_weights = config.init_lora_weights
+
+
+def _score_answers_only() -> None:
+    """Let TRL's fused head project only the positions that have a label.
+
+    TRL does so wherever Triton runs, and scores every position elsewhere to spare compilers changing shapes.  The CPU
+    compiles nothing, and the head over a whole prompt is more than half of a small model's step.
+    """
+    if device().type == "cpu":
+        trl.trainer.utils._use_triton = lambda device: True

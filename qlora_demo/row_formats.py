@@ -1,0 +1,126 @@
+"""A row of any accepted shape -> chat messages.  What a column means is detected from its name, or said by hand.
+
+messages                         a list of role/content turns; or conversations (ShareGPT) with from/value
+prompt + completion              texts or turns; also instruction + output (alpaca), question + answer, query + response
+context, system                  joined to the prompt, put before it: alpaca's input, a question's passage
+text                             every token is trained
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from .errors import DataError
+from .records import Message
+
+Row = dict[str, Any]
+_KNOWN: tuple[dict[str, tuple[str, ...]], ...] = (
+    {"messages": ("messages", "conversations", "conversation", "dialog")},
+    {"prompt": ("prompt",), "completion": ("completion", "response", "answer")},
+    {"prompt": ("instruction",), "completion": ("output", "response"), "context": ("input", "context")},
+    {
+        "prompt": ("question", "query"),
+        "completion": ("answer", "response", "output"),
+        "context": ("context", "passage"),
+    },
+    {"prompt": ("input",), "completion": ("output", "target", "label")},
+    {"text": ("text", "content")},
+)
+"""Meanings and the columns they go by, the likeliest first; a context may be missing."""
+_OPTIONAL = ("context", "system")
+_ROLES = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "model": "assistant",
+    "system": "system",
+}
+FORMATS = "messages | prompt + completion | instruction + output | question + answer | conversations | text"
+
+
+def detect(columns: Iterable[str]) -> dict[str, str]:
+    """What each meaning's column is called; empty where the columns are not understood."""
+    there = {str(name).lower(): str(name) for name in columns}
+    for known in _KNOWN:
+        found = {meaning: next((there[n] for n in names if n in there), "") for meaning, names in known.items()}
+        if all(found[meaning] or meaning in _OPTIONAL for meaning in found):
+            system = {"system": there["system"]} if "system" in there and "messages" not in found else {}
+            return {meaning: name for meaning, name in found.items() if name} | system
+    return {}
+
+
+def to_messages(row: Row, mapping: Mapping[str, str], where: str) -> Row:
+    """``{"messages": [...]}``, or ``{"text": ...}``; ``mapping`` corrects what is detected.
+
+    Raises `DataError` naming the place and the remedy.
+    """
+    meant = {**detect(row), **mapping}
+    if missing := [name for name in meant.values() if name not in row]:
+        raise DataError(f"{where}: has no column {missing[0]!r} (it has {', '.join(map(str, row))}); correct columns")
+    if mapping:
+        meant = _chosen(meant, mapping)
+    if "messages" in meant:
+        return {"messages": _checked(_turns(row[meant["messages"]], where), where)}
+    if "prompt" in meant and "completion" in meant:
+        return {"messages": _checked(_from_pair(row, meant), where)}
+    if "text" in meant:
+        text = row[meant["text"]]
+        if not isinstance(text, str) or not text.strip():
+            raise DataError(f"{where}: text is empty; remove the row or fill it")
+        return {"text": text}
+    raise DataError(f"{where}: columns {', '.join(map(str, row)) or '(none)'} are not understood; use {FORMATS}")
+
+
+def out_of_order(messages: Iterable[Message]) -> bool:
+    """Whether turns do not take turns: system first if at all, then user and assistant by turns."""
+    roles = [message["role"] for message in messages]
+    rest = roles[1:] if roles[0] == "system" else roles
+    return rest != ["user", "assistant"] * (len(rest) // 2)
+
+
+def _chosen(meant: dict[str, str], mapping: Mapping[str, str]) -> dict[str, str]:
+    """What is said by hand goes before what was detected of another kind."""
+    for kind in ({"messages"}, {"prompt", "completion"}, {"text"}):
+        if kind & set(mapping):
+            return {name: column for name, column in meant.items() if name in kind or name in _OPTIONAL}
+    return meant
+
+
+def _from_pair(row: Row, meant: Mapping[str, str]) -> list[Any]:
+    prompt, completion = row[meant["prompt"]], row[meant["completion"]]
+    if isinstance(prompt, list):
+        return prompt + (completion if isinstance(completion, list) else [_turn("assistant", completion)])
+    parts = [prompt] + ([row[meant["context"]]] if "context" in meant else [])
+    asked = prompt if not isinstance(prompt, str) else "\n\n".join(part for part in parts if part)
+    opening = [_turn("system", row[meant["system"]])] if "system" in meant and row[meant["system"]] else []
+    answered = completion if isinstance(completion, list) else [_turn("assistant", completion)]
+    return [*opening, _turn("user", asked), *answered]
+
+
+def _turn(role: str, content: Any) -> dict[str, Any]:
+    return {"role": role, "content": content}
+
+
+def _turns(turns: Any, where: str) -> list[Any]:
+    if not isinstance(turns, list) or not turns:
+        raise DataError(f"{where}: holds no messages (it is {type(turns).__name__}); give a list of role/content turns")
+    return [_from_sharegpt(turn) if isinstance(turn, dict) and "from" in turn else turn for turn in turns]
+
+
+def _from_sharegpt(turn: dict[str, Any]) -> dict[str, Any]:
+    return _turn(_ROLES.get(str(turn.get("from")), ""), turn.get("value"))
+
+
+def _checked(turns: list[Any], where: str) -> list[Message]:
+    for number, turn in enumerate(turns, 1):
+        if not isinstance(turn, dict) or turn.get("role") not in ("system", "user", "assistant"):
+            raise DataError(f"{where}, message {number}: role is not system, user or assistant; correct it")
+        if not isinstance(turn.get("content"), str) or not turn["content"].strip():
+            what = "has no answer" if turn["role"] == "assistant" else f"has no {turn['role']} text"
+            raise DataError(f"{where}, message {number}: {what}; remove the row or fill it")
+    if not turns or turns[-1]["role"] != "assistant":
+        last = turns[-1]["role"] if turns else "nothing"
+        raise DataError(f"{where}: has no answer (it ends with {last}); add an assistant message")
+    return [{"role": turn["role"], "content": turn["content"]} for turn in turns]

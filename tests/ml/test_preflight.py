@@ -1,0 +1,127 @@
+"""What is wrong with a data set is told before anything is trained."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qlora_demo.config import TrainConfig
+from qlora_demo.errors import DataError
+from qlora_demo.halt import Halt
+from qlora_demo.ml.preflight import fatal_problem, preflight
+from qlora_demo.settings import Settings
+
+
+def pair(question: str, answer: str) -> dict[str, Any]:
+    return {"prompt": question, "completion": answer}
+
+
+GOOD = [pair(f"question {n}", f"answer {n}") for n in range(20)]
+
+
+@pytest.fixture
+def check(home: Path, tiny_model: Path, tmp_path: Path) -> Any:
+    def run(rows: Iterable[Any], **values: Any) -> dict[str, Any]:
+        path = tmp_path / "rows.jsonl"
+        path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows), "utf-8")
+        chosen = {"model": str(tiny_model), "dataset": str(path), "max_length": 64, "eval_rows": 4, **values}
+        config = TrainConfig(**chosen)
+        *_, last = preflight(config, Settings(home), Halt())
+        return last.result
+
+    return run
+
+
+def problems(result: dict[str, Any]) -> dict[str, int]:
+    return {problem["kind"]: problem["count"] for problem in result["problems"]}
+
+
+def test_good_rows_have_counts_lengths_and_no_problem(check: Any) -> None:
+    found = check(GOOD)
+    assert (found["rows"], found["problems"], found["fatal"]) == (20, [], False)
+    assert found["mapping"] == {"prompt": "prompt", "completion": "completion"}
+    assert sum(count for _, count in found["lengths"]["histogram"]) == 20
+    assert 0 < found["lengths"]["median"] <= found["lengths"]["p95"] <= found["lengths"]["longest"] <= 64
+
+
+def test_only_the_answer_and_its_end_are_trained(check: Any) -> None:
+    rendered = check(GOOD)["rendered"][0]
+    assert [trained for _, trained in rendered] == [False, True]
+    assert "question 0" in rendered[0][0] and rendered[0][0].endswith("<|im_start|>assistant\n")
+    assert rendered[1][0].startswith("answer 0<|im_end|>")
+    assert all(trained for _, trained in check(GOOD, loss_on="all")["rendered"][0])
+
+
+@pytest.mark.parametrize(
+    ("bad", "kind", "fatal"),
+    [
+        (pair("q", ""), "unusable", True),
+        ({"prompt": "q"}, "unusable", True),
+        ("{half", "unusable", True),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "unusable", True),
+        (pair("q", "word " * 80), "cut", False),
+        (pair("word " * 80, "a"), "dropped", False),
+        (GOOD[3], "duplicate", False),
+        (pair("caf\ufffd", "a"), "encoding", False),
+        ({"messages": [{"role": "assistant", "content": "first"}]}, "order", False),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_each_problem_is_told_with_its_row(check: Any, bad: Any, kind: str, fatal: bool) -> None:
+    found = check([*GOOD, bad])
+    assert problems(found)[kind] == 1
+    (problem,) = (one for one in found["problems"] if one["kind"] == kind)
+    assert "line 21" in problem["rows"][0]
+    assert (problem["fatal"], found["fatal"], bool(fatal_problem(found))) == (fatal, fatal, fatal)
+
+
+def test_only_the_first_rows_of_a_problem_are_shown_and_all_are_counted(check: Any) -> None:
+    (problem,) = check([*GOOD, *[pair("q", "")] * 50])["problems"]
+    assert (problem["count"], len(problem["rows"])) == (50, 5)
+    assert "line 21" in problem["rows"][0]
+
+
+def test_a_row_on_both_sides_of_the_split_is_a_leak(check: Any) -> None:
+    found = problems(check([row for row in GOOD for _ in range(2)]))
+    assert found["leak"] >= 1 and found["duplicate"] == 20
+
+
+def test_nothing_left_to_train_is_fatal(check: Any) -> None:
+    found = check([pair("word " * 80, "a")] * 5)
+    assert found["fatal"] and "are dropped" in fatal_problem(found)
+
+
+def test_a_template_that_never_ends_an_answer_is_told(check: Any, tiny_model: Path, tmp_path: Path) -> None:
+    endless = tmp_path / "endless"
+    shutil.copytree(tiny_model, endless)
+    (endless / "chat_template.jinja").write_text("{% for m in messages %}{{ m['content'] }} {% endfor %}", "utf-8")
+    assert "stop" in problems(check(GOOD, model=str(endless)))
+
+
+def test_columns_corrected_by_hand_are_used(check: Any) -> None:
+    rows = [{"frage": f"q{n}", "antwort": f"a{n}"} for n in range(5)]
+    assert check(rows)["fatal"]
+    assert not check(rows, columns="prompt=frage, completion=antwort")["fatal"]
+
+
+def test_the_bundled_task_has_no_problem(home: Path, tiny_model: Path) -> None:
+    *_, last = preflight(TrainConfig(model=str(tiny_model)), Settings(home), Halt())
+    assert (last.result["rows"], problems(last.result)) == (2000, {})
+
+
+def test_a_stop_is_heeded(home: Path, tiny_model: Path) -> None:
+    halt = Halt()
+    steps = preflight(TrainConfig(model=str(tiny_model)), Settings(home), halt)
+    next(steps)
+    halt.set()
+    assert list(steps) == []
+
+
+def test_a_file_that_is_missing_is_told(home: Path, tiny_model: Path) -> None:
+    with pytest.raises(DataError, match="there is no file"):
+        list(preflight(TrainConfig(model=str(tiny_model), dataset="./nothing.jsonl"), Settings(home), Halt()))
