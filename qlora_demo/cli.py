@@ -24,11 +24,12 @@ from .answers import kept
 from .catalog import DEFAULT_COLUMNS, SMOLLM2
 from .columns import parse_all
 from .compose import build_services, serve
-from .config import GenerationSettings, TrainConfig, allowed, field_names, knob
+from .config import GenerationSettings, TrainConfig
 from .errors import DemoError, RequestError, WorkError
 from .exporting import push
 from .halt import Halt
 from .jobs import save_result
+from .knobs import allowed, field_names, knob
 from .memory_plan import parse_memory
 from .planning import plan_training
 from .promptsets import conversation, read_prompts

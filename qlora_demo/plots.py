@@ -10,6 +10,8 @@ from html import escape
 from typing import Any
 
 Series = Mapping[str, Sequence[tuple[float, float]]]
+_FEW = 10
+"""More groups of bars than this are not labelled one by one."""
 _INK = "#010203"
 """Stands for the colour of the text around the figure until the SVG is written."""
 _COLOURS = ("#d97706", "#2563eb", "#059669", "#7c3aed", "#dc2626", "#0891b2", "#65a30d", "#be185d")
@@ -49,7 +51,7 @@ def lines(title: str, x_label: str, y_label: str, series: Series) -> str:
     return _svg(title, x_label, y_label, draw, legend=len(series) > 1)
 
 
-def bars(title: str, y_label: str, groups: Mapping[str, Mapping[str, float]]) -> str:
+def bars(title: str, y_label: str, groups: Mapping[str, Mapping[str, float]], x_label: str = "") -> str:
     """A group of bars per key, one bar per inner key, its value written on it."""
     names = list(dict.fromkeys(name for values in groups.values() for name in values))
     width = 0.8 / max(1, len(names))
@@ -58,10 +60,12 @@ def bars(title: str, y_label: str, groups: Mapping[str, Mapping[str, float]]) ->
         for at, name in enumerate(names):
             middle = [place + (at - (len(names) - 1) / 2) * width for place in range(len(groups))]
             drawn = axes.bar(middle, [values.get(name, 0.0) for values in groups.values()], width * 0.92, label=name)
-            axes.bar_label(drawn, fmt="{:.3g}", padding=2, fontsize=8)
-        axes.set_xticks(range(len(groups)), list(groups))
+            if len(groups) <= _FEW:
+                axes.bar_label(drawn, fmt="{:.3g}", padding=2, fontsize=8)
+        every = -(-len(groups) // _FEW)
+        axes.set_xticks(range(0, len(groups), every), list(groups)[::every])
 
-    return _svg(title, "", y_label, draw, legend=len(names) > 1)
+    return _svg(title, x_label, y_label, draw, legend=len(names) > 1)
 
 
 def _svg(title: str, x_label: str, y_label: str, draw: Any, *, legend: bool) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
-from .config import TrainConfig, field_names, knob
+from .config import TrainConfig
+from .knobs import field_names, knob
 
 PRESETS: dict[str, TrainConfig] = {
     "First look": TrainConfig(max_steps=30, eval_steps=30, target_modules="attention", r=8, lora_alpha=16),

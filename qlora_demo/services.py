@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from .catalog import BundledModel
+from .config import TrainConfig
 from .gpu import Lease
 from .halt import Halt
 from .hub import Hub
@@ -33,6 +34,7 @@ class Engine(Protocol):
     def evaluate(self, run_id: str, columns: Sequence[Column], limit: int | None, halt: Halt) -> Iterator[Step]: ...
     def fidelity(self, run_id: str, limit: int | None, halt: Halt) -> Iterator[Step]: ...
     def export(self, request: ExportRequest, halt: Halt) -> Iterator[Step]: ...
+    def preflight(self, config: TrainConfig, halt: Halt) -> Iterator[Step]: ...
 
 
 class OnDemand:

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from qlora_demo.cli import main
-from qlora_demo.config import TrainConfig, field_names
+from qlora_demo.config import TrainConfig
+from qlora_demo.knobs import field_names
 
 FLAGS = ["--max-length", "64", "--r", "4", "--max-steps", "2", "--per-device-train-batch-size", "2", "--eval-rows", "4"]
 
@@ -98,7 +99,7 @@ def test_wrong_data_is_refused_and_leaves_no_run(
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"prompt": "q", "completion": "a"}\n{"prompt": "q", "completion": ""}\n', "utf-8")
     line = refused(capsys, "train", "--model", str(tiny_model), "--dataset", str(bad), *FLAGS)
-    assert line.endswith("row 2, message 2: has no answer; remove the row or fill it")
+    assert line.endswith("line 2, message 2: has no answer; remove the row or fill it")
     assert run_json(capsys, "runs", "list") == []
 
 

@@ -12,8 +12,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from qlora_demo.config import GenerationSettings, TrainConfig, allowed, column_mapping, field_names, knob, target_names
+from qlora_demo.config import GenerationSettings, TrainConfig, column_mapping, target_names
 from qlora_demo.errors import ConfigError
+from qlora_demo.knobs import allowed, field_names, knob
 
 Config = type[TrainConfig] | type[GenerationSettings]
 CONFIGS: tuple[Config, ...] = (TrainConfig, GenerationSettings)

@@ -26,6 +26,7 @@ TIERS = (
         "differences",
         "presets",
         "history",
+        "dispatch",
         "row_formats",
         "row_files",
         "report",
@@ -36,7 +37,7 @@ TIERS = (
         "model_card",
         "disk",
     },
-    {"records", "config", "errors"},
+    {"records", "config", "knobs", "errors"},
 )
 ENGINE_LIBRARIES = {"torch", "transformers", "peft", "trl", "bitsandbytes", "datasets", "accelerate"}
 Function = ast.FunctionDef | ast.AsyncFunctionDef

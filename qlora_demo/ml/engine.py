@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ..columns import parse
+from ..config import TrainConfig
 from ..errors import DataError, OutOfMemory
 from ..exporting import base_for, card, export_folder, facts, lines
 from ..gpu import Lease, Purpose
@@ -34,6 +35,7 @@ from .bandwidth import read_bandwidth
 from .export import ExportTarget, export_adapter, export_merged
 from .judge import before_after, merge_fidelity
 from .load import device
+from .preflight import preflight
 from .turns import answers
 from .variants import Variants
 from .worker import Worker
@@ -48,6 +50,7 @@ class Engine:
         self.runs = runs
         self._lease = lease
         self._held: HeldLock | None = None
+        self.settings = settings
         self._variants = Variants(settings, runs)
         self._worker = Worker()
         self._bandwidth = 0.0
@@ -87,6 +90,10 @@ class Engine:
         """Save an adapter or a merged model with its card; merged ones are reloaded and compared: ``path``, ``what``,
         ``onto``, ``fidelity``, ``verified``, ``load.vllm``, ``load.transformers``."""
         return self._worker.iterate(lambda: self._export(request, halt), halt)
+
+    def preflight(self, config: TrainConfig, halt: Halt) -> Iterator[Step]:
+        """What training would see of a config's data; needs no model, so it runs where it is asked."""
+        return preflight(config, self.settings, halt)
 
     def _load(self, columns: Sequence[Column], halt: Halt, purpose: Purpose) -> Generator[Progress]:
         self._variants.plan(columns)

@@ -8,6 +8,7 @@ wants the run to end.  The end state is written here and nowhere else.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import math
@@ -26,16 +27,19 @@ import torch
 from trl import SFTTrainer
 
 from .. import __version__
-from ..config import TrainConfig
+from ..config import GenerationSettings, TrainConfig
 from ..errors import DemoError, OutOfMemory, RequestError
 from ..memory_plan import lighter
 from ..records import Choice, Lighter, RunState
 from ..runs import CHECKPOINTS, cut_metrics, last_checkpoint, read_metrics, read_state, write_atomically
+from ..scoring import score, summarize
 from ..settings import Settings, quiet_libraries
 from ..sources import resolve, shape_of, weights_digest
 from .agree import is_main
 from .checkpoints import Checkpoints
 from .data import Splits, load_splits
+from .evaluate import ANSWER_TOKENS
+from .generate import complete
 from .reporter import Reporter, peak_memory_bytes, write_run_state
 from .trainer import build_trainer, device_kind, save_adapter
 
@@ -68,10 +72,10 @@ def train(path: Path, config: TrainConfig, settings: Settings) -> None:
     trainer.add_callback(reporter)
     trainer.add_callback(Checkpoints(config))
     trainer.train(resume_from_checkpoint=str(checkpoint[1]) if checkpoint else None)
-    _finish(path, config, trainer, reporter)
+    _finish(path, config, splits, trainer, reporter)
 
 
-def _finish(path: Path, config: TrainConfig, trainer: SFTTrainer, reporter: Reporter) -> None:
+def _finish(path: Path, config: TrainConfig, splits: Splits, trainer: SFTTrainer, reporter: Reporter) -> None:
     """Save the adapter, unless it holds no numbers, and write how the run ended."""
     metrics = read_metrics(path)[0] if is_main() else []
     losses = [line.loss for line in metrics if line.loss is not None]
@@ -92,7 +96,21 @@ def _finish(path: Path, config: TrainConfig, trainer: SFTTrainer, reporter: Repo
     status = "failed" if broken else "stopped" if early else "finished"
     if status == "finished" and is_main():
         shutil.rmtree(path / CHECKPOINTS, ignore_errors=True)
+    if config.score_rows and not broken:
+        summary["score"] = _score(trainer, splits.heldout["test"][: config.score_rows])
     _end(path, status, summary=summary, error=reporter.trouble)
+
+
+def _score(trainer: SFTTrainer, rows: list[Any]) -> dict[str, Any]:
+    """The task's own score of greedy answers to held-out rows, by the model that was just trained."""
+    talks = [row["messages"] for row in rows if "messages" in row]
+    if not talks or not is_main():
+        return {}
+    settings = GenerationSettings(max_new_tokens=ANSWER_TOKENS)
+    model = trainer.accelerator.unwrap_model(trainer.model).eval()
+    asked = [talk[:-1] for talk in talks]
+    answers = complete(model, trainer.processing_class, asked, settings, contextlib.nullcontext)
+    return summarize([score(answer, talk[-1]["content"]) for answer, talk in zip(answers, talks, strict=True)])
 
 
 def versions() -> dict[str, str]:

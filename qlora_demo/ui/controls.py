@@ -8,7 +8,8 @@ from typing import Any, TypeVar, get_args
 import gradio as gr
 
 from ..catalog import BUNDLED_DATASETS, BUNDLED_MODELS
-from ..config import GenerationSettings, TrainConfig, allowed, field_names, knob
+from ..config import GenerationSettings, TrainConfig
+from ..knobs import allowed, field_names, knob
 
 Config = TypeVar("Config", TrainConfig, GenerationSettings)
 Controls = dict[str, Any]
@@ -29,6 +30,12 @@ def read(config: type[Config], names: Sequence[str], values: Sequence[Any]) -> C
     return config(**dict(zip(names, values, strict=True)))
 
 
+def fill(config: TrainConfig | GenerationSettings, names: Sequence[str]) -> list[Any]:
+    """A config's values for the components, in the order of their names."""
+    values = config.model_dump()
+    return [values[name] for name in names]
+
+
 def _control(config: type[TrainConfig] | type[GenerationSettings], name: str) -> Any:
     field = knob(config, name)
     common: dict[str, Any] = {
@@ -42,7 +49,7 @@ def _control(config: type[TrainConfig] | type[GenerationSettings], name: str) ->
     if name in _SUGGESTIONS:
         return gr.Dropdown(_SUGGESTIONS[name], allow_custom_value=True, **common | {"min_width": 320})
     if field.annotation is bool:
-        return gr.Checkbox(**common)
+        return gr.Checkbox(**common | {"min_width": 280})
     if field.annotation is str:
         return gr.Textbox(**common)
     if options := get_args(field.annotation):

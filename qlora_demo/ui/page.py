@@ -8,6 +8,7 @@ import gradio as gr
 
 from .. import __version__
 from ..catalog import SMOLLM2
+from ..dispatch import Dispatcher
 from ..gpu import device_info
 from ..services import Services
 from ..status import AppStatus
@@ -37,9 +38,12 @@ CSS = """
 .latency {display:grid; grid-template-columns:repeat(auto-fit,minmax(260px,1fr)); gap:1rem; font-size:.85rem}
 .latency > div > div {display:grid; grid-template-columns:minmax(5rem,max-content) 1fr 5rem; gap:.6rem}
 .sides {display:grid; grid-template-columns:repeat(auto-fit,minmax(260px,1fr)); gap:1rem}
-.sides pre, #exported pre {white-space:pre-wrap; overflow-wrap:anywhere; margin:0; font-size:.85rem}
+.sides pre, #exported pre, #command pre, .rendered {white-space:pre-wrap; overflow-wrap:anywhere; margin:0}
+.sides pre, #exported pre, #command pre, .rendered {font-size:.85rem}
 mark.gone {background:#fecaca; color:#7f1d1d} mark.new {background:#bbf7d0; color:#14532d}
 .plot {max-width:100%; height:auto; display:block}
+.good {color:#15803d} .masked {opacity:.5} .plan p {margin:.3rem 0; font-size:.9rem}
+.plan .latency > div > div {grid-template-columns:9rem 1fr 5rem} .plan summary {cursor:pointer; font-size:.85rem}
 .wide {overflow-x:auto} .results {border-collapse:collapse; font-size:.85rem}
 .results th, .results td {border:1px solid var(--border-color-primary); padding:.25rem .5rem; text-align:left}
 .results td {vertical-align:top; overflow-wrap:anywhere; min-width:4rem} .results small {display:block; opacity:.7}
@@ -99,6 +103,7 @@ def launch(services: Services, host: str | None, port: int | None) -> None:
     status = AppStatus()
     page = build_page(services, status)
     status.begin(services.settings, SMOLLM2, services.fetch)
+    Dispatcher(services).start()
     page.launch(
         server_name=host,
         server_port=port,

@@ -9,11 +9,29 @@ from html import escape
 
 import pandas as pd
 
+from ..history import read_note, score_of
 from ..records import Choice, DeviceInfo, Progress, TrainMetrics
 from ..runs import Run
 from ..units import duration, memory
 
 _RECENT_STEPS = 20
+_RUN_COLUMNS = [
+    "run",
+    "state",
+    "model",
+    "data",
+    "method",
+    "r",
+    "steps",
+    "mean train loss",
+    "held-out loss",
+    "score",
+    "tokens/s",
+    "peak memory",
+    "time",
+    "note",
+    "tags",
+]
 LOSS_COLORS = {"training": "#d97706", "held-out": "#2563eb"}
 
 
@@ -97,20 +115,7 @@ def learning_rates(metrics: Sequence[TrainMetrics]) -> pd.DataFrame | None:
 
 def runs_table(runs: Sequence[Run]) -> pd.DataFrame:
     """One row per run."""
-    columns = [
-        "run",
-        "state",
-        "model",
-        "data",
-        "method",
-        "r",
-        "steps",
-        "mean train loss",
-        "held-out loss",
-        "tokens/s",
-        "time",
-    ]
-    return pd.DataFrame([_runs_row(run) for run in runs], columns=columns)
+    return pd.DataFrame([_runs_row(run) for run in runs], columns=_RUN_COLUMNS)
 
 
 def _figures(metrics: Sequence[TrainMetrics]) -> str:
@@ -144,7 +149,7 @@ def _choices(choices: Sequence[Choice]) -> str:
 
 def _runs_row(run: Run) -> list[object]:
     config, state, summary = run.config, run.state, run.state.summary
-    end = state.ended_at or time.time()
+    end, note = state.ended_at or time.time(), read_note(run)
     return [
         run.id,
         state.status,
@@ -155,8 +160,12 @@ def _runs_row(run: Run) -> list[object]:
         summary.get("steps", ""),
         _number(summary.get("train_loss"), ".3f"),
         _number(summary.get("eval_loss"), ".3f"),
+        _number(score_of(run), ".1%"),
         _number(summary.get("tokens_per_second"), ".0f"),
+        memory(summary["peak_memory_bytes"]) if summary.get("peak_memory_bytes") else "",
         duration(end - state.started_at) if state.started_at else "",
+        note.text,
+        ", ".join(note.tags),
     ]
 
 

@@ -1,0 +1,38 @@
+"""Starts what waits in the queue when the device is free; the queue itself is in the run directories."""
+
+from __future__ import annotations
+
+import threading
+
+from .errors import DemoError
+from .services import Services
+
+_SECONDS = 2.0
+
+
+class Dispatcher:
+    """Looks every two seconds, for as long as the app lives."""
+
+    def __init__(self, services: Services) -> None:
+        self.services = services
+        self.trouble = ""
+
+    def start(self) -> None:
+        threading.Thread(target=self._loop, daemon=True).start()
+
+    def look(self) -> None:
+        """Start the next run if nothing trains; chat models that are idle in memory make room for it."""
+        runs, jobs = self.services.runs, self.services.jobs
+        if not runs.queued() or runs.active() is not None or (jobs.last is not None and jobs.last.going):
+            return
+        self.services.engine.release()
+        try:
+            self.services.launcher.start_next()
+            self.trouble = ""
+        except DemoError as exc:
+            self.trouble = str(exc)
+
+    def _loop(self) -> None:
+        pause = threading.Event()
+        while not pause.wait(_SECONDS):
+            self.look()

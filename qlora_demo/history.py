@@ -1,0 +1,103 @@
+"""What became of runs: notes and tags, figures side by side, and LoRA against QLoRA as a pair."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from .config import TrainConfig
+from .errors import ConfigError
+from .jobs import read_result
+from .records import TrainMetrics
+from .runs import Run, RunStore, write_atomically
+from .tables import Table
+from .units import duration, memory, percent
+
+PAIR_SCORE_ROWS = 16
+"""Held-out rows that each run of a pair answers at its end, for the task's score."""
+_LONGEST_NOTE, _LONGEST_TAGS = 2000, 200
+
+
+@dataclass(frozen=True)
+class RunNote:
+    """What a person wrote about a run."""
+
+    text: str = ""
+    tags: tuple[str, ...] = ()
+
+
+def read_note(run: Run) -> RunNote:
+    """A run's note; empty where there is none that can be read."""
+    try:
+        found = json.loads((run.path / "note.json").read_text("utf-8"))
+        return RunNote(str(found["text"]), tuple(map(str, found["tags"])))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return RunNote()
+
+
+def write_note(run: Run, text: str, tags: str) -> RunNote:
+    """Replace a run's note; tags are separated by commas."""
+    if len(text) > _LONGEST_NOTE or len(tags) > _LONGEST_TAGS:
+        raise ConfigError("note", f"{len(text)} characters are too many; write at most {_LONGEST_NOTE}")
+    note = RunNote(text.strip(), tuple(dict.fromkeys(filter(None, (tag.strip() for tag in tags.split(","))))))
+    write_atomically(run.path / "note.json", json.dumps(asdict(note), ensure_ascii=False))
+    return note
+
+
+def pair_of(config: TrainConfig) -> tuple[TrainConfig, TrainConfig]:
+    """The same config on a 4-bit and on a 16-bit base; both answer held-out rows at their end."""
+    same: dict[str, Any] = {"score_rows": max(config.score_rows, PAIR_SCORE_ROWS)}
+    if config.init_lora_weights in ("pissa", "olora"):
+        same["init_lora_weights"] = "default"
+    return config.changed(method="qlora", **same), config.changed(method="lora", **same)
+
+
+def pair_tag() -> str:
+    """A tag that two runs share and no others."""
+    return f"pair-{secrets.token_hex(2)}"
+
+
+def score_of(run: Run) -> float | None:
+    """The task's score: of the whole evaluation where there is one, else of the rows answered at the run's end."""
+    evaluation = read_result(run, "evaluation") or {}
+    figures = evaluation.get("variants", {}).get("adapter") or run.state.summary.get("score") or {}
+    value = figures.get("exact_match")
+    return float(value) if value is not None else None
+
+
+def side_by_side(store: RunStore, runs: Sequence[Run]) -> Table:
+    """Loss, score, memory and time of runs, one column each."""
+    names: dict[str, list[str]] = {
+        "state": [run.state.status for run in runs],
+        "method": [f"{run.config.method}, r {run.config.r}" for run in runs],
+        "mean training loss": [_number(run.state.summary.get("train_loss"), ".4f") for run in runs],
+        "held-out loss": [_number(run.state.summary.get("eval_loss"), ".4f") for run in runs],
+        "score (exact match)": [_share(score_of(run)) for run in runs],
+        "peak memory": [_memory(run.state.summary.get("peak_memory_bytes")) for run in runs],
+        "median step": [_step(store.metrics(run.id)) for run in runs],
+        "tokens/s": [_number(run.state.summary.get("tokens_per_second"), ",.0f") for run in runs],
+        "trained parameters": [_number(run.state.summary.get("trainable_parameters"), ",") for run in runs],
+    }
+    rows = tuple((name, *cells) for name, cells in names.items())
+    return Table(("", *(run.id for run in runs)), rows if runs else ())
+
+
+def _step(metrics: Sequence[TrainMetrics]) -> str:
+    seconds = [line.step_seconds for line in metrics if line.step_seconds is not None]
+    return duration(statistics.median(seconds)) if seconds else "–"
+
+
+def _number(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)
+
+
+def _memory(value: int | None) -> str:
+    return "–" if value is None else memory(value)
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else percent(value)

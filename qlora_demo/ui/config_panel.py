@@ -1,0 +1,45 @@
+"""Presets, and a config saved, loaded and shown as a command: below the form, filling it."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from ..config import TrainConfig
+from ..presets import PRESETS, apply_preset
+from . import controls
+from . import render_training as show
+from .told import told
+
+_QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+
+
+def build(chosen: controls.Controls) -> None:
+    """Draw the panel and wire it to the form."""
+    names, inputs = list(chosen), list(chosen.values())
+    with gr.Accordion("Presets and sharing", open=False):
+        preset = gr.Radio(list(PRESETS), label="Preset", info="how to train; model and data stay", elem_id="preset")
+        with gr.Row():
+            save = gr.Button("Save as JSON", size="sm", elem_id="save-config")
+            load = gr.UploadButton("Load JSON", file_types=[".json"], size="sm", elem_id="load-config")
+        file = gr.File(label="Configuration", interactive=False, visible=False, elem_id="config-file")
+        command = gr.HTML(elem_id="command")
+
+    def use(name: str, *values: Any) -> list[Any]:
+        return controls.fill(apply_preset(name, controls.read(TrainConfig, names, values)), names)
+
+    def keep(*values: Any) -> Any:
+        config = controls.read(TrainConfig, names, values)
+        path = Path(tempfile.mkdtemp(prefix="qlora-demo-")) / "config.json"
+        path.write_text(config.model_dump_json(indent=2), "utf-8")
+        return gr.File(str(path), visible=True), show.equivalent(config)
+
+    def read(path: str) -> list[Any]:
+        return controls.fill(TrainConfig.from_file(Path(path)), names)
+
+    preset.input(told(use), [preset, *inputs], inputs, **_QUIET)
+    save.click(told(keep), inputs, [file, command], **_QUIET)
+    load.upload(told(read), load, inputs, **_QUIET)

@@ -1,0 +1,82 @@
+"""Every run: a table to filter and sort, notes and tags, curves over each other, figures and configs side by side."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import gradio as gr
+
+from .. import history, tables
+from ..errors import RunError
+from ..services import Services
+from . import render
+from . import render_training as show
+from .told import told
+
+_QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+_MOST = 6
+
+
+def build(services: Services) -> SimpleNamespace:
+    """Draw the panel and wire it; ``refresh`` brings ``drawn`` up to date where something changed."""
+    parts = _draw()
+    panel = History(services)
+    parts.chosen.change(told(panel.compare), parts.chosen, [parts.compared, parts.note, parts.tags], **_QUIET)
+    parts.save.click(told(panel.annotate), [parts.chosen, parts.note, parts.tags], parts.seen, **_QUIET)
+    return SimpleNamespace(refresh=panel.refresh, seen=parts.seen, drawn=[parts.table, parts.chosen, parts.seen])
+
+
+class History:
+    """What the panel does; all of it is in the run directories."""
+
+    def __init__(self, services: Services) -> None:
+        self.services = services
+
+    def refresh(self, seen: Any) -> list[Any]:
+        """The table and the runs that can be chosen, where something changed since `seen`."""
+        runs = self.services.runs.all()
+        now = [[run.id, run.state.status, str(history.read_note(run)), history.score_of(run)] for run in runs]
+        if now == seen:
+            return [gr.skip()] * 3
+        choices = [(render.run_label(run), run.id) for run in runs]
+        return [render.runs_table(runs), gr.Dropdown(choices=choices), now]
+
+    def compare(self, names: list[str]) -> list[Any]:
+        """Curves over each other, figures side by side, and what the first two differ in."""
+        runs = [self.services.runs.get(name) for name in names[:_MOST]]
+        if not runs:
+            return ["", "", ""]
+        curves = show.overlay([(run.id, self.services.runs.metrics(run.id)) for run in runs])
+        table = tables.html(history.side_by_side(self.services.runs, runs))
+        differs = show.difference(runs[0], runs[1]) if len(runs) > 1 else ""
+        note = history.read_note(runs[0])
+        return [table + curves + differs, note.text, ", ".join(note.tags)]
+
+    def annotate(self, names: list[str], text: str, tags: str) -> None:
+        """Keep a note and tags with the first chosen run; the table is drawn anew for it."""
+        if not names:
+            raise RunError("run: none is chosen; choose one in the history first")
+        history.write_note(self.services.runs.get(names[0]), text, tags)
+
+
+def _draw() -> SimpleNamespace:
+    parts = SimpleNamespace(seen=gr.State(None))
+    with gr.Accordion("History", open=True):
+        parts.table = gr.Dataframe(
+            render.runs_table([]), interactive=False, elem_id="runs", wrap=False, show_search="filter", max_height=320
+        )
+        parts.chosen = gr.Dropdown(
+            [],
+            label="Lay side by side (up to six runs)",
+            info="curves over each other, figures, and what the first two differ in",
+            multiselect=True,
+            max_choices=_MOST,
+            elem_id="overlay",
+        )
+        parts.compared = gr.HTML(elem_id="compared")
+        with gr.Row():
+            parts.note = gr.Textbox(label="Note on the first of them", lines=2, elem_id="note", scale=3)
+            parts.tags = gr.Textbox(label="Tags", info="separated by commas", elem_id="tags", scale=2)
+            parts.save = gr.Button("Save note", size="sm", elem_id="save-note", scale=1, min_width=100)
+    return parts

@@ -1,0 +1,173 @@
+"""The memory plan, the data's preflight and runs side by side -> HTML.  Imports no gradio; text is escaped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+from .. import plots, tables
+from ..config import TrainConfig
+from ..memory_plan import Comparison, MemoryPlan
+from ..presets import command_line, config_difference
+from ..records import Lighter, TrainMetrics
+from ..runs import Run
+from ..units import memory, percent
+
+_COLOURS = (
+    "#2563eb",
+    "#60a5fa",
+    "#0891b2",
+    "#7c3aed",
+    "#059669",
+    "#65a30d",
+    "#d97706",
+    "#f59e0b",
+    "#be185d",
+    "#9ca3af",
+)
+_WAYS = {"qlora": "QLoRA, 4 bit", "lora": "LoRA, 16 bit", "lora-8bit": "LoRA, 8 bit", "full": "full fine-tuning"}
+_SMOOTH = 5
+
+
+def memory_plan(found: Comparison) -> str:
+    """The chosen way's parts as a stacked bar against the device, and what else would take."""
+    chosen, most = found.chosen, max(found.device_bytes, found.chosen.total_bytes)
+    verdict = "fits" if found.fits else "does not fit"
+    kind = "" if found.fits else ' class="bad"'
+    head = (
+        f"<p{kind}><b>{memory(chosen.total_bytes)} of {memory(found.device_bytes)}: {verdict}.</b> "
+        f"{chosen.trainable_parameters:,} of {chosen.all_parameters:,} parameters are trained "
+        f"({percent(chosen.trainable_parameters / chosen.all_parameters)}).</p>"
+    )
+    return f'<div class="plan">{head}{_bar(chosen, most)}{_reach(found)}{_others(found)}{_items(chosen)}</div>'
+
+
+def problem(text: str) -> str:
+    """A message in the place of what it is about."""
+    return f'<p class="bad">{escape(text)}</p>'
+
+
+def planned_and_measured(planned: int, measured: int, what: str) -> str:
+    """The plan's total beside a run's peak."""
+    return f"<p>peak memory: planned {memory(planned)}, measured {memory(measured)} ({escape(what)})</p>"
+
+
+def equivalent(config: TrainConfig) -> str:
+    """The command that trains the same."""
+    return f"<pre>{escape(command_line(config))}</pre>"
+
+
+def preflight(found: Mapping[str, Any]) -> str:
+    """Counts, problems with their first rows, lengths, and how rows are rendered: what is trained in colour."""
+    lengths, mapping = found["lengths"], ", ".join(f"{ours} = {theirs}" for ours, theirs in found["mapping"].items())
+    head = (
+        f"<p><b>{found['rows']:,} rows</b>, columns read as {escape(mapping) or '–'}. Tokens a row: "
+        f"mean {lengths['mean']:,.0f}, median {lengths['median']:,}, 95% {lengths['p95']:,}, "
+        f"longest {lengths['longest']:,}; max_length is {found['max_length']:,}.</p>"
+    )
+    bins = {f"{top:,}": {"rows": float(count)} for top, count in lengths["histogram"]}
+    plot = plots.bars("Length of rows", "rows", bins, x_label="tokens, up to")
+    return head + _problems(found["problems"]) + plot + "".join(_rendered(one) for one in found["rendered"])
+
+
+def lighter_label(one: Lighter) -> str:
+    """What a button that applies a lighter setting says."""
+    changes = ", ".join(f"{name} {value}" for name, value in one.changes.items())
+    return f"{changes}: {memory(one.saves_bytes)} less"
+
+
+def queue(waiting: Sequence[Run]) -> str:
+    """Who waits for the device, in order."""
+    if not waiting:
+        return ""
+    names = "".join(
+        f"<li>{escape(run.id)}: {escape(run.config.model)}, {escape(run.config.method)}</li>" for run in waiting
+    )
+    return f'<div class="run"><p>Waiting for the device:</p><ol>{names}</ol></div>'
+
+
+def overlay(runs: Sequence[tuple[str, Sequence[TrainMetrics]]]) -> str:
+    """Training and held-out losses of several runs, by step."""
+    trained = {name: _smooth([(m.step, m.loss) for m in lines if m.loss is not None]) for name, lines in runs}
+    heldout = {name: [(m.step, m.eval_loss) for m in lines if m.eval_loss is not None] for name, lines in runs}
+    wanted = ((f"Training loss, mean of {_SMOOTH} steps", trained), ("Held-out loss", heldout))
+    drawn = ((title, {name: points for name, points in series.items() if points}) for title, series in wanted)
+    return "".join(plots.lines(title, "step", "loss (nats per token)", series) for title, series in drawn if series)
+
+
+def difference(left: Run, right: Run) -> str:
+    """The fields in which two runs' configs differ."""
+    found = config_difference(left.config, right.config)
+    rows = tuple((name, str(ours), str(theirs)) for name, (ours, theirs) in found.items())
+    if not rows:
+        return "<p>Both runs have the same configuration.</p>"
+    return tables.html(tables.Table(("field", left.id, right.id), rows))
+
+
+def _bar(plan: MemoryPlan, most: int) -> str:
+    parts = [(item.name, item.bytes, colour) for item, colour in zip(plan.items, _COLOURS * 2, strict=False)]
+    shown = "".join(
+        f'<i style="width:{100 * size / most:.2f}%;background:{colour}" title="{escape(name)}: {memory(size)}"></i>'
+        for name, size, colour in parts
+    )
+    key = "".join(
+        f'<span><i style="background:{colour}"></i>{escape(name)} {memory(size)}</span>'
+        for name, size, colour in parts
+        if size > most / 200
+    )
+    label = f"{memory(plan.total_bytes)} of {memory(most)}"
+    return f'<div class="stack" role="img" aria-label="{label}">{shown}</div><div class="key">{key}</div>'
+
+
+def _reach(found: Comparison) -> str:
+    recomputed = "" if found.chosen.checkpointing else f" With checkpointing: {memory(found.checkpointed_bytes)}."
+    if not found.largest_batch:
+        return f"<p>Not even one row of this length fits.{recomputed}</p>"
+    return (
+        f"<p>At most {found.largest_batch:,} rows in a batch at this length, or rows of {found.longest_row:,} tokens "
+        f"at this batch.{recomputed}</p>"
+    )
+
+
+def _others(found: Comparison) -> str:
+    rows = "".join(
+        f"<div><span>{_WAYS[plan.way]}</span>"
+        f'<div class="bar"><div style="width:{100 * plan.total_bytes / most:.1f}%"></div></div>'
+        f"<span>{memory(plan.total_bytes)}</span></div>"
+        for most in [max(plan.total_bytes for plan in (found.chosen, *found.others))]
+        for plan in (found.chosen, *found.others)
+    )
+    return f'<div class="latency"><div>{rows}</div></div>'
+
+
+def _items(plan: MemoryPlan) -> str:
+    rows = tuple((item.name, memory(item.bytes), item.how) for item in plan.items)
+    table = tables.html(tables.Table(("part", "bytes", "reckoned as"), rows))
+    return f"<details><summary>Every part of the plan</summary>{table}</details>"
+
+
+def _problems(problems: Sequence[Mapping[str, Any]]) -> str:
+    if not problems:
+        return '<p class="good">Nothing is wrong with it.</p>'
+    lines = "".join(
+        f'<li class="{"bad" if one["fatal"] else ""}"><b>{one["count"]:,} rows {escape(one["what"])}</b>'
+        f"{' (must be mended)' if one['fatal'] else ''}: {escape('; '.join(one['rows']))}</li>"
+        for one in problems
+    )
+    return f"<ul>{lines}</ul>"
+
+
+def _rendered(pieces: Sequence[Sequence[Any]]) -> str:
+    marked = "".join(
+        f'<mark class="new">{escape(text)}</mark>' if trained else f'<span class="masked">{escape(text)}</span>'
+        for text, trained in pieces
+    )
+    return f'<pre class="rendered">{marked}</pre>'
+
+
+def _smooth(points: Sequence[tuple[int, float]]) -> list[tuple[float, float]]:
+    return [
+        (step, sum(value for _, value in points[max(0, at + 1 - _SMOOTH) : at + 1]) / min(_SMOOTH, at + 1))
+        for at, (step, _) in enumerate(points)
+    ]

@@ -1,0 +1,223 @@
+"""What is happening to a run: state, progress, curves, log; stop, resume, delete, and lighter settings where it failed.
+
+The page polls run directories and holds no running state of its own: closing every tab changes nothing, and a reload,
+a second tab or a restarted app finds the run again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from ..errors import DemoError, RunError
+from ..gpu import device_info
+from ..planning import plan_training
+from ..records import TrainMetrics
+from ..runs import Run, RunStore
+from ..services import Services
+from . import controls, render
+from . import render_training as show
+from .told import told
+
+_PLOT_POINTS = 400
+_PLOT_STEPS = 20
+POLL_SECONDS = 2
+_LIGHTER = 3
+_QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+WRITTEN = (
+    "run",
+    "queue",
+    "progress",
+    "about",
+    "log",
+    "resume",
+    *(f"lighter-{place}" for place in range(_LIGHTER)),
+    "loss",
+    "rate",
+    "seen",
+)
+
+
+def draw() -> dict[str, Any]:
+    """The components, by name."""
+    shown: dict[str, Any] = {"seen": gr.State({})}
+    with gr.Row():
+        shown["run"] = gr.Dropdown([], label="Run", elem_id="run", scale=4, interactive=True)
+        shown["stop"] = gr.Button("Stop and save", elem_id="stop", scale=1, min_width=120)
+        shown["resume"] = gr.Button("Resume", elem_id="resume", scale=1, min_width=90, visible=False)
+    shown["queue"] = gr.HTML(elem_id="queue")
+    shown["progress"] = gr.HTML(elem_id="progress", min_height=150)
+    with gr.Row():
+        shown["lighter"] = [
+            gr.Button(visible=False, size="sm", elem_id=f"lighter-{place}", min_width=120) for place in range(_LIGHTER)
+        ]
+    with gr.Row():
+        shown["loss"] = gr.LinePlot(
+            x="step",
+            y="loss",
+            color="rows",
+            title="Loss",
+            x_title="step",
+            y_title="loss (nats per token)",
+            color_map=render.LOSS_COLORS,
+            height=260,
+        )
+        shown["rate"] = gr.LinePlot(
+            x="step",
+            y="learning rate",
+            title="Learning rate",
+            x_title="step",
+            y_title="learning rate",
+            y_axis_format=".1e",
+            height=260,
+        )
+    with gr.Accordion("Configuration and versions", open=False):
+        shown["about"] = gr.HTML(elem_id="about")
+    with gr.Accordion("Log", open=False):
+        shown["log"] = gr.Textbox(show_label=False, lines=12, max_lines=12, interactive=False, elem_id="log")
+    with gr.Row():
+        shown["reuse"] = gr.Button("Use these settings again", size="sm", elem_id="reuse")
+        shown["delete"] = gr.Button("Delete this run", size="sm", elem_id="delete")
+    shown |= {f"lighter-{place}": button for place, button in enumerate(shown["lighter"])}
+    return shown
+
+
+def wire(services: Services, chosen: controls.Controls, shown: dict[str, Any], page: gr.Blocks) -> None:
+    """Have the components follow the chosen run."""
+    read = [shown["run"], shown["seen"]]
+    written = [shown[name] for name in WRITTEN]
+
+    def look(run_id: str | None, seen: dict[str, Any]) -> list[Any]:
+        _drop_refused(services.runs, run_id)
+        return poll(services, run_id, seen)
+
+    def stop(run_id: str | None) -> None:
+        services.runs.request_stop(_named(run_id))
+        gr.Info("Stopping after this step; the adapter is saved.")
+
+    def resume(run_id: str | None) -> list[Any]:
+        return poll(services, services.launcher.resume(_named(run_id)).id, {})
+
+    def delete(run_id: str | None) -> list[Any]:
+        services.runs.delete(_named(run_id))
+        return poll(services, None, {})
+
+    def reuse(run_id: str | None) -> list[Any]:
+        return controls.fill(services.runs.get(_named(run_id)).config, list(chosen))
+
+    shown["stop"].click(told(stop), shown["run"], None, **_QUIET)
+    shown["resume"].click(told(resume), shown["run"], written, **_QUIET)
+    shown["delete"].click(told(delete), shown["run"], written, **_QUIET)
+    shown["reuse"].click(told(reuse), shown["run"], list(chosen.values()), **_QUIET)
+    for place, button in enumerate(shown["lighter"]):
+        button.click(told(_lightening(services, list(chosen), place)), shown["run"], list(chosen.values()), **_QUIET)
+    shown["run"].input(look, read, written, **_QUIET)
+    gr.Timer(POLL_SECONDS).tick(look, read, written, concurrency_limit=None, **_QUIET)
+    page.load(look, read, written, **_QUIET)
+
+
+def poll(services: Services, run_id: str | None, seen: dict[str, Any]) -> list[Any]:
+    """What the right side shows, each part only where it changed since `seen`: drawing takes the trainer's time."""
+    runs = services.runs
+    known = runs.all()
+    run = _chosen(runs, known, run_id)
+    metrics = runs.metrics(run.id) if run else []
+    now = {
+        "runs": [(r.id, r.state.status) for r in known] + [(run.id if run else "", "")],
+        "run": _marks(run),
+        "plots": (_marks(run)[:2], _plot_step(run, metrics)),
+    }
+    parts = [
+        _draw_runs(known, run) if now["runs"] != seen.get("runs") else [gr.skip()] * 2,
+        _draw_state(services, run, metrics) if now["run"] != seen.get("run") else [gr.skip()] * (4 + _LIGHTER),
+        _draw_plots(metrics) if now["plots"] != seen.get("plots") else [gr.skip()] * 2,
+    ]
+    return [*(value for part in parts for value in part), now]
+
+
+def _draw_runs(known: list[Run], run: Run | None) -> list[Any]:
+    choices = [(render.run_label(r), r.id) for r in known]
+    waiting = [r for r in known if r.state.status == "queued"]
+    return [gr.Dropdown(choices, value=run.id if run else None), show.queue(waiting)]
+
+
+def _draw_state(services: Services, run: Run | None, metrics: list[TrainMetrics]) -> list[Any]:
+    lighter = run.state.lighter if run else ()
+    buttons = [
+        gr.Button(show.lighter_label(lighter[at]), visible=True) if at < len(lighter) else gr.Button(visible=False)
+        for at in range(_LIGHTER)
+    ]
+    if run is None:
+        return [render.run_progress(None, []), "", "", gr.Button(visible=False), *buttons]
+    about = _planned(services, run) + render.run_about(run, services.runs.versions(run.id))
+    at = run.resumable_from
+    resume = gr.Button(f"Resume from step {at}" if at else "Resume", visible=bool(at))
+    return [render.run_progress(run, metrics), about, services.runs.log_tail(run.id), resume, *buttons]
+
+
+def _planned(services: Services, run: Run) -> str:
+    """The plan's total beside the measured peak, once there is one."""
+    measured = run.state.summary.get("peak_memory_bytes")
+    if not measured:
+        return ""
+    what = "GPU memory allocated" if device_info().kind == "cuda" else "resident memory of the process"
+    try:
+        planned = plan_training(services.settings, run.config).chosen.total_bytes
+    except DemoError as exc:
+        return show.problem(str(exc))
+    return show.planned_and_measured(planned, measured, what)
+
+
+def _draw_plots(metrics: list[TrainMetrics]) -> list[Any]:
+    every = max(1, len(metrics) // _PLOT_POINTS)
+    kept = [m for m in metrics if m.eval_loss is not None or m.step % every == 0]
+    return [render.losses(kept), render.learning_rates(kept)]
+
+
+def _marks(run: Run | None) -> tuple[Any, ...]:
+    if run is None:
+        return ("none", "", 0, 0)
+    return (run.id, run.state.status, _size(run.path / "metrics.jsonl"), _size(run.path / "train.log"))
+
+
+def _plot_step(run: Run | None, metrics: list[TrainMetrics]) -> tuple[int, int]:
+    """Changes with every held-out loss and with every twentieth of the run."""
+    evaluated = sum(m.eval_loss is not None for m in metrics)
+    total = run.state.max_steps if run else 0
+    return evaluated, len(metrics) * _PLOT_STEPS // total if total else 0
+
+
+def _drop_refused(runs: RunStore, run_id: str | None) -> None:
+    """A run whose request was wrong trained nothing: tell why, and leave nothing of it behind."""
+    run = next((run for run in runs.all() if run.id == run_id and run.state.refused and not run.alive), None)
+    if run is not None:
+        runs.delete(run.id)
+        gr.Warning(run.state.error, duration=20, title="Not started")
+
+
+def _chosen(runs: RunStore, known: list[Run], run_id: str | None) -> Run | None:
+    named = next((run for run in known if run.id == run_id), None)
+    return named or runs.active() or (known[0] if known else None)
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _named(run_id: str | None) -> str:
+    if not run_id:
+        raise RunError("run: none is chosen; start one or choose it from the list")
+    return run_id
+
+
+def _lightening(services: Services, names: list[str], place: int) -> Callable[[str | None], list[Any]]:
+    """Fill the form with a run's config and one of the lighter settings it was told."""
+
+    def apply(run_id: str | None) -> list[Any]:
+        run = services.runs.get(_named(run_id))
+        return controls.fill(run.config.changed(**run.state.lighter[place].changes), names)
+
+    return apply
