@@ -14,7 +14,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn, get_args
@@ -25,6 +25,7 @@ from .catalog import DEFAULT_COLUMNS, SMOLLM2
 from .columns import parse_all
 from .compose import build_services, serve
 from .config import GenerationSettings, TrainConfig
+from .console import follow, last, print_result, report_progress
 from .errors import DemoError, RequestError, WorkError
 from .exporting import push
 from .halt import Halt
@@ -33,7 +34,7 @@ from .knobs import allowed, field_names, knob
 from .memory_plan import parse_memory
 from .planning import plan_training
 from .promptsets import conversation, read_prompts
-from .records import Answer, AnswerRequest, ExportKind, ExportRequest, MergeBase, Progress, Step
+from .records import Answer, AnswerRequest, ExportKind, ExportRequest, MergeBase
 from .report import save
 from .reporting import gather
 from .runs import Run
@@ -61,26 +62,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.json:
         print(json.dumps(result, indent=2))
     elif result is not None:
-        _print(result)
+        print_result(result)
     return 0
 
 
 def fetch(services: Services, args: argparse.Namespace) -> dict[str, Any]:
     """Make the bundled model's folder."""
     model = SMOLLM2
-    path = services.fetch(model, _report)
+    path = services.fetch(model, report_progress)
     return {"model": model.name, "path": str(path), "sha256": model.sha256}
 
 
 def train(services: Services, args: argparse.Namespace) -> dict[str, Any]:
-    """Start a run and follow it to its end; an interrupt asks it to stop and save."""
+    """Start a run and follow it to its end."""
     run = services.launcher.start(_train_config(args), args.processes)
+    return _outcome(services, run)
+
+
+def _outcome(services: Services, run: Run) -> dict[str, Any]:
+    """Follow a run to its end; an interrupt asks it to stop and save."""
     print(f"run {run.id}: log in {run.path / 'train.log'}", file=sys.stderr)
     try:
-        run = _follow(services, run)
+        run = follow(services, run)
     except KeyboardInterrupt:
         services.runs.request_stop(run.id)
-        run = _follow(services, run)
+        run = follow(services, run)
     if run.state.refused:
         services.runs.delete(run.id)
         raise RequestError(run.state.error)
@@ -108,8 +114,17 @@ def plan(services: Services, args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def preflight(services: Services, args: argparse.Namespace) -> dict[str, Any]:
+    """What training would see of a data set: counts, lengths, problems row by row; exit 2 where it must be mended."""
+    result = last(services.engine().preflight(_train_config(args), Halt()))
+    if result["fatal"]:
+        first = next(problem for problem in result["problems"] if problem["fatal"])
+        raise RequestError(f"dataset: {first['rows'][0]} ({first['count']:,} rows {first['what']})")
+    return result
+
+
 def runs(services: Services, args: argparse.Namespace) -> Any:
-    """List, show, stop or delete runs."""
+    """List, show, stop, resume or delete runs."""
     if args.action == "list":
         return [{"run": run.id, "state": run.state.status, **run.state.summary} for run in services.runs.all()]
     if not args.run:
@@ -117,6 +132,8 @@ def runs(services: Services, args: argparse.Namespace) -> Any:
     if args.action == "stop":
         services.runs.request_stop(args.run)
         return {"run": args.run, "state": "stopping"}
+    if args.action == "resume":
+        return _outcome(services, services.launcher.resume(args.run))
     if args.action == "delete":
         services.runs.delete(args.run)
         return {"run": args.run, "state": "deleted"}
@@ -147,16 +164,16 @@ def compare(services: Services, args: argparse.Namespace) -> dict[str, Any]:
 def merge(services: Services, args: argparse.Namespace) -> dict[str, Any]:
     """Save the merged 16-bit model."""
     out = Path(args.out) if args.out else None
-    return _last(services.engine().export(ExportRequest(args.run, "merged", args.onto, out), Halt()))
+    return last(services.engine().export(ExportRequest(args.run, "merged", args.onto, out), Halt()))
 
 
 def export(services: Services, args: argparse.Namespace) -> dict[str, Any]:
     """Save an adapter or a merged model with its model card, and push it to a hub repository where one is named."""
     out = Path(args.out) if args.out else None
-    result = _last(services.engine().export(ExportRequest(args.run, args.what, args.onto, out), Halt()))
+    result = last(services.engine().export(ExportRequest(args.run, args.what, args.onto, out), Halt()))
     if args.push:
         token = os.environ.get("HF_TOKEN", "")
-        result |= _last(push(services.hub, Path(result["path"]), args.push, token))
+        result |= last(push(services.hub, Path(result["path"]), args.push, token))
     return result
 
 
@@ -170,14 +187,14 @@ def report(services: Services, args: argparse.Namespace) -> dict[str, Any]:
 def evaluate(services: Services, args: argparse.Namespace) -> dict[str, Any]:
     """Scores on the run's held-out rows."""
     columns = parse_all(_names(args.variants), args.run)
-    result = _last(services.engine().evaluate(args.run, columns, args.limit, Halt()))
+    result = last(services.engine().evaluate(args.run, columns, args.limit, Halt()))
     save_result(services.runs.get(args.run), "evaluation", result | {"complete": True, "time": time.time()})
     return {"run": args.run, "variants": result["variants"], "splits": result["splits"]}
 
 
 def fidelity(services: Services, args: argparse.Namespace) -> dict[str, Any]:
     """Both merges against the adapter model, on the run's held-out rows."""
-    result = _last(services.engine().fidelity(args.run, args.limit, Halt()))
+    result = last(services.engine().fidelity(args.run, args.limit, Halt()))
     save_result(services.runs.get(args.run), "fidelity", result | {"complete": True, "time": time.time()})
     return {"run": args.run, **result}
 
@@ -197,16 +214,15 @@ def _parser() -> _Parser:
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
     _add(commands, "fetch", fetch)
-    _add_train(_add(commands, "train", train))
-    planning = _add(commands, "plan", plan)
+    training = _add_config(_add(commands, "train", train))
+    training.add_argument("--processes", type=_positive, default=1, help="training processes (default 1)")
+    _add_config(_add(commands, "preflight", preflight))
+    planning = _add_config(_add(commands, "plan", plan))
     planning.add_argument(
         "--gpu-memory", type=_memory, metavar="24GB", help="of the card to plan for; default: this device"
     )
-    planning.add_argument("--config", help="JSON file of config fields; the flags below override it")
-    for name in field_names(TrainConfig):
-        _add_knob(planning, TrainConfig, name)
     listing = _add(commands, "runs", runs)
-    listing.add_argument("action", choices=("list", "show", "stop", "delete"))
+    listing.add_argument("action", choices=("list", "show", "stop", "resume", "delete"))
     listing.add_argument("run", nargs="?")
     _add_compare(_add(commands, "compare", compare))
     merging = _add(commands, "merge", merge)
@@ -242,11 +258,11 @@ def _add(commands: Any, name: str, command: Command) -> _Parser:
     return parser
 
 
-def _add_train(parser: _Parser) -> None:
+def _add_config(parser: _Parser) -> _Parser:
     parser.add_argument("--config", help="JSON file of config fields; the flags below override it")
-    parser.add_argument("--processes", type=_positive, default=1, help="training processes (default 1)")
     for name in field_names(TrainConfig):
         _add_knob(parser, TrainConfig, name)
+    return parser
 
 
 def _add_compare(parser: _Parser) -> None:
@@ -286,19 +302,6 @@ def _train_config(args: argparse.Namespace) -> TrainConfig:
     return base.changed(**{name: value for name, value in given.items() if value is not None})
 
 
-def _follow(services: Services, run: Run) -> Run:
-    offset = 0
-    while True:
-        run = services.runs.get(run.id)
-        lines, offset = services.runs.read_since(run.id, offset)
-        for line in lines:
-            what = f"loss {line.loss:.4f}" if line.loss is not None else f"held-out loss {line.eval_loss:.4f}"
-            print(f"step {line.step}/{run.state.max_steps}  {what}", file=sys.stderr)
-        if run.state.ended and not run.alive:
-            return run
-        time.sleep(0.5)
-
-
 def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
@@ -312,27 +315,3 @@ def _kept(answer: Answer) -> dict[str, Any]:
     if answer.error:
         raise RequestError(answer.error)
     return kept(answer)
-
-
-def _last(steps: Iterator[Step]) -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    for step in steps:
-        _report(step.progress)
-        result = step.result or result
-    return result
-
-
-def _report(progress: Progress) -> None:
-    share = "" if progress.fraction is None else f"{progress.fraction:4.0%} "
-    print(f"{share}{progress.text}", file=sys.stderr)
-
-
-def _print(result: Any, indent: int = 0) -> None:
-    """A result for people: the same document, indented, numbers rounded."""
-    items = result.items() if isinstance(result, dict) else enumerate(result)
-    for key, value in items:
-        if isinstance(value, dict | list) and value:
-            print(f"{' ' * indent}{key}")
-            _print(value, indent + 2)
-        else:
-            print(f"{' ' * indent}{key}: {f'{value:.4g}' if isinstance(value, float) else value}")

@@ -65,6 +65,8 @@ def test_train_compare_evaluate_merge_and_list_one_run(
     reported = run_json(capsys, "report", run, "--out", str(tmp_path / "report"))
     assert "Before and after" in Path(reported["html"]).read_text("utf-8")
 
+    assert "already" in refused(capsys, "runs", "stop", run)
+    assert "has no whole checkpoint" in refused(capsys, "runs", "resume", run)
     assert [row["run"] for row in run_json(capsys, "runs", "list")] == [run]
     assert run_json(capsys, "runs", "show", run)["config"]["r"] == 4
     assert run_json(capsys, "runs", "delete", run)["state"] == "deleted"
@@ -91,6 +93,26 @@ def test_a_wrong_request_is_one_line_and_exit_2(
     home: Path, capsys: pytest.CaptureFixture[str], argv: list[str], message: str
 ) -> None:
     assert message in refused(capsys, *argv)
+
+
+def test_a_plan_needs_no_weights(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--target-modules", "attention", "--per-device-train-batch-size", "4", "--max-length", "512"]
+    found = run_json(capsys, "plan", "--model", "llama-2-7b", "--gpu-memory", "24GB", *flags)
+    assert (found["trainable_parameters"], found["all_parameters"]) == (16_777_216, 6_755_192_832)
+    assert found["fits"] and found["total_bytes"] == sum(item["bytes"] for item in found["items"])
+    assert "'lots' is not allowed; give a size like 24GB" in refused(capsys, "plan", "--gpu-memory", "lots")
+    assert "'./nowhere' is no folder here" in refused(capsys, "plan", "--model", "./nowhere")
+
+
+def test_preflight_tells_what_training_would_see(
+    home: Path, tiny_model: Path, chat_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = run_json(capsys, "preflight", "--model", str(tiny_model), "--dataset", str(chat_file))
+    assert (found["rows"], found["fatal"]) == (40, False)
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"prompt": "q", "completion": "a"}\n{"prompt": "q"}\n{"prompt": "p", "completion": "a"}\n', "utf-8")
+    line = refused(capsys, "preflight", "--model", str(tiny_model), "--dataset", str(bad))
+    assert "bad.jsonl, line 2" in line and "(1 rows cannot be used)" in line
 
 
 def test_wrong_data_is_refused_and_leaves_no_run(

@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "qlora_demo"
 TIERS = (
-    {"app", "cli", "__main__", "compose"},
+    {"app", "cli", "console", "__main__", "compose"},
     {"ui", "ml"},
     {"services", "status", "launcher", "runs", "gpu", "memory", "memory_plan", "catalog", "settings", "locks"}
     | {"choices", "tickets", "scoring", "sources", "columns", "placement", "planning", "halt", "answers"}

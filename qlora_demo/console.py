@@ -1,0 +1,52 @@
+"""What the command line shows while work goes on and when it is done: progress on stderr, results for people."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from .records import Progress, Step
+from .runs import Run
+from .services import Services
+
+
+def follow(services: Services, run: Run) -> Run:
+    """Print a run's losses until it has ended; the run as it ended."""
+    offset = 0
+    while True:
+        run = services.runs.get(run.id)
+        lines, offset = services.runs.read_since(run.id, offset)
+        for line in lines:
+            what = f"loss {line.loss:.4f}" if line.loss is not None else f"held-out loss {line.eval_loss:.4f}"
+            print(f"step {line.step}/{run.state.max_steps}  {what}", file=sys.stderr)
+        if run.state.ended and not run.alive:
+            return run
+        time.sleep(0.5)
+
+
+def last(steps: Iterator[Step]) -> dict[str, Any]:
+    """The whole result of a long piece of work, its progress printed."""
+    result: dict[str, Any] = {}
+    for step in steps:
+        report_progress(step.progress)
+        result = step.result or result
+    return result
+
+
+def report_progress(progress: Progress) -> None:
+    """One line on stderr."""
+    share = "" if progress.fraction is None else f"{progress.fraction:4.0%} "
+    print(f"{share}{progress.text}", file=sys.stderr)
+
+
+def print_result(result: Any, indent: int = 0) -> None:
+    """A result for people: the same document, indented, numbers rounded."""
+    items = result.items() if isinstance(result, dict) else enumerate(result)
+    for key, value in items:
+        if isinstance(value, dict | list) and value:
+            print(f"{' ' * indent}{key}")
+            print_result(value, indent + 2)
+        else:
+            print(f"{' ' * indent}{key}: {f'{value:.4g}' if isinstance(value, float) else value}")
