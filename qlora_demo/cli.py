@@ -118,8 +118,7 @@ def preflight(services: Services, args: argparse.Namespace) -> dict[str, Any]:
     """What training would see of a data set: counts, lengths, problems row by row; exit 2 where it must be mended."""
     result = last(services.engine().preflight(_train_config(args), Halt()))
     if result["fatal"]:
-        first = next(problem for problem in result["problems"] if problem["fatal"])
-        raise RequestError(f"dataset: {first['rows'][0]} ({first['count']:,} rows {first['what']})")
+        raise RequestError(f"dataset: {result['fatal']}")
     return result
 
 

@@ -108,7 +108,7 @@ def test_preflight_tells_what_training_would_see(
     home: Path, tiny_model: Path, chat_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = run_json(capsys, "preflight", "--model", str(tiny_model), "--dataset", str(chat_file))
-    assert (found["rows"], found["fatal"]) == (40, False)
+    assert (found["rows"], found["fatal"]) == (40, "")
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"prompt": "q", "completion": "a"}\n{"prompt": "q"}\n{"prompt": "p", "completion": "a"}\n', "utf-8")
     line = refused(capsys, "preflight", "--model", str(tiny_model), "--dataset", str(bad))

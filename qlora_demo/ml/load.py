@@ -7,6 +7,7 @@ in place at the first inference forward; gradients and dequantization of a repac
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,8 +48,10 @@ _READ_ERRORS = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
 
 
 def device() -> torch.device:
-    """The one device that models live on."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """The one device that this process's models live on; under torchrun each process has its own GPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
 def compute_dtype() -> torch.dtype:
@@ -79,13 +82,18 @@ def load_16bit(source: str, on: torch.device | None = None) -> PreTrainedModel:
     return _load(source, None, on or device())
 
 
-def load_base(source: str, form: BaseForm, use: Use, on: torch.device | None = None) -> PreTrainedModel:
+def load_base(source: str, form: BaseForm, use: Use, *, sharded: bool = False) -> PreTrainedModel:
     """The base model as a run's base is stored: in 16 bit or quantized."""
-    return load_16bit(source, on) if form == "16bit" else load_quantized(source, use, form, on)
+    return load_16bit(source) if form == "16bit" else load_quantized(source, use, form, sharded=sharded)
 
 
-def load_quantized(source: str, use: Use, form: BaseForm = "nf4", on: torch.device | None = None) -> PreTrainedModel:
-    """The base model with its linear layers, but the head, in 4-bit NF4 or FP4, or in 8 bit (LLM.int8)."""
+def load_quantized(
+    source: str, use: Use, form: BaseForm = "nf4", on: torch.device | None = None, *, sharded: bool = False
+) -> PreTrainedModel:
+    """The base model with its linear layers, but the head, in 4-bit NF4 or FP4, or in 8 bit (LLM.int8).
+
+    ``sharded``: 4-bit weights are stored in the type of the others, without which FSDP2 leaves them whole.
+    """
     if form == "int8":
         return _load(source, BitsAndBytesConfig(load_in_8bit=True), on or device())
     kind, _, single = form.partition("-")
@@ -94,6 +102,7 @@ def load_quantized(source: str, use: Use, form: BaseForm = "nf4", on: torch.devi
         bnb_4bit_quant_type=kind,
         bnb_4bit_use_double_quant=not single,
         bnb_4bit_compute_dtype=compute_dtype(),
+        bnb_4bit_quant_storage=compute_dtype() if sharded else torch.uint8,
     )
     model = _load(source, quantization, on or device())
     return keep_exact(model) if use == "exact" else model

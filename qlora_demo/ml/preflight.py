@@ -15,7 +15,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from ..catalog import TICKETS
-from ..config import TrainConfig
+from ..config import TrainConfig, column_mapping
 from ..errors import DataError
 from ..halt import Halt
 from ..records import Progress, Step
@@ -74,7 +74,8 @@ class _Seen:
 
 def preflight(config: TrainConfig, settings: Settings, halt: Halt) -> Iterator[Step]:
     """Read every row; the last step's result is whole: ``rows``, ``mapping``, ``lengths``, ``problems``, ``rendered``,
-    ``fatal``.  Raises `DataError` where the data cannot be read at all."""
+    ``fatal`` (what must be
+    mended, or empty).  Raises `DataError` where the data cannot be read at all."""
     tokenizer = load_tokenizer(resolve(settings, config.model))
     seen = _Seen()
     found = _rows(config)
@@ -85,14 +86,6 @@ def preflight(config: TrainConfig, settings: Settings, halt: Halt) -> Iterator[S
             return
     _look_at_all(config, seen)
     yield Step(Progress(f"{len(seen.lengths):,} rows", 1.0), _result(config, seen))
-
-
-def fatal_problem(result: dict[str, Any]) -> str:
-    """The first problem that must stop a start, in one line; empty where there is none."""
-    for problem in result["problems"]:
-        if problem["fatal"]:
-            return f"{problem['rows'][0]} ({problem['count']:,} rows {problem['what']})"
-    return ""
 
 
 def _rows(config: TrainConfig) -> Iterator[FoundRow]:
@@ -106,11 +99,12 @@ def _rows(config: TrainConfig) -> Iterator[FoundRow]:
 def _look_at(batch: Sequence[FoundRow], config: TrainConfig, tokenizer: Any, seen: _Seen) -> None:
     rows: list[tuple[str, Row]] = []
     for found in batch:
-        seen.mapping = seen.mapping or detect(found.row)
+        seen.mapping = seen.mapping or detect(found.row) | column_mapping(config.columns)
+        place = found.where.rpartition(", ")[2]
         try:
-            rows.append((found.where, usable(found, config)))
+            rows.append((place, usable(found, config)))
         except DataError as exc:
-            seen.note("unusable", str(exc).removeprefix("dataset: "), fatal=True)
+            seen.note("unusable", str(exc).removeprefix("dataset: ").replace(found.where, place), fatal=True)
     texts = [_rendered(tokenizer, row) for _, row in rows]
     for (where, row), text, length in zip(rows, texts, _lengths(tokenizer, texts), strict=True):
         _look_at_row(where, row, text, seen)
@@ -134,7 +128,7 @@ def _lengths(tokenizer: Any, texts: list[str]) -> list[int]:
 def _look_at_row(where: str, row: Row, text: str, seen: _Seen) -> None:
     digest = hashlib.blake2b(json.dumps(row, sort_keys=True).encode("utf-8", "surrogatepass"), digest_size=8).digest()
     seen.digests.append(int.from_bytes(digest, "big"))
-    seen.places.append(where.rpartition(", ")[2])
+    seen.places.append(where)
     if "\ufffd" in text:
         seen.note("encoding", where)
     if "messages" in row and out_of_order(row["messages"]):
@@ -161,7 +155,7 @@ def _look_at_all(config: TrainConfig, seen: _Seen) -> None:
         before.add(digest)
         if at in held and digest in outside:
             seen.note("leak", seen.places[at])
-    if len(seen.lengths) < 2:
+    if len(seen.lengths) < 2 and "unusable" not in seen.problems:
         seen.note("unusable", f"{config.dataset} holds {len(seen.lengths)} usable rows; give at least 2", fatal=True)
     elif "dropped" in seen.problems and seen.problems["dropped"].count == len(seen.lengths):
         seen.problems["dropped"].fatal = True
@@ -182,9 +176,14 @@ def _result(config: TrainConfig, seen: _Seen) -> dict[str, Any]:
             "histogram": _histogram(lengths),
         },
         "problems": [asdict(one) | {"what": _KINDS[one.kind]} for one in problems],
-        "fatal": any(one.fatal for one in problems),
+        "fatal": _fatal(config, problems),
         "rendered": seen.rendered,
     }
+
+
+def _fatal(config: TrainConfig, problems: Sequence[Problem]) -> str:
+    """The first problem that must stop a start, in one line; empty where there is none."""
+    return next((f"{config.dataset}, {p.rows[0]} ({p.count:,} rows {_KINDS[p.kind]})" for p in problems if p.fatal), "")
 
 
 def _histogram(lengths: Sequence[int]) -> list[tuple[int, int]]:

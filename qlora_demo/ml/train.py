@@ -40,6 +40,7 @@ from .checkpoints import Checkpoints
 from .data import Splits, load_splits
 from .evaluate import ANSWER_TOKENS
 from .generate import complete
+from .load import device
 from .reporter import Reporter, peak_memory_bytes, write_run_state
 from .trainer import build_trainer, device_kind, save_adapter
 
@@ -51,6 +52,8 @@ def main() -> None:
     quiet_libraries()
     path = Path(sys.argv[1])
     signal.signal(signal.SIGTERM, lambda *_: (path / "stop").touch())
+    if device().type == "cuda":
+        torch.cuda.set_device(device())
     with EndState(path):
         train(path, TrainConfig.from_file(path / "config.json"), Settings.from_environment())
 

@@ -37,7 +37,7 @@ def build_trainer(path: Path, config: TrainConfig, settings: Settings, splits: S
     refuse(config, now.kind)
     check_targets(source, config)
     tokenizer = load_tokenizer(source)
-    model = load_base(source, config.base_form, "exact")
+    model = load_base(source, config.base_form, "exact", sharded=config.parallel == "fsdp")
     chosen = choose(config, ModelShape.from_config(model.config.get_text_config().to_dict()), now)
     _score_answers_only()
     heldout = splits.heldout["test"][: config.eval_rows]

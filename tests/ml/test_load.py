@@ -163,3 +163,20 @@ def test_attaching_an_adapter_leaves_a_repacked_base_as_it_was(tiny_model: Path,
         assert torch.equal(attached(input_ids=ids).logits, fresh(input_ids=ids).logits)
         with attached.disable_adapter():
             assert torch.equal(attached(input_ids=ids).logits, before)
+
+
+def test_sharded_4_bit_weights_are_stored_in_the_type_of_the_others(tiny_model: Path) -> None:
+    plain, sharded = (load.load_quantized(str(tiny_model), "exact", sharded=shard) for shard in (False, True))
+    assert {layer.weight.dtype for layer in load.four_bit_layers(plain)} == {torch.uint8}
+    assert {layer.weight.dtype for layer in load.four_bit_layers(sharded)} == {torch.bfloat16}
+    ids = torch.arange(3, 12)[None]
+    with torch.inference_mode():
+        assert torch.equal(plain(input_ids=ids).logits, sharded(input_ids=ids).logits)
+
+
+def test_each_process_of_a_run_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert load.device() == torch.device("cuda", 3)
+    monkeypatch.delenv("LOCAL_RANK")
+    assert load.device() == torch.device("cuda", 0)
