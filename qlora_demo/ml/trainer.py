@@ -40,15 +40,7 @@ def build_trainer(path: Path, config: TrainConfig, settings: Settings, splits: S
     model = load_base(source, config.base_form, "exact", sharded=config.parallel == "fsdp")
     chosen = choose(config, ModelShape.from_config(model.config.get_text_config().to_dict()), now)
     _score_answers_only()
-    heldout = splits.heldout["test"][: config.eval_rows]
-    trainer = SFTTrainer(
-        model=model,
-        args=_sft_config(path, config, chosen),
-        train_dataset=training_set(splits.train, config.loss_on),
-        eval_dataset=training_set(heldout, config.loss_on),
-        processing_class=tokenizer,
-        peft_config=_lora_config(config),
-    )
+    trainer = _trainer(path, config, chosen, splits, (model, tokenizer))
     if not len(trainer.train_dataset):
         raise DataError(f"max_length: no row keeps a trained token within {config.max_length} tokens; raise max_length")
     if chosen.fp16:
@@ -59,6 +51,26 @@ def build_trainer(path: Path, config: TrainConfig, settings: Settings, splits: S
     trainer.model.load_adapter = functools.partial(trainer.model.load_adapter, autocast_adapter_dtype=False)
     _initialise(path, config, trainer)
     return trainer, chosen
+
+
+def _trainer(path: Path, config: TrainConfig, chosen: Chosen, splits: Splits, loaded: tuple[Any, Any]) -> SFTTrainer:
+    model, tokenizer = loaded
+    heldout = splits.heldout["test"][: config.eval_rows]
+    try:
+        return SFTTrainer(
+            model=model,
+            args=_sft_config(path, config, chosen),
+            train_dataset=training_set(splits.train, config.loss_on),
+            eval_dataset=training_set(heldout, config.loss_on),
+            processing_class=tokenizer,
+            peft_config=_lora_config(config),
+        )
+    except ValueError as exc:
+        if config.loss_on != "assistant":
+            raise
+        raise ConfigError(
+            "loss_on", f"assistant cannot be used here ({' '.join(str(exc).split())[:200]}); choose completion"
+        ) from exc
 
 
 def save_adapter(path: Path, config: TrainConfig, trainer: SFTTrainer, draft: Path) -> None:

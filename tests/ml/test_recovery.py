@@ -20,6 +20,7 @@ from qlora_demo.halt import Halt
 from qlora_demo.ml.load import load_16bit
 from qlora_demo.ml.merge import load_merged
 from qlora_demo.ml.reporter import Reporter
+from qlora_demo.ml.train import EndState
 from qlora_demo.records import AnswerRequest, Message
 from qlora_demo.runs import CHECKPOINT_MARK, CHECKPOINTS, Run, last_checkpoint
 from qlora_demo.services import Services
@@ -204,3 +205,33 @@ def test_an_adapter_that_changed_its_base_is_saved_for_the_base_as_it_is(
     with torch.inference_mode():
         ours, theirs = merged(input_ids=ids).logits, load_16bit(config.model)(input_ids=ids).logits
     assert torch.allclose(ours.float(), theirs.float(), atol=0.05)
+
+
+def test_assistant_turns_are_refused_where_the_template_does_not_mark_them(
+    services: Services, config: TrainConfig
+) -> None:
+    run = wait(services, services.launcher.start(config.changed(loss_on="assistant")), ended)
+    assert run.state.refused
+    assert run.state.error.startswith("loss_on: assistant cannot be used here")
+    assert run.state.error.endswith("choose completion")
+
+
+def test_layers_that_the_model_does_not_have_are_refused_with_those_it_has(
+    services: Services, config: TrainConfig
+) -> None:
+    run = wait(services, services.launcher.start(config.changed(target_modules="q_proj,query")), ended)
+    assert run.state.refused
+    assert "'query' is no layer that can be adapted; choose of down_proj, gate_proj, k_proj" in run.state.error
+
+
+def test_running_out_of_memory_says_what_would_take_less(services: Services, config: TrainConfig) -> None:
+    run = services.runs.create(config.changed(method="lora", per_device_train_batch_size=8))
+    with pytest.raises(SystemExit) as left, EndState(run.path):
+        raise torch.OutOfMemoryError("Tried to allocate 20.00 MiB. GPU 0 has 1.00 MiB free")
+    assert left.value.code == 1
+    state = services.runs.get(run.id).state
+    assert state.status == "failed" and "Tried to allocate 20.00 MiB" in state.error
+    assert len(state.lighter) == 3
+    saved = [one.saves_bytes for one in state.lighter]
+    assert saved == sorted(saved, reverse=True) and saved[-1] > 0
+    assert all(run.config.changed(**one.changes) != run.config for one in state.lighter)
