@@ -44,9 +44,7 @@ def build_trainer(path: Path, config: TrainConfig, settings: Settings, splits: S
     if not len(trainer.train_dataset):
         raise DataError(f"max_length: no row keeps a trained token within {config.max_length} tokens; raise max_length")
     if chosen.fp16:
-        for parameter in trainer.model.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.float()
+        adapters_to_fp32(trainer.model)
     # A resumed run must go on in the number format it began in; PEFT would read the adapter in fp32.
     trainer.model.load_adapter = functools.partial(trainer.model.load_adapter, autocast_adapter_dtype=False)
     _initialise(path, config, trainer)
@@ -95,6 +93,13 @@ def check_targets(source: str, config: TrainConfig) -> None:
             raise ConfigError(
                 "target_modules", f"{wanted!r} is no layer that can be adapted; choose of {', '.join(known)}"
             )
+
+
+def adapters_to_fp32(model: torch.nn.Module) -> None:
+    """What is trained, in fp32: TRL casts it to bf16, and fp16's gradient scaler takes fp32 only."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
 
 
 def device_kind() -> Kind:

@@ -17,7 +17,7 @@ from qlora_demo.config import TrainConfig
 from qlora_demo.errors import RunError
 from qlora_demo.ml import load
 from qlora_demo.ml.data import load_splits
-from qlora_demo.ml.trainer import build_trainer
+from qlora_demo.ml.trainer import adapters_to_fp32, build_trainer
 from qlora_demo.runs import Run
 from qlora_demo.services import Services
 
@@ -177,3 +177,14 @@ def _digest(tensors: Any) -> Any:
     for tensor in tensors:
         digest.update(tensor.detach().contiguous().view(torch.uint8).numpy().tobytes())
     return digest
+
+
+def test_without_bf16_the_adapters_are_trained_in_fp32_and_the_base_stays_as_it_is(
+    services: Services, config: TrainConfig, tmp_path: Path
+) -> None:
+    trainer, _ = build_trainer(tmp_path, config, services.settings, load_splits(config))
+    frozen = {name: p.dtype for name, p in trainer.model.named_parameters() if not p.requires_grad}
+    assert {p.dtype for p in trainer.model.parameters() if p.requires_grad} == {torch.bfloat16}
+    adapters_to_fp32(trainer.model)
+    assert {p.dtype for p in trainer.model.parameters() if p.requires_grad} == {torch.float32}
+    assert {name: p.dtype for name, p in trainer.model.named_parameters() if not p.requires_grad} == frozen
