@@ -25,7 +25,8 @@ from .talk import Talk
 from .told import told
 
 _QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-_BUSY: dict[str, Any] = {**_QUIET, "concurrency_id": "answers", "concurrency_limit": 8}
+_BUSY: dict[str, Any] = {**_QUIET, "concurrency_id": "answers", "concurrency_limit": 8, "trigger_mode": "multiple"}
+"""A click right after Clear must not be dropped: the page still waits for the last answer, `Stops` decides."""
 
 
 def build(services: Services) -> gr.Dropdown:

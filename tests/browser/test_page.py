@@ -227,9 +227,10 @@ def test_mistakes_are_told_in_one_line(page: Page) -> None:
 def test_a_model_that_does_not_exist_is_told_and_leaves_no_run(page: Page) -> None:
     page.locator("#TrainConfig-model input").fill("./no-such-folder")
     page.keyboard.press("Enter")
+    expect(page.locator("#plan")).to_contain_text("'./no-such-folder' is no folder here", timeout=MINUTE)
     page.click("#start")
-    expect(page.get_by_text("'./no-such-folder' is no folder here")).to_be_visible(timeout=MINUTE)
-    expect(page.locator("#progress")).to_contain_text("No run yet")
+    expect(page.locator(".toast-body").first).to_contain_text("'./no-such-folder' is no folder here", timeout=MINUTE)
+    expect(page.locator("#progress")).to_contain_text("No run yet", timeout=MINUTE)
 
 
 def test_a_damaged_adapter_is_told_and_the_app_goes_on(page: Page, server: Server) -> None:
