@@ -1,6 +1,6 @@
 # make demo   the app on http://127.0.0.1:7860
 # make test   every check and every test, the browser's too
-# make quick  the tests that need neither the bundled model nor a browser
+# make quick  the tests that need neither the bundled model, a browser, nor a training process
 PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
@@ -15,7 +15,7 @@ test: .venv/.dev lint chromium
 	$(BIN)/python -m pytest
 
 quick: .venv/.dev
-	$(BIN)/python -m pytest -m "not bundled and not browser"
+	$(BIN)/python -m pytest -m "not bundled and not browser and not processes"
 
 lint: .venv/.dev
 	$(BIN)/ruff format --check .

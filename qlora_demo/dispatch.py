@@ -22,8 +22,8 @@ class Dispatcher:
 
     def look(self) -> None:
         """Start the next run if nothing trains; chat models that are idle in memory make room for it."""
-        runs, jobs = self.services.runs, self.services.jobs
-        if not runs.queued() or runs.active() is not None or (jobs.last is not None and jobs.last.going):
+        runs = self.services.runs
+        if not runs.queued() or runs.active() is not None or self.services.jobs.going:
             return
         self.services.engine.release()
         try:

@@ -41,11 +41,16 @@ class Jobs:
         self._halt = Halt()
         self.last: Job | None = None
 
+    @property
+    def going(self) -> bool:
+        """Whether a job is at work."""
+        return self.last is not None and self.last.going
+
     def start(self, kind: str, run: str, work: Work) -> None:
         """Begin in the background; refused while another job is at work, or where there is no such run."""
         found = self._runs.get(run)
         with self._lock:
-            if self.last is not None and self.last.going:
+            if self.last is not None and self.going:
                 raise DeviceBusy(f"{kind}: {self.last.kind} of {self.last.run} is at work; wait for it or stop it")
             self._halt = Halt()
             self.last = Job(kind, run, Progress("starting", 0.0))

@@ -10,7 +10,9 @@ def memory(count: float) -> str:
     """Bytes for people."""
     if count >= GIB:
         return f"{count / GIB:.1f} GiB"
-    return f"{count / MIB:.0f} MiB" if count >= 10 * MIB else f"{count / MIB:.1f} MiB"
+    if count >= MIB:
+        return f"{count / MIB:.0f} MiB" if count >= 10 * MIB else f"{count / MIB:.1f} MiB"
+    return f"{count / 1024:.0f} KiB"
 
 
 def duration(seconds: float) -> str:

@@ -35,6 +35,7 @@ def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
     return lines[0]
 
 
+@pytest.mark.processes
 def test_train_compare_evaluate_merge_and_list_one_run(
     home: Path, tiny_model: Path, chat_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -115,6 +116,7 @@ def test_preflight_tells_what_training_would_see(
     assert "bad.jsonl, line 2" in line and "(1 rows cannot be used)" in line
 
 
+@pytest.mark.processes
 def test_wrong_data_is_refused_and_leaves_no_run(
     home: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

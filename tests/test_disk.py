@@ -39,7 +39,7 @@ def test_a_relative_folder_is_measured_from_here(tmp_path: Path, monkeypatch: py
 @pytest.mark.parametrize("below", ["", "out/new"])
 def test_room_is_asked_of_the_disk_the_folder_is_on(small_disk: Path, below: str) -> None:
     require_free(small_disk / below, 1 << 10, "the adapter")
-    with pytest.raises(WorkError, match=rf"{below}: the adapter needs 1\.5 MiB there and 0\.2 MiB are free"):
+    with pytest.raises(WorkError, match=rf"{below}: the adapter needs 1\.5 MiB there and 256 KiB are free"):
         require_free(small_disk / below, 3 << 19, "the adapter")
 
 

@@ -8,8 +8,8 @@ from qlora_demo.config import TrainConfig
 from qlora_demo.dispatch import Dispatcher
 from qlora_demo.errors import ConfigError
 from qlora_demo.history import RunNote, pair_of, read_note, score_of, side_by_side, write_note
-from qlora_demo.jobs import save_result
-from qlora_demo.records import RunState, TrainMetrics
+from qlora_demo.jobs import Job, save_result
+from qlora_demo.records import Progress, RunState, TrainMetrics
 from qlora_demo.runs import Run, append_metrics, write_state
 from qlora_demo.services import Services
 
@@ -67,5 +67,9 @@ def test_the_dispatcher_starts_nothing_while_something_trains(
     assert started == []
     made = services.runs.create(TrainConfig())
     write_state(made.path, RunState("queued"))
+    services.jobs.last = Job("evaluation", made.id, Progress("at work"))
+    dispatcher.look()
+    assert started == [], "a job has the models"
+    services.jobs.last = None
     dispatcher.look()
     assert started == [1]

@@ -100,7 +100,7 @@ def test_a_name_without_an_owner_is_the_token_s_owner_s(server: HubServer, folde
     assert server.files("ada/tickets") == _content(folder)
     assert [one.text for one in said] == [
         "opening the repository tickets",
-        "uploading 0.3 MiB to ada/tickets",
+        "uploading 293 KiB to ada/tickets",
         "uploaded to ada/tickets",
     ]
 

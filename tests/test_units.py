@@ -29,7 +29,7 @@ def test_durations_have_the_unit_that_suits_them(seconds: float, words: str) -> 
 @pytest.mark.parametrize(
     ("count", "words"),
     [
-        (0, "0.0 MiB"),
+        (0, "0 KiB"),
         (MIB, "1.0 MiB"),
         (300 * MIB, "300 MiB"),
         (GIB, "1.0 GiB"),

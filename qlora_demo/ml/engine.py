@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -31,7 +32,9 @@ from ..records import (
 )
 from ..runs import Run, RunStore
 from ..settings import Settings
+from ..sources import resolve
 from .bandwidth import read_bandwidth
+from .explain import explain_layer, explain_update, layer_names
 from .export import ExportTarget, export_adapter, export_merged
 from .judge import before_after, merge_fidelity
 from .load import device
@@ -94,6 +97,20 @@ class Engine:
     def preflight(self, config: TrainConfig, halt: Halt) -> Iterator[Step]:
         """What training would see of a config's data; needs no model, so it runs where it is asked."""
         return preflight(config, self.settings, halt)
+
+    def layers(self, model: str) -> list[str]:
+        """The linear layers of a base model that is on this disk."""
+        return layer_names(resolve(self.settings, model))
+
+    def explain_layer(self, model: str, layer: str) -> dict[str, Any]:
+        """What NF4 does to one layer; see `explain.explain_layer`."""
+        return explain_layer(resolve(self.settings, model), layer)
+
+    def explain_update(self, run_id: str, layer: str) -> dict[str, Any]:
+        """What a run learned for one layer; see `explain.explain_update`."""
+        run = self.runs.get(run_id)
+        scale = run.config.lora_alpha / (math.sqrt(run.config.r) if run.config.use_rslora else run.config.r)
+        return explain_update(run.adapter, layer, scale)
 
     def _load(self, columns: Sequence[Column], halt: Halt, purpose: Purpose) -> Generator[Progress]:
         self._variants.plan(columns)

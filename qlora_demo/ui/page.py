@@ -12,7 +12,7 @@ from ..dispatch import Dispatcher
 from ..gpu import device_info
 from ..services import Services
 from ..status import AppStatus
-from . import chat_tab, evaluate_tab, render, train_tab
+from . import chat_tab, evaluate_tab, explain_tab, render, train_tab
 
 TITLE = "QLoRA demo"
 CSS = """
@@ -71,6 +71,9 @@ def build_page(services: Services, status: AppStatus) -> gr.Blocks:
             with gr.Tab("Evaluate", id="evaluate") as judge:
                 untrained.append(_train_first(tabs))
                 judged = evaluate_tab.build(services)
+            with gr.Tab("Explain", id="explain") as explained:
+                untrained.append(_train_first(tabs))
+                explain = explain_tab.build(services)
 
         def where() -> str:
             return render.status_line(
@@ -84,7 +87,8 @@ def build_page(services: Services, status: AppStatus) -> gr.Blocks:
         hidden: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         gr.Timer(5).tick(where, None, line, concurrency_limit=None, **hidden)
         page.load(where, None, line, **hidden)
-        for tab, dropdown, first in ((chat, run, untrained[0]), (judge, judged, untrained[1])):
+        explained.select(explain.open, explain.inputs, explain.outputs, **hidden)
+        for tab, dropdown, first in zip((chat, judge, explained), (run, judged, explain.run), untrained, strict=True):
             page.load(refresh, dropdown, [dropdown, first], **hidden)
             tab.select(refresh, dropdown, [dropdown, first], **hidden)
         gr.Markdown(f"<small>qlora-demo {__version__}</small>")

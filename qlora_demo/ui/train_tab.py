@@ -76,7 +76,8 @@ def _wire_start(services: Services, buttons: SimpleNamespace, chosen: controls.C
                 f"model: {config.model} is still being fetched; wait until the line on top no longer says so"
             )
         plan_training(services.settings, config)  # a model that is not there is refused before anything starts
-        if services.runs.active() is None and services.engine.release():
+        idle = services.runs.active() is None and not services.jobs.going
+        if idle and services.engine.release():
             gr.Info("The chat's models were freed to make room for training; the next prompt loads them again.")
         run = services.launcher.submit(config, int(processes or 1))
         if run.state.status == "queued":

@@ -10,6 +10,8 @@ from qlora_demo.config import TrainConfig
 from qlora_demo.services import Services
 from tests.ml.test_train import TINY, ended, wait
 
+pytestmark = pytest.mark.processes
+
 
 def test_two_ranks_end_with_the_losses_of_one_process_with_twice_the_batch(
     services: Services, tiny_model: Path, chat_file: Path

@@ -27,6 +27,8 @@ from qlora_demo.services import Services
 from qlora_demo.sources import find_adapter
 from tests.ml.test_train import TINY, ended, wait
 
+pytestmark = pytest.mark.processes
+
 
 @pytest.fixture
 def config(tiny_model: Path, chat_file: Path) -> TrainConfig:

@@ -21,6 +21,8 @@ from qlora_demo.ml.trainer import adapters_to_fp32, build_trainer
 from qlora_demo.runs import Run
 from qlora_demo.services import Services
 
+pytestmark = pytest.mark.processes
+
 TINY: dict[str, Any] = {
     "max_length": 64,
     "r": 4,

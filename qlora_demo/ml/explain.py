@@ -1,0 +1,221 @@
+"""How QLoRA works, measured on real tensors: one layer of a real model, one update that was really trained.
+
+Every figure is computed here when it is asked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import NormalDist
+from typing import Any
+
+import bitsandbytes.functional as quantization
+import torch
+from bitsandbytes.nn import Linear4bit, Params4bit
+from safetensors import safe_open
+from torch.profiler import ProfilerActivity, profile
+
+from ..errors import ModelError, RunError
+from .load import compute_dtype
+from .lora_linear import LoRALinear
+
+_BLOCK = 64
+_BINS = 64
+_TOKENS = 64
+_STEPS = 3
+_MOST_VALUES = 64
+
+
+def layer_names(source: str) -> list[str]:
+    """The two-dimensional weights of a model folder's linear layers, by name."""
+    found = [name for path in _files(source) for name in _names(path)]
+    return [name.removesuffix(".weight") for name in found if name.endswith("_proj.weight")]
+
+
+def explain_layer(source: str, name: str) -> dict[str, Any]:
+    """NF4 on one layer: ``levels``, ``histogram``, ``errors`` by type, ``bits``, ``memory`` of a pass, ``training``."""
+    weight = _read(source, f"{name}.weight").float()
+    return {
+        "name": name,
+        "shape": list(weight.shape),
+        "levels": levels(),
+        "histogram": histogram(weight),
+        "errors": errors(weight),
+        "bits": bits(weight),
+        "memory": memory_of_a_pass(weight),
+        "training": what_training_touches(weight),
+    }
+
+
+def explain_update(adapter: Path, name: str, alpha_over_r: float) -> dict[str, Any]:
+    """A trained update's singular values: ``values``, and how many carry 90% and 99% of its energy."""
+    with safe_open(str(adapter / "adapter_model.safetensors"), "pt") as file:
+        keys = {key for key in file.keys() if f".{name}." in key}  # noqa: SIM118 - safe_open is no dictionary
+        halves = [next((key for key in keys if f"lora_{half}." in key), "") for half in "AB"]
+        if not all(halves):
+            raise RunError(f"layer {name}: this run's adapter has no update for it; choose another layer or run")
+        a, b = (file.get_tensor(key).float() for key in halves)
+    values = torch.linalg.svdvals(alpha_over_r * b @ a)[: a.shape[0]]
+    energy = (values**2).cumsum(0) / (values**2).sum().clamp(min=1e-30)
+    return {
+        "rank": a.shape[0],
+        "values": values[:_MOST_VALUES].tolist(),
+        "rank_for_90": int((energy < 0.9).sum()) + 1,
+        "rank_for_99": int((energy < 0.99).sum()) + 1,
+        "norm": float((values**2).sum().sqrt()),
+    }
+
+
+def levels() -> dict[str, list[float]]:
+    """NF4's 16 levels as the library stores them, and as quantiles of the normal distribution give them.
+
+    Eight quantiles on the positive side and seven on the negative, evenly spaced in probability, and zero; scaled so
+    that the outermost is 1 (Dettmers et al. 2023, QLoRA).
+    """
+    offset = 0.9677083
+    normal = NormalDist()
+
+    def side(count: int) -> list[float]:
+        steps = [offset + (0.5 - offset) * at / count for at in range(count)]
+        return [normal.inv_cdf(share) for share in steps]
+
+    positive, negative = side(8), side(7)
+    made = sorted([*positive, 0.0, *(-value for value in negative)])
+    most = max(made)
+    return {
+        "stored": quantization.get_4bit_type("nf4", device="cpu").tolist(),
+        "from_quantiles": [value / most for value in made],
+    }
+
+
+def histogram(weight: torch.Tensor) -> dict[str, list[float]]:
+    """The layer's weights over their block's largest one, binned, and how often each NF4 level is used."""
+    scaled = _blocks(weight) / _blocks(weight).abs().amax(1, keepdim=True).clamp(min=1e-30)
+    counts = torch.histc(scaled, _BINS, -1.0, 1.0) / scaled.numel()
+    nf4 = torch.tensor(quantization.get_4bit_type("nf4", device="cpu").tolist())
+    nearest = (scaled.flatten()[:, None] - nf4).abs().argmin(1)
+    used = torch.bincount(nearest, minlength=16) / nearest.numel()
+    middles = [(-1 + (2 * at + 1) / _BINS) for at in range(_BINS)]
+    return {"at": middles, "share": counts.tolist(), "level_share": used.tolist()}
+
+
+def errors(weight: torch.Tensor) -> dict[str, float]:
+    """Root mean square error over the weights' own, in blocks of 64: NF4, FP4, and evenly spaced int4."""
+    found: dict[str, float] = {}
+    for kind in ("nf4", "fp4"):
+        packed, state = quantization.quantize_4bit(weight, blocksize=_BLOCK, quant_type=kind)
+        found[kind] = _relative(quantization.dequantize_4bit(packed, state), weight)
+    blocks = _blocks(weight)
+    scale = blocks.abs().amax(1, keepdim=True).clamp(min=1e-30) / 7
+    found["int4 (absmax)"] = _relative((blocks / scale).round().clamp(-7, 7) * scale, blocks)
+    return found
+
+
+def bits(weight: torch.Tensor) -> dict[str, float]:
+    """Bits per weight by arithmetic and as stored, without and with double quantization."""
+    found = {"arithmetic, single": 4 + 32 / _BLOCK, "arithmetic, double": 4 + 8 / _BLOCK + 32 / (_BLOCK * 256)}
+    for name, double in (("single", False), ("double", True)):
+        packed, state = quantization.quantize_4bit(
+            weight, blocksize=_BLOCK, quant_type="nf4", compress_statistics=double
+        )
+        constants = [state.absmax] + ([state.state2.absmax] if double else [])
+        stored = packed.nbytes + sum(tensor.nbytes for tensor in constants)
+        found[f"stored, {name}"] = 8 * stored / weight.numel()
+    return found
+
+
+def memory_of_a_pass(weight: torch.Tensor) -> dict[str, int]:
+    """Bytes: the layer as stored and in 16 bit, and the peak of new memory in a forward and a backward pass."""
+    layer = _four_bit(weight)
+    x = torch.randn(_TOKENS, weight.shape[1], dtype=compute_dtype(), requires_grad=True)
+    with _peak() as forward:
+        y = layer(x)
+    with _peak() as backward:
+        y.float().sum().backward()
+    return {
+        "tokens": _TOKENS,
+        "stored": layer.weight.nbytes + layer.weight.quant_state.absmax.nbytes,
+        "in_16_bit": 2 * weight.numel(),
+        "forward_peak": forward(),
+        "backward_peak": backward(),
+    }
+
+
+def what_training_touches(weight: torch.Tensor) -> dict[str, Any]:
+    """A few steps of AdamW on an update over the quantized layer: what has a gradient, and what changed."""
+    base: Any = _four_bit(weight)
+    layer = LoRALinear(base, r=8, alpha=16).to(compute_dtype())
+    optimizer = torch.optim.AdamW([layer.A, layer.B], lr=1e-2)
+    before, start = _checksum(base.weight), {"A": layer.A.detach().clone(), "B": layer.B.detach().clone()}
+    x, target = (torch.randn(_TOKENS, size, dtype=compute_dtype()) for size in reversed(weight.shape))
+    gradients: dict[str, bool] = {}
+    for _ in range(_STEPS):
+        optimizer.zero_grad()
+        (layer(x) - target).float().pow(2).mean().backward()
+        gradients = {name: parameter.grad is not None for name, parameter in layer.named_parameters()}
+        optimizer.step()
+    return {
+        "steps": _STEPS,
+        "frozen_before": before,
+        "frozen_after": _checksum(base.weight),
+        "gradients": gradients,
+        "changed": {name: bool((getattr(layer, name) != kept).any()) for name, kept in start.items()},
+    }
+
+
+def _four_bit(weight: torch.Tensor) -> Linear4bit:
+    layer = Linear4bit(weight.shape[1], weight.shape[0], bias=False, compute_dtype=compute_dtype(), quant_type="nf4")
+    layer.weight = Params4bit(weight.to(compute_dtype()), requires_grad=False, quant_type="nf4")
+    layer.support_avx512bf16_for_cpu = False
+    return layer.to("cpu")
+
+
+@contextmanager
+def _peak() -> Iterator[Callable[[], int]]:
+    """The most memory that was newly held at any moment within the block, in bytes."""
+    found: list[int] = []
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        yield lambda: found[0]
+    held = most = 0
+    for event in seen.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            most = max(most, held)
+    found.append(most)
+
+
+def _blocks(weight: torch.Tensor) -> torch.Tensor:
+    flat = weight.flatten()
+    return flat[: flat.numel() // _BLOCK * _BLOCK].view(-1, _BLOCK)
+
+
+def _relative(made: torch.Tensor, given: torch.Tensor) -> float:
+    return float((made - given).pow(2).mean().sqrt() / given.pow(2).mean().sqrt())
+
+
+def _checksum(tensor: torch.Tensor) -> str:
+    return hashlib.blake2b(tensor.data.cpu().numpy().tobytes(), digest_size=8).hexdigest()
+
+
+def _files(source: str) -> list[Path]:
+    files = sorted(Path(source).glob("*.safetensors"))
+    if not files:
+        raise ModelError(f"model: {source} is no folder with safetensors; choose a model that is on this disk")
+    return files
+
+
+def _names(path: Path) -> list[str]:
+    with safe_open(str(path), "pt") as file:
+        return list(file.keys())
+
+
+def _read(source: str, name: str) -> torch.Tensor:
+    for path in _files(source):
+        with safe_open(str(path), "pt") as file:
+            if name in file.keys():  # noqa: SIM118 - safe_open is no dictionary
+                tensor: torch.Tensor = file.get_tensor(name)
+                return tensor
+    raise ModelError(f"model: {source} has no layer {name.removesuffix('.weight')}; choose one of its own")

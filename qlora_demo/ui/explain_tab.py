@@ -1,0 +1,119 @@
+"""The Explain tab: how QLoRA works, on one layer of a real model and one update that was really trained."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import gradio as gr
+
+from ..catalog import SHAPES, SMOLLM2
+from ..config import TrainConfig
+from ..errors import ConfigError, DemoError
+from ..jobs import read_result
+from ..memory_plan import parse_memory
+from ..planning import plan_training
+from ..runs import Run
+from ..services import Services
+from . import render_explain as show
+from .chat import needed_run
+from .render_training import problem
+from .told import told
+
+_QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+_SIZE = 4096
+
+
+def build(services: Services) -> SimpleNamespace:
+    """Draw the tab and wire it: ``run`` for the page to refresh, ``open`` and its parts for when the tab opens."""
+    parts, explain = _draw(), Explain(services)
+    found = [parts.nf4, parts.bits, parts.one_pass]
+    parts.r.change(explain.size, parts.r, parts.size, **_QUIET)
+    parts.run.change(told(explain.layers), parts.run, [parts.layer, parts.merging], **_QUIET)
+    parts.show.click(told(explain.layer), [parts.run, parts.layer], [parts.spectrum, *found], api_visibility="private")
+    ledger = [parts.shape, parts.method, parts.card]
+    for control in ledger:
+        control.change(explain.ledger, ledger, parts.ledger, **_QUIET)
+    opening = [parts.r, *ledger]
+    return SimpleNamespace(run=parts.run, open=explain.open, inputs=opening, outputs=[parts.size, parts.ledger])
+
+
+class Explain:
+    """What the tab computes; nothing is kept."""
+
+    def __init__(self, services: Services) -> None:
+        self.services = services
+
+    def open(self, r: int, shape: str, method: str, card: str) -> list[str]:
+        """What needs no model."""
+        return [self.size(r), self.ledger(shape, method, card)]
+
+    def size(self, r: int) -> str:
+        """An update's parameters at a rank."""
+        return show.update_size(_SIZE, _SIZE, int(r))
+
+    def layers(self, run: str | None) -> list[Any]:
+        """The layers of a run's base that can be looked into, and what merging did to it."""
+        names = self.services.engine().layers(self._model(run))
+        merging = show.merging(read_result(self.services.runs.get(run), "fidelity") if run else None)
+        return [gr.Dropdown(choices=names, value=names[len(names) // 2] if names else None), merging]
+
+    def layer(self, run: str | None, name: str | None) -> list[str]:
+        """Everything about one layer, computed now."""
+        chosen = self.services.runs.get(needed_run(run))
+        if not name:
+            raise ConfigError("layer", "none is chosen; choose one of the model's layers")
+        engine = self.services.engine()
+        facts = engine.explain_layer(self._model(run), name)
+        return [self._spectrum(chosen, name), show.nf4(facts), show.bits(facts), show.one_pass(facts)]
+
+    def ledger(self, shape: str, method: str, card: str) -> str:
+        """The memory of training a shape on a card, part by part."""
+        try:
+            config = TrainConfig(model=shape, method=method, max_length=512, target_modules="attention")
+            return show.ledger(plan_training(self.services.settings, config, parse_memory(card)))
+        except DemoError as exc:
+            return problem(str(exc))
+        except ValueError:
+            return problem(f"card: {card!r} is not allowed; give a size like 24GB")
+
+    def _spectrum(self, run: Run, name: str) -> str:
+        try:
+            return show.spectrum(self.services.engine().explain_update(run.id, name))
+        except DemoError as exc:
+            return problem(str(exc))
+
+    def _model(self, run: str | None) -> str:
+        return self.services.runs.get(run).config.model if run else SMOLLM2.name
+
+
+def _draw() -> SimpleNamespace:
+    parts = SimpleNamespace()
+    with gr.Accordion("LoRA: a frozen layer and a thin update", open=True):
+        parts.r = gr.Slider(1, 256, 8, step=1, label="Rank r", elem_id="explain-r")
+        parts.size = gr.HTML(elem_id="explain-size")
+    with gr.Row():
+        parts.run = gr.Dropdown([], label="Finished run", elem_id="explain-run", scale=3, interactive=True)
+        parts.layer = gr.Dropdown(
+            [], label="Layer of its base model", elem_id="explain-layer", scale=3, interactive=True
+        )
+        parts.show = gr.Button("Look into this layer", variant="primary", elem_id="explain", scale=1, min_width=140)
+    with gr.Accordion("What was learned: the update's singular values", open=True):
+        parts.spectrum = gr.HTML(elem_id="spectrum")
+    with gr.Accordion("NF4: sixteen levels for weights", open=True):
+        parts.nf4 = gr.HTML(elem_id="nf4")
+    with gr.Accordion("Double quantization: bits per weight", open=True):
+        parts.bits = gr.HTML(elem_id="bits")
+    with gr.Accordion("One pass, and what training changes", open=True):
+        parts.one_pass = gr.HTML(elem_id="one-pass")
+    with gr.Accordion("Merging", open=True):
+        parts.merging = gr.HTML(elem_id="merging")
+    with gr.Accordion("The memory ledger", open=True):
+        with gr.Row():
+            parts.shape = gr.Dropdown(list(SHAPES), value="llama-2-7b", label="Shape", elem_id="ledger-shape")
+            parts.method = gr.Radio(
+                ["qlora", "lora", "lora-8bit"], value="qlora", label="Method", elem_id="ledger-method"
+            )
+            parts.card = gr.Textbox("24GB", label="Card", elem_id="ledger-card")
+        parts.ledger = gr.HTML(elem_id="ledger")
+    return parts

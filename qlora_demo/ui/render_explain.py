@@ -1,0 +1,111 @@
+"""How QLoRA works, from measured figures -> HTML.  Imports no gradio."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from html import escape
+from itertools import zip_longest
+from typing import Any
+
+from .. import plots, tables
+from ..memory_plan import Comparison, MemoryPlan
+from ..units import memory, percent
+
+Facts = Mapping[str, Any]
+
+
+def update_size(inputs: int, outputs: int, r: int) -> str:
+    """What a LoRA update of a layer of this size holds, against the layer itself, its bias included."""
+    whole, trained = inputs * outputs + outputs, r * (inputs + outputs)
+    return (
+        f"<p>A layer of {inputs:,} x {outputs:,} has {whole:,} parameters with its bias. An update of rank {r} is two "
+        f"thin matrices, A of {r} x {inputs:,} and B of {outputs:,} x {r}: <b>{trained:,} parameters, "
+        f"{percent(trained / whole)}</b>. The frozen layer's own gradient and optimizer state, 2 + 8 bytes each, "
+        f"would be {memory(10 * whole)}; the update's are {memory(10 * trained)}.</p>"
+    )
+
+
+def spectrum(found: Facts) -> str:
+    """A trained update's singular values: how much of its rank it uses."""
+    points = {"singular values": [(float(at), value) for at, value in enumerate(found["values"], 1)]}
+    plot = plots.lines("Singular values of a trained update", "number", "singular value", points)
+    return (
+        f"<p>Of rank {found['rank']}, {found['rank_for_90']} directions hold 90% of the update's energy and "
+        f"{found['rank_for_99']} hold 99%. Its norm is {found['norm']:.3g}.</p>{plot}"
+    )
+
+
+def nf4(facts: Facts) -> str:
+    """The levels, the layer's weights on them, and how near each 4-bit type comes."""
+    stored, made = facts["levels"]["stored"], facts["levels"]["from_quantiles"]
+    off = max(abs(ours - theirs) for ours, theirs in zip(stored, made, strict=True))
+    histogram = facts["histogram"]
+    weights = {"weights": list(zip(histogram["at"], histogram["share"], strict=True))}
+    used = {
+        f"{level:.2f}": {"share": 100 * share} for level, share in zip(stored, histogram["level_share"], strict=True)
+    }
+    errors = tuple((name, percent(value)) for name, value in facts["errors"].items())
+    return (
+        f"<p>The 16 levels are quantiles of a normal distribution, meant for weights that are so distributed. "
+        f"Computed from the normal distribution here they agree with the library's to {off:.1g}.</p>"
+        + plots.lines(f"Weights of {facts['name']} over the largest of their block of 64", "value", "share", weights)
+        + plots.bars("How often each level is used", "% of the weights", used, x_label="level")
+        + tables.html(tables.Table(("4-bit type", "root mean square error over the weights' own"), errors))
+    )
+
+
+def bits(facts: Facts) -> str:
+    """What double quantization saves, reckoned and as stored."""
+    rows = tuple((name, f"{value:.4f}") for name, value in facts["bits"].items())
+    return (
+        "<p>Each block of 64 weights has one constant in 32 bits: half a bit a weight. Double quantization stores "
+        "those constants in 8 bits, with one of 32 bits for 256 of them.</p>"
+        + tables.html(tables.Table(("bits per weight", ""), rows))
+    )
+
+
+def one_pass(facts: Facts) -> str:
+    """What a forward and a backward pass through a 4-bit layer hold, and what training changes."""
+    found, trained = facts["memory"], facts["training"]
+    rows = (
+        ("the layer as stored", memory(found["stored"])),
+        ("the layer in 16 bit", memory(found["in_16_bit"])),
+        ("most new memory in the forward pass", memory(found["forward_peak"])),
+        ("most new memory in the backward pass", memory(found["backward_peak"])),
+    )
+    gradients = ", ".join(name for name, there in trained["gradients"].items() if there)
+    without = ", ".join(name for name, there in trained["gradients"].items() if not there)
+    same = trained["frozen_before"] == trained["frozen_after"]
+    return (
+        f"<p>The stored weights are written out in 16 bit for the product and forgotten, once in the forward and once "
+        f"more in the backward pass ({found['tokens']} tokens, measured).</p>"
+        + tables.html(tables.Table(("", "bytes"), rows))
+        + f"<p>After {trained['steps']} steps of AdamW the frozen 4-bit weights' checksum is "
+        f"{escape(trained['frozen_after'])}, before it was {escape(trained['frozen_before'])}: "
+        f"<b>{'unchanged' if same else 'changed'}</b>. Gradients exist for {escape(gradients)}; none is kept for "
+        f"{escape(without)}, though they flow through it.</p>"
+    )
+
+
+def merging(fidelity: Facts | None) -> str:
+    """Why one does not merge into 4-bit weights: what it does to the distributions, as this run's fidelity measured."""
+    if not fidelity or not fidelity.get("merges"):
+        return '<p class="empty">Measure <b>Merge fidelity</b> of this run on the Evaluate tab; it is shown here.</p>'
+    return (
+        "<p>A merge writes the update into the weights: no extra products per token. Rounding the sum to 16 levels a "
+        "block again can erase an update that is smaller than the steps between the levels. Measured on this run:</p>"
+        + tables.html(tables.fidelity(fidelity))
+        + f"<p><b>{escape(fidelity.get('sentence', ''))}</b></p>"
+    )
+
+
+def ledger(found: Comparison) -> str:
+    """A shape by every way of training, part by part."""
+    plans: tuple[MemoryPlan, ...] = (found.chosen, *found.others)
+    in_turn = zip_longest(*(plan.items for plan in plans))
+    names = list(dict.fromkeys(item.name for parts in in_turn for item in parts if item))
+    sizes = [{item.name: item.bytes for item in plan.items} for plan in plans]
+    rows = [(name, *(memory(size[name]) if name in size else "–" for size in sizes)) for name in names]
+    rows.append(("in all", *(memory(plan.total_bytes) for plan in plans)))
+    rows.append(("fits", *("yes" if plan.total_bytes <= found.device_bytes else "no" for plan in plans)))
+    return tables.html(tables.Table(("part", *(plan.way for plan in plans)), tuple(rows)))

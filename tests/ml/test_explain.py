@@ -1,0 +1,118 @@
+"""What the Explain tab says is true: our layer is PEFT's, the figures are those of the tensors."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+
+from qlora_demo.errors import ModelError
+from qlora_demo.ml import explain
+from qlora_demo.ml.lora_linear import LoRALinear
+
+
+@pytest.fixture
+def pair() -> tuple[LoRALinear, Any]:
+    """Our layer and PEFT's, on the same weights."""
+    torch.manual_seed(0)
+    base = nn.Linear(24, 40)
+    theirs = get_peft_model(
+        nn.Sequential(copy.deepcopy(base)), LoraConfig(r=4, lora_alpha=8, target_modules=["0"])
+    ).base_model.model[0]
+    ours = LoRALinear(base, r=4, alpha=8)
+    with torch.no_grad():
+        ours.A.copy_(theirs.lora_A["default"].weight)
+        theirs.lora_B["default"].weight.normal_()
+        ours.B.copy_(theirs.lora_B["default"].weight)
+    return ours, theirs
+
+
+def test_training_starts_at_the_frozen_layer_exactly() -> None:
+    base = nn.Linear(24, 40)
+    x = torch.randn(5, 24)
+    assert torch.equal(LoRALinear(base, r=4, alpha=8)(x), base(x))
+
+
+def test_forward_and_gradients_are_pefts(pair: tuple[LoRALinear, Any]) -> None:
+    ours, theirs = pair
+    x = torch.randn(5, 24)
+    for layer in pair:
+        layer(x).pow(2).sum().backward()
+    assert torch.allclose(ours(x), theirs(x), atol=1e-5)
+    assert ours.A.grad is not None and ours.B.grad is not None
+    assert torch.allclose(ours.A.grad, theirs.lora_A["default"].weight.grad, rtol=1e-4, atol=1e-3)
+    assert torch.allclose(ours.B.grad, theirs.lora_B["default"].weight.grad, rtol=1e-4, atol=1e-3)
+    assert ours.base.weight.grad is None and theirs.base_layer.weight.grad is None
+
+
+def test_merging_is_pefts_and_can_be_undone(pair: tuple[LoRALinear, Any]) -> None:
+    ours, theirs = pair
+    x, before = torch.randn(5, 24), ours.base.weight.clone()
+    unmerged = ours(x)
+    ours.merge()
+    theirs.merge()
+    assert torch.allclose(ours.base.weight, theirs.base_layer.weight, atol=1e-6)
+    assert torch.allclose(ours(x), unmerged, atol=1e-4)
+    ours.unmerge()
+    assert torch.allclose(ours.base.weight, before, atol=1e-6)
+    assert torch.linalg.matrix_rank(ours.update()) == 4
+
+
+def test_the_levels_come_from_the_normal_distribution() -> None:
+    found = explain.levels()
+    assert len(found["stored"]) == 16
+    assert found["from_quantiles"] == pytest.approx(found["stored"], abs=1e-6)
+
+
+@pytest.fixture
+def weight() -> torch.Tensor:
+    return torch.randn(128, 256, generator=torch.Generator().manual_seed(0))
+
+
+def test_nf4_is_nearest_to_normal_weights(weight: torch.Tensor) -> None:
+    errors = explain.errors(weight)
+    assert errors["nf4"] < errors["fp4"] and errors["nf4"] < errors["int4 (absmax)"]
+    uniform = explain.errors(torch.rand(128, 256) * 2 - 1)
+    assert uniform["int4 (absmax)"] < uniform["nf4"], "and not to others"
+
+
+def test_bits_as_stored_are_those_of_the_arithmetic(weight: torch.Tensor) -> None:
+    found = explain.bits(weight)
+    assert found["arithmetic, double"] == pytest.approx(4.127, abs=5e-4)
+    assert found["stored, single"] == found["arithmetic, single"] == 4.5
+    assert found["stored, double"] == pytest.approx(found["arithmetic, double"], abs=1e-3)
+
+
+def test_the_histogram_holds_every_weight_once(weight: torch.Tensor) -> None:
+    found = explain.histogram(weight)
+    assert sum(found["share"]) == pytest.approx(1.0)
+    assert sum(found["level_share"]) == pytest.approx(1.0)
+
+
+def test_a_pass_holds_the_layer_in_16_bit_for_a_moment(weight: torch.Tensor) -> None:
+    found = explain.memory_of_a_pass(weight)
+    assert found["stored"] < found["in_16_bit"] / 3
+    assert found["in_16_bit"] <= found["forward_peak"] < 4 * found["in_16_bit"]
+    assert found["in_16_bit"] <= found["backward_peak"]
+
+
+def test_training_leaves_the_frozen_weights_alone(weight: torch.Tensor) -> None:
+    found = explain.what_training_touches(weight)
+    assert found["frozen_before"] == found["frozen_after"]
+    assert found["gradients"] == {"A": True, "B": True, "base.weight": False}
+    assert found["changed"] == {"A": True, "B": True}
+
+
+def test_layers_of_a_real_folder(tiny_model: Path) -> None:
+    names = explain.layer_names(str(tiny_model))
+    assert len(names) == 2 * 7 and "model.layers.1.mlp.down_proj" in names
+    assert explain.explain_layer(str(tiny_model), names[0])["name"] == names[0]
+    with pytest.raises(ModelError, match="has no layer nothing; choose one of its own"):
+        explain.explain_layer(str(tiny_model), "nothing")
+    with pytest.raises(ModelError, match="is no folder with safetensors"):
+        explain.layer_names("nobody/nothing")
