@@ -20,14 +20,20 @@ from qlora_demo.halt import Halt
 from qlora_demo.ml.load import load_16bit
 from qlora_demo.ml.merge import load_merged
 from qlora_demo.ml.reporter import Reporter
-from qlora_demo.ml.train import EndState
+from qlora_demo.ml.train import EndState, train
 from qlora_demo.records import AnswerRequest, Message
 from qlora_demo.runs import CHECKPOINT_MARK, CHECKPOINTS, Run, last_checkpoint
 from qlora_demo.services import Services
 from qlora_demo.sources import find_adapter
 from tests.ml.test_train import TINY, ended, wait
 
-pytestmark = pytest.mark.processes
+pytestmark = [
+    pytest.mark.processes,
+    # Told to those who would keep such an adapter as it is: ours is saved as a plain one.
+    pytest.mark.filterwarnings("ignore:(PiSSA|OLoRA) changes the base weights:UserWarning"),
+    # The model is loaded before EVA looks at it: nothing to save there.
+    pytest.mark.filterwarnings("ignore:.*eva initialization used with low_cpu_mem_usage:UserWarning"),
+]
 
 
 @pytest.fixture
@@ -46,6 +52,13 @@ def kill(run: Run) -> None:
             command = (process / "cmdline").read_bytes() if (process / "cmdline").exists() else b""
             if str(run.path).encode() in command:
                 os.kill(int(process.name), signal.SIGKILL)
+
+
+def trained_here(services: Services, config: TrainConfig) -> Run:
+    """A finished run, trained in this process: starting one takes longer than these trainings."""
+    run = services.runs.create(config)
+    train(run.path, config, services.settings)
+    return services.runs.get(run.id)
 
 
 def whole_checkpoint(run: Run) -> bool:
@@ -157,7 +170,7 @@ def test_a_run_that_diverges_says_so_and_ends_where_that_is_chosen(
 
 def test_no_better_held_out_loss_ends_the_run_early(services: Services, config: TrainConfig) -> None:
     patient = config.changed(max_steps=200, eval_steps=1, early_stopping_patience=2, learning_rate=1e-8)
-    run = wait(services, services.launcher.start(patient), ended)
+    run = trained_here(services, patient)
     assert run.state.status == "stopped" and run.has_adapter
     assert "stopped early: 2 held-out losses were no better" in run.state.error
 
@@ -178,9 +191,7 @@ METHODS: list[dict[str, Any]] = [
 def test_every_method_trains_answers_and_merges(
     services: Services, config: TrainConfig, values: dict[str, Any]
 ) -> None:
-    run = wait(
-        services, services.launcher.start(config.changed(**{"max_steps": 2, "learning_rate": 1e-2, **values})), ended
-    )
+    run = trained_here(services, config.changed(**{"max_steps": 2, "learning_rate": 1e-2, **values}))
     assert run.state.status == "finished", services.runs.log_tail(run.id)
     columns = parse_all(["base", "adapter", "merged"], run.id)
     hello: tuple[Message, ...] = ({"role": "user", "content": "hi"},)
@@ -201,7 +212,7 @@ def test_an_adapter_that_changed_its_base_is_saved_for_the_base_as_it_is(
 ) -> None:
     """Trained for one step at a rate of nearly nothing, it must be the base model: its start is taken out."""
     still = config.changed(method="lora", init_lora_weights=init, learning_rate=1e-9, max_steps=1)
-    run = wait(services, services.launcher.start(still), ended)
+    run = trained_here(services, still)
     merged = load_merged(find_adapter(services.settings, services.runs, run.id), "original")
     ids = torch.arange(3, 20)[None]
     with torch.inference_mode():
