@@ -24,7 +24,8 @@ def build(services: Services) -> SimpleNamespace:
     panel = History(services)
     parts.chosen.change(told(panel.compare), parts.chosen, [parts.compared, parts.note, parts.tags], **_QUIET)
     parts.save.click(told(panel.annotate), [parts.chosen, parts.note, parts.tags], parts.seen, **_QUIET)
-    return SimpleNamespace(refresh=panel.refresh, seen=parts.seen, drawn=[parts.table, parts.chosen, parts.seen])
+    drawn = [parts.table, parts.chosen, parts.compared, parts.seen]
+    return SimpleNamespace(refresh=panel.refresh, read=[parts.seen, parts.chosen], drawn=drawn, chosen=parts.chosen)
 
 
 class History:
@@ -33,25 +34,28 @@ class History:
     def __init__(self, services: Services) -> None:
         self.services = services
 
-    def refresh(self, seen: Any) -> list[Any]:
-        """The table and the runs that can be chosen, where something changed since `seen`."""
+    def refresh(self, seen: Any, names: list[str]) -> list[Any]:
+        """The table, the runs that can be chosen and those laid side by side, where something changed since `seen`."""
         runs = self.services.runs.all()
         now = [[run.id, run.state.status, str(history.read_note(run)), history.score_of(run)] for run in runs]
         if now == seen:
-            return [gr.skip()] * 3
+            return [gr.skip()] * 4
+        kept = [run.id for run in runs if run.id in names]
         choices = [(render.run_label(run), run.id) for run in runs]
-        return [render.runs_table(runs), gr.Dropdown(choices=choices), now]
+        return [render.runs_table(runs), gr.Dropdown(choices=choices, value=kept), self._side_by_side(kept), now]
 
     def compare(self, names: list[str]) -> list[Any]:
-        """Curves over each other, figures side by side, and what the first two differ in."""
+        """Curves over each other, figures side by side, what the first two differ in, and the first one's note."""
+        note = history.read_note(self.services.runs.get(names[0])) if names else history.RunNote()
+        return [self._side_by_side(names), note.text, ", ".join(note.tags)]
+
+    def _side_by_side(self, names: list[str]) -> str:
         runs = [self.services.runs.get(name) for name in names[:_MOST]]
         if not runs:
-            return ["", "", ""]
+            return ""
         curves = show.overlay([(run.id, self.services.runs.metrics(run.id)) for run in runs])
         table = tables.html(history.side_by_side(self.services.runs, runs))
-        differs = show.difference(runs[0], runs[1]) if len(runs) > 1 else ""
-        note = history.read_note(runs[0])
-        return [table + curves + differs, note.text, ", ".join(note.tags)]
+        return table + curves + (show.difference(runs[0], runs[1]) if len(runs) > 1 else "")
 
     def annotate(self, names: list[str], text: str, tags: str) -> None:
         """Keep a note and tags with the first chosen run; the table is drawn anew for it."""

@@ -50,12 +50,12 @@ def build(services: Services, page: gr.Blocks) -> None:
             planned = gr.HTML(elem_id="plan")
             shown = run_panel.draw()
     history = history_panel.build(services)
-    _wire_start(services, buttons, chosen, shown)
+    _wire_start(services, buttons, chosen, shown, history.chosen)
     run_panel.wire(services, chosen, shown, page)
     _wire_plan(services, chosen, planned, page)
-    page.load(history.refresh, history.seen, history.drawn, **_QUIET)
+    page.load(history.refresh, history.read, history.drawn, **_QUIET)
     gr.Timer(run_panel.POLL_SECONDS).tick(
-        history.refresh, history.seen, history.drawn, concurrency_limit=None, **_QUIET
+        history.refresh, history.read, history.drawn, concurrency_limit=None, **_QUIET
     )
 
 
@@ -67,7 +67,13 @@ def _draw_start() -> SimpleNamespace:
     return SimpleNamespace(start=start, pair=pair, processes=processes)
 
 
-def _wire_start(services: Services, buttons: SimpleNamespace, chosen: controls.Controls, shown: dict[str, Any]) -> None:
+def _wire_start(
+    services: Services,
+    buttons: SimpleNamespace,
+    chosen: controls.Controls,
+    shown: dict[str, Any],
+    side_by_side: gr.Dropdown,
+) -> None:
     written = [shown[name] for name in run_panel.WRITTEN]
 
     def submit(config: TrainConfig, processes: float) -> Run:
@@ -94,11 +100,12 @@ def _wire_start(services: Services, buttons: SimpleNamespace, chosen: controls.C
         made = [submit(config, processes) for config in configs]
         for run in made:
             write_note(run, "LoRA against QLoRA", tag)
-        return run_panel.poll(services, made[0].id, {})
+        names = [run.id for run in made]
+        return [*run_panel.poll(services, names[0], {}), gr.Dropdown(choices=names, value=names)]
 
     inputs = [buttons.processes, *chosen.values()]
     buttons.start.click(told(begin), inputs, written, **_QUIET)
-    buttons.pair.click(told(begin_pair), inputs, written, **_QUIET)
+    buttons.pair.click(told(begin_pair), inputs, [*written, side_by_side], **_QUIET)
 
 
 def _wire_plan(services: Services, chosen: controls.Controls, planned: gr.HTML, page: gr.Blocks) -> None:

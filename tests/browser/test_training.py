@@ -108,3 +108,18 @@ def test_presets_and_a_config_that_is_saved_and_loaded(page: Page, server: Serve
     saved.write_text('{"rank": 4}', "utf-8")
     give_file(page, "#load-config", saved)
     expect(page.get_by_text("rank: unknown field")).to_be_visible()
+
+
+def test_lora_and_qlora_as_a_pair(page: Page, server: Server, chat_file: Path, tiny_model: Path) -> None:
+    choose(page, "model", str(tiny_model))
+    choose(page, "dataset", str(chat_file))
+    set_number(page, "max_length", "64")
+    set_number(page, "max_steps", "3")
+    set_number(page, "r", "4")
+    page.click("#start-pair")
+    compared = page.locator("#compared")
+    expect(compared).to_contain_text(re.compile(r"method\s*qlora, r 4\s*lora, r 4"), timeout=MINUTE)
+    expect(compared).to_contain_text(re.compile(r"state\s*finished\s*finished"), timeout=2 * MINUTE)
+    expect(compared).to_contain_text(re.compile(r"score \(exact match\)\s*\d+\.\d%\s*\d+\.\d%"))
+    expect(compared).to_contain_text(re.compile(r"median step\s*\d+.*s\s*\d+.*s"))
+    expect(page.locator("#runs")).to_contain_text("LoRA against QLoRA")
