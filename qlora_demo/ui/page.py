@@ -89,7 +89,8 @@ def build_page(services: Services, status: AppStatus) -> gr.Blocks:
         page.load(where, None, line, **hidden)
         explained.select(explain.open, explain.inputs, explain.outputs, **hidden)
         for tab, dropdown, first in zip((chat, judge, explained), (run, judged, explain.run), untrained, strict=True):
-            page.load(refresh, dropdown, [dropdown, first], **hidden)
+            if tab is not explained:  # which reads the model when it is opened, and not before
+                page.load(refresh, dropdown, [dropdown, first], **hidden)
             tab.select(refresh, dropdown, [dropdown, first], **hidden)
         gr.Markdown(f"<small>qlora-demo {__version__}</small>")
     return page

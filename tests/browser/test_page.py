@@ -240,6 +240,7 @@ def test_a_damaged_adapter_is_told_and_the_app_goes_on(page: Page, server: Serve
     write_state(run.path, RunState(status="finished"))
     tab(page, "Chat")
     expect(page.locator("#chat-run input")).to_have_value(re.compile(run.id))
+    expect(page.locator("#placement")).to_contain_text("GiB")
     page.fill("#prompt textarea", "hello")
     page.click("#send")
     expect(page.get_by_text(re.compile("is missing; train again|tokenizer"))).to_be_visible(timeout=MINUTE)
