@@ -1,6 +1,6 @@
 """The yardstick: fine-tuning the bundled task as a tutorial would, with the app's settings and TRL's own defaults.
 
-    python benchmarks/plain_sft.py STEPS CHECKPOINTING(on|off)
+    python -m benchmarks.plain_sft STEPS CHECKPOINTING(on|off)
 
 Prints one JSON line: tokens trained on and the seconds of `trainer.train()`.
 """

@@ -1,6 +1,6 @@
 """Is training through the app as fast as a plain script?  Both, in turn, in one run; the ratio is what counts.
 
-    python benchmarks/train_overhead.py [--steps 20] [--rounds 3] [--out FILE]
+    python -m benchmarks.train_overhead [--steps 20] [--rounds 3] [--out FILE]
 
 Method: each round trains the same rows with the same settings through the app (`python -m qlora_demo train`), through
 the plain script with the app's checkpointing (same settings), and through the plain script with TRL's default
