@@ -13,7 +13,6 @@ import contextlib
 import json
 import os
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -187,14 +186,14 @@ def evaluate(services: Services, args: argparse.Namespace) -> dict[str, Any]:
     """Scores on the run's held-out rows."""
     columns = parse_all(_names(args.variants), args.run)
     result = last(services.engine().evaluate(args.run, columns, args.limit, Halt()))
-    save_result(services.runs.get(args.run), "evaluation", result | {"complete": True, "time": time.time()})
+    save_result(services.runs.get(args.run), "evaluation", result)
     return {"run": args.run, "variants": result["variants"], "splits": result["splits"]}
 
 
 def fidelity(services: Services, args: argparse.Namespace) -> dict[str, Any]:
     """Both merges against the adapter model, on the run's held-out rows."""
     result = last(services.engine().fidelity(args.run, args.limit, Halt()))
-    save_result(services.runs.get(args.run), "fidelity", result | {"complete": True, "time": time.time()})
+    save_result(services.runs.get(args.run), "fidelity", result)
     return {"run": args.run, **result}
 
 

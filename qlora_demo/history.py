@@ -48,6 +48,12 @@ def write_note(run: Run, text: str, tags: str) -> RunNote:
     return note
 
 
+def stamps(run: Run) -> list[int]:
+    """Changes when the note or the evaluation does; costs no reading."""
+    files = (run.path / "note.json", run.path / "results" / "evaluation.json")
+    return [path.stat().st_mtime_ns if path.exists() else 0 for path in files]
+
+
 def pair_of(config: TrainConfig) -> tuple[TrainConfig, TrainConfig]:
     """The same config on a 4-bit and on a 16-bit base; both answer held-out rows at their end."""
     same: dict[str, Any] = {"score_rows": max(config.score_rows, PAIR_SCORE_ROWS)}

@@ -81,19 +81,20 @@ class Jobs:
 
     def _keep(self, run: Run, result: dict[str, Any], *, complete: bool) -> None:
         assert self.last is not None
-        save_result(run, self.last.kind, result | {"complete": complete, "time": time.time()})
+        save_result(run, self.last.kind, result, complete=complete)
 
     def _note(self, **changes: Any) -> None:
         assert self.last is not None
         self.last = replace(self.last, **changes)
 
 
-def save_result(run: Run, kind: str, result: dict[str, Any]) -> None:
-    """Replace a run's result of one kind."""
+def save_result(run: Run, kind: str, result: dict[str, Any], *, complete: bool = True) -> None:
+    """Replace a run's result of one kind, with the time and whether it is all that was asked for."""
+    told = result | {"complete": complete, "time": time.time()}
     folder = run.path / "results"
     try:
         folder.mkdir(exist_ok=True)
-        write_atomically(folder / f"{kind}.json", json.dumps(result, ensure_ascii=False))
+        write_atomically(folder / f"{kind}.json", json.dumps(told, ensure_ascii=False))
     except OSError as exc:
         raise RunError(f"{folder}: cannot be written ({exc.strerror}); free disk space and try again") from exc
 

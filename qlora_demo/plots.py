@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 import threading
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
+
+from .records import TrainMetrics
 
 Series = Mapping[str, Sequence[tuple[float, float]]]
 _FEW = 10
@@ -41,14 +44,26 @@ _STYLE: dict[Any, Any] = {
 
 
 def lines(title: str, x_label: str, y_label: str, series: Series) -> str:
-    """One line per series, of (x, y) points; a point that stands alone is a dot."""
+    """One line per series, of (x, y) points, with a gap where y is no number."""
 
     def draw(axes: Any) -> None:
         for name, points in series.items():
-            x, y = zip(*points, strict=True)
+            x, y = zip(*((at, value if math.isfinite(value) else math.nan) for at, value in points), strict=True)
             axes.plot(x, y, label=name, marker="o" if len(points) < 30 else None, markersize=3, linewidth=1.4)
 
     return _svg(title, x_label, y_label, draw, legend=len(series) > 1)
+
+
+def curves(metrics: Sequence[TrainMetrics]) -> list[str]:
+    """Training and held-out loss, and the learning rate, by step; what was not measured is left out."""
+    losses = {
+        "training": [(one.step, one.loss) for one in metrics if one.loss is not None],
+        "held-out": [(one.step, one.eval_loss) for one in metrics if one.eval_loss is not None],
+    }
+    rates = {"learning rate": [(one.step, one.learning_rate) for one in metrics if one.learning_rate is not None]}
+    wanted = (("Loss", "loss (nats per token)", losses), ("Learning rate", "learning rate", rates))
+    drawn = ((title, label, {name: at for name, at in series.items() if at}) for title, label, series in wanted)
+    return [lines(title, "step", label, series) for title, label, series in drawn if series]
 
 
 def bars(title: str, y_label: str, groups: Mapping[str, Mapping[str, float]], x_label: str = "") -> str:

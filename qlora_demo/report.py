@@ -23,7 +23,7 @@ from .records import Choice, TrainMetrics
 from .runs import write_bytes_atomically
 from .units import duration, memory
 from .verdicts import standings
-from .votes import Tally
+from .votes import Comparison, Tally
 
 _TELLING_ROWS = 3
 _NEED_BYTES = 32 << 20
@@ -43,8 +43,11 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 @dataclass(frozen=True)
 class Report:
-    """All that is known of a run; what is None or empty is left out.  ``evaluation``, ``fidelity`` and ``prompts`` are
-    the run's results, ``conversations`` the chosen ones, times seconds since the epoch."""
+    """All that is known of a run; what is None or empty is left out.
+
+    ``evaluation``, ``fidelity`` and ``prompts`` are the run's results, ``conversations`` the chosen ones,
+    ``comparisons`` the blind ones with their votes; times are seconds since the epoch.
+    """
 
     title: str
     made_at: float
@@ -60,6 +63,7 @@ class Report:
     prompts: dict[str, Any] | None
     conversations: Sequence[dict[str, Any]]
     votes: Tally | None
+    comparisons: Sequence[Comparison]
 
 
 def save(report: Report, folder: Path) -> dict[str, Path]:
@@ -85,7 +89,7 @@ def to_html(report: Report) -> str:
     text: str = _template().render(
         report=report,
         summary=_summary(report.state.get("summary", {})),
-        curves=[Markup(curve) for curve in _curves(report.metrics)],
+        curves=[Markup(curve) for curve in plots.curves(report.metrics)],
         evaluation=_table(tables.evaluation(report.evaluation)),
         fields=_table(tables.fields(report.evaluation)),
         scores=Markup(_scores(report.evaluation)),
@@ -138,19 +142,6 @@ def _figure(name: str, value: float) -> str:
     return f"{value:.4f}" if "loss" in name else f"{value:,.0f}"
 
 
-def _curves(metrics: Sequence[TrainMetrics]) -> list[str]:
-    losses = {
-        "training": [(one.step, one.loss) for one in metrics if one.loss is not None],
-        "held-out": [(one.step, one.eval_loss) for one in metrics if one.eval_loss is not None],
-    }
-    rates = {"learning rate": [(one.step, one.learning_rate) for one in metrics if one.learning_rate is not None]}
-    wanted = [("Loss", "loss (nats per token)", losses), ("Learning rate", "learning rate", rates)]
-    drawn = (
-        (title, label, {name: points for name, points in series.items() if points}) for title, label, series in wanted
-    )
-    return [plots.lines(title, "step", label, series) for title, label, series in drawn if series]
-
-
 def _scores(evaluation: Mapping[str, Any] | None) -> str:
     found = tables.exact_match(evaluation)
     return plots.bars("Exact match by column and split", "exact match (%)", found) if found else ""
@@ -198,10 +189,18 @@ def _sheets(report: Report) -> dict[str, list[dict[str, Any]]]:
         ],
         "fidelity": [{"merge": name, **found} for name, found in (report.fidelity or {}).get("merges", {}).items()],
         "votes": [asdict(rate) for rate in votes.rates] if votes else [],
+        "comparisons": [_comparison(one) for one in report.comparisons],
         "conversations": list(_answers(report.conversations)),
         "prompts": list(_answers((report.prompts or {}).get("prompts", []))),
         "versions": [{"name": name, "version": value} for name, value in report.versions.items()],
     }
+
+
+def _comparison(one: Comparison) -> dict[str, Any]:
+    content = one.content
+    said = {f"{name} said": content.answers[name].get("text", "") for name in content.shown if name in content.answers}
+    shown = ", ".join(content.shown)
+    return {"time": one.time, "prompt": content.prompt, "shown": shown, "choice": one.choice, **said}
 
 
 def _answers(talks: Iterable[Mapping[str, Any]]) -> Iterable[dict[str, Any]]:

@@ -17,6 +17,7 @@ from .runs import Run
 from .services import Services
 from .units import memory
 
+_COMPARISONS = 10_000
 _LIBRARIES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets", "gradio")
 
 
@@ -42,6 +43,7 @@ def gather(services: Services, run: Run) -> Report:
         prompts=read_result(run, "prompts"),
         conversations=kept_talks["conversations"],
         votes=votes if votes.votes else None,
+        comparisons=services.votes.comparisons(run.id, limit=_COMPARISONS),
     )
 
 

@@ -107,31 +107,6 @@ def test_a_run_without_steps_or_a_known_end_has_an_empty_bar() -> None:
     assert 'aria-valuenow="0"' in html
 
 
-def test_losses_hold_both_series_by_step() -> None:
-    frame = render.losses([*steps(1, 2), Line(2, 2.5, eval_loss=1.25)])
-    assert frame is not None
-    points = frame.dropna().groupby("rows")[["step", "loss"]].apply(lambda group: group.to_numpy().tolist())
-    assert points.to_dict() == {"training": [[1, 4.0], [2, 2.0]], "held-out": [[2, 1.25]]}
-
-
-def test_losses_name_both_series_before_the_first_held_out_loss() -> None:
-    frame = render.losses(steps(1))
-    assert frame is not None
-    assert set(frame["rows"]) == set(render.LOSS_COLORS) == {"training", "held-out"}
-    assert frame["loss"].dtype == "float64"
-
-
-def test_without_lines_there_is_no_plot() -> None:
-    assert render.losses([]) is None
-    assert render.learning_rates([]) is None
-
-
-def test_learning_rates_are_those_of_the_steps() -> None:
-    frame = render.learning_rates([*steps(1, 2), Line(2, 2.5, eval_loss=1.25)])
-    assert frame is not None
-    assert frame.to_numpy().tolist() == [[1, 0.001], [2, 0.002]]
-
-
 def test_the_table_of_runs_has_a_row_per_run_with_its_final_figures() -> None:
     summary = {"steps": 120, "train_loss": 0.12345, "eval_loss": 0.5, "tokens_per_second": 1234.5}
     ended = a_run(RunState("finished", started_at=100.0, ended_at=190.0, summary=summary), r=8)

@@ -19,8 +19,9 @@ from qlora_demo.config import TrainConfig
 from qlora_demo.errors import WorkError
 from qlora_demo.records import Choice, TrainMetrics
 from qlora_demo.report import Report, save, to_csv, to_html, to_json
-from qlora_demo.votes import Tally, WinRate
+from qlora_demo.votes import Comparison, NewComparison, Tally, WinRate
 
+BLIND = NewComparison("r", "", "=blind", {}, ("b", "a"), {"a": {"text": "x"}})
 HOSTILE = "<script>alert(1)</script>"
 PROOF = {"precision": "nf4", "adapter": "on", "fingerprint": "ab12"}
 TIMED = {
@@ -65,6 +66,9 @@ def whole() -> Report:
         fidelity={"sentence": "Ship this one.", "merges": {"merged:original": {"kl_mean": 0.08, "rows": 2}}},
         prompts={"prompts": [{"prompt": "one of a set", "answers": {"base": TIMED}}]},
         conversations=[{"prompt": "=1+1", "system": "be brief", "answers": {"adapter": TIMED}}],
+        comparisons=[
+            Comparison("id", 1.0, "base", NewComparison("r", "", "=blind", {}, ("b", "a"), {"a": {"text": "x"}}))
+        ],
         votes=Tally("r", 1, 0, 0, (WinRate("adapter", 1, 1, 1.0, 0.2, 1.0),), "Too few votes."),
     )
 
@@ -72,7 +76,15 @@ def whole() -> Report:
 @pytest.fixture
 def empty(whole: Report) -> Report:
     return replace(
-        whole, evaluation=None, fidelity=None, prompts=None, conversations=(), votes=None, metrics=(), choices=()
+        whole,
+        evaluation=None,
+        fidelity=None,
+        prompts=None,
+        conversations=(),
+        votes=None,
+        comparisons=(),
+        metrics=(),
+        choices=(),
     )
 
 
@@ -154,6 +166,8 @@ def test_csv_holds_the_figures_with_all_digits(whole: Report) -> None:
     assert len(sheet(whole, "rows")) == 4
     assert sheet(whole, "fidelity")[0]["kl_mean"] == "0.08"
     assert sheet(whole, "conversations")[0]["proof fingerprint"] == "ab12"
+    (blind,) = sheet(whole, "comparisons")
+    assert (blind["prompt"], blind["shown"], blind["choice"], blind["a said"]) == ("'=blind", "b, a", "base", "x")
 
 
 @pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r"])

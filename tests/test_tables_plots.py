@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 import xml.etree.ElementTree as ET
 from concurrent.futures import ThreadPoolExecutor
 
 from qlora_demo import plots, tables
+from qlora_demo.records import TrainMetrics
 
 RESULT = {
     "splits": {
@@ -59,6 +61,21 @@ def test_plots_have_titles_axes_and_the_text_as_text() -> None:
     assert {"96.2", "0", "test", "base"} <= set(
         text_of(plots.bars("Score", "percent", {"base": {"test": 0.0}, "adapter": {"test": 96.2, "hard": 77.0}}))
     )
+
+
+def test_curves_hold_both_losses_and_the_rate_and_leave_out_what_was_not_measured() -> None:
+    steps = [TrainMetrics(at, 1.0, loss=1 / at, learning_rate=1e-4) for at in (1, 2)]
+    losses, rates = plots.curves([*steps, TrainMetrics(2, 2.0, eval_loss=0.5)])
+    assert {"training", "held-out", "step", "loss (nats per token)"} <= set(text_of(losses))
+    assert {"Learning rate", "step"} <= set(text_of(rates))
+    (only,) = plots.curves([TrainMetrics(2, 2.0, eval_loss=0.5)])
+    assert "Loss" in text_of(only)
+    assert plots.curves([]) == []
+
+
+def test_a_loss_that_is_no_number_is_a_gap() -> None:
+    drawn = plots.lines("Loss", "step", "loss", {"a": [(1, 2.0), (2, math.nan), (3, math.inf), (4, 1.0)]})
+    assert "nan" not in drawn and "inf" not in drawn and "Loss" in text_of(drawn)
 
 
 def test_plots_take_the_colour_of_the_text_and_nothing_of_theirs_reaches_the_page() -> None:

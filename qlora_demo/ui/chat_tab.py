@@ -22,10 +22,9 @@ from . import controls, render
 from . import render_answers as show
 from .chat import SLOTS, Chat, new_seed
 from .talk import Talk
-from .told import told
+from .told import QUIET, told
 
-_QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-_BUSY: dict[str, Any] = {**_QUIET, "concurrency_id": "answers", "concurrency_limit": 8, "trigger_mode": "multiple"}
+_BUSY: dict[str, Any] = {**QUIET, "concurrency_id": "answers", "concurrency_limit": 8, "trigger_mode": "multiple"}
 """A click right after Clear must not be dropped: the page still waits for the last answer, `Stops` decides."""
 
 
@@ -36,27 +35,27 @@ def build(services: Services) -> gr.Dropdown:
     choices = [parts.run, parts.names, parts.system, parts.blind, parts.order, parts.talk, *parts.sampling.values()]
     drawn = [parts.talk, *parts.heads, *parts.chats, *parts.feet, *parts.votes, parts.latency, *parts.compared]
     asking = _wire_answers(parts, chat, choices, drawn)
-    parts.stop.click(chat.halt, None, None, **_QUIET)
-    parts.clear.click(chat.forget, None, drawn, cancels=asking, **_QUIET)
-    parts.keep.click(told(chat.keep), parts.talk, None, **_QUIET)
-    parts.free.click(told(chat.release), parts.talk, drawn, **_QUIET)
+    parts.stop.click(chat.halt, None, None, **QUIET)
+    parts.clear.click(chat.forget, None, drawn, cancels=asking, **QUIET)
+    parts.keep.click(told(chat.keep), parts.talk, None, **QUIET)
+    parts.free.click(told(chat.release), parts.talk, drawn, **QUIET)
     for button, choice in zip(parts.votes, [*map(str, SLOTS), TIE, ALL_BAD], strict=True):
-        button.click(_voting(chat, choice), parts.talk, drawn, **_QUIET)
+        button.click(_voting(chat, choice), parts.talk, drawn, **QUIET)
     left, right, shown = parts.compared
     for picked in (left, right):
-        picked.input(chat.differences, [parts.talk, left, right], shown, **_QUIET)
+        picked.input(chat.differences, [parts.talk, left, right], shown, **QUIET)
     for chosen in (parts.run, parts.names):
-        chosen.change(told(chat.place), [parts.run, parts.names], [parts.placement, *parts.columns], **_QUIET)
+        chosen.change(told(chat.place), [parts.run, parts.names], [parts.placement, *parts.columns], **QUIET)
     parts.run.change(
         told(chat.choose_run),
         parts.run,
         [parts.names, parts.system, parts.examples, *drawn],
         cancels=asking,
-        **_QUIET,
+        **QUIET,
     )
-    parts.examples.click(lambda sample: sample[0], parts.examples, parts.prompt, **_QUIET)
-    parts.new_seed.click(new_seed, None, parts.sampling["seed"], **_QUIET)
-    parts.greedy.click(lambda: 0, None, parts.sampling["temperature"], **_QUIET)
+    parts.examples.click(lambda sample: sample[0], parts.examples, parts.prompt, **QUIET)
+    parts.new_seed.click(new_seed, None, parts.sampling["seed"], **QUIET)
+    parts.greedy.click(lambda: 0, None, parts.sampling["temperature"], **QUIET)
     run: gr.Dropdown = parts.run
     return run
 
@@ -80,7 +79,7 @@ def _wire_answers(parts: SimpleNamespace, chat: Chat, choices: list[Any], drawn:
         again, halt, edit = _for_place(chat, place)
         asking.append(parts.again[place].click(again, choices, drawn, **_BUSY))
         asking.append(parts.chats[place].edit(edit, choices, drawn, **_BUSY))
-        parts.halts[place].click(halt, parts.talk, None, **_QUIET)
+        parts.halts[place].click(halt, parts.talk, None, **QUIET)
     return asking
 
 

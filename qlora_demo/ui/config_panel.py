@@ -12,9 +12,7 @@ from ..config import TrainConfig
 from ..presets import PRESETS, apply_preset
 from . import controls
 from . import render_training as show
-from .told import told
-
-_QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+from .told import QUIET, told
 
 
 def build(chosen: controls.Controls) -> None:
@@ -40,6 +38,6 @@ def build(chosen: controls.Controls) -> None:
     def read(path: str) -> list[Any]:
         return controls.fill(TrainConfig.from_file(Path(path)), names)
 
-    preset.input(told(use), [preset, *inputs], inputs, **_QUIET)
-    save.click(told(keep), inputs, [file, command], **_QUIET)
-    load.upload(told(read), load, inputs, **_QUIET)
+    preset.input(told(use), [preset, *inputs], inputs, **QUIET)
+    save.click(told(keep), inputs, [file, command], **QUIET)
+    load.upload(told(read), load, inputs, **QUIET)

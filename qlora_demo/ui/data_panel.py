@@ -13,7 +13,7 @@ from ..halt import Halt
 from ..services import Services
 from . import controls
 from . import render_training as show
-from .told import told
+from .told import QUIET, told
 
 
 def draw() -> SimpleNamespace:
@@ -36,6 +36,4 @@ def wire(services: Services, parts: SimpleNamespace, chosen: controls.Controls) 
             halt.set()
         yield show.preflight(result)
 
-    parts.button.click(
-        told(check), list(chosen.values()), parts.found, show_progress="hidden", api_visibility="private"
-    )
+    parts.button.click(told(check), list(chosen.values()), parts.found, **QUIET)

@@ -25,11 +25,10 @@ from ..reporting import gather
 from ..services import Services
 from . import render_results as show
 from .chat import OWN_COLUMNS, column_choices, examples, needed_run
-from .told import told
+from .told import QUIET, told
 
 _POLL_SECONDS = 2
 _WHICH = ["all", "best", "worst", "most changed"]
-_QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 
 
 def build(services: Services) -> gr.Dropdown:
@@ -45,11 +44,11 @@ def build(services: Services) -> gr.Dropdown:
     _begin(parts.ask, judge.ask, [*chosen, parts.prompts, parts.prompts_file], parts.job)
     _begin(parts.export, judge.export, [parts.run, parts.what, parts.onto], parts.job)
     _begin(parts.push, judge.push, [parts.run, parts.what, parts.onto, parts.repo, parts.token], parts.job)
-    parts.stop.click(services.jobs.stop, None, None, **_QUIET)
-    gr.Timer(_POLL_SECONDS).tick(judge.poll, where, drawn, concurrency_limit=None, **_QUIET)
+    parts.stop.click(services.jobs.stop, None, None, **QUIET)
+    gr.Timer(_POLL_SECONDS).tick(judge.poll, where, drawn, concurrency_limit=None, **QUIET)
     for control in (parts.run, parts.split, parts.which, parts.page, parts.prompts_page):
-        control.change(judge.redraw, where, drawn, **_QUIET)
-    parts.run.change(judge.columns, parts.run, parts.names, **_QUIET)
+        control.change(judge.redraw, where, drawn, **QUIET)
+    parts.run.change(judge.columns, parts.run, parts.names, **QUIET)
     parts.report.click(told(judge.report), parts.run, parts.files, api_visibility="private")
     run: gr.Dropdown = parts.run
     return run
@@ -147,7 +146,7 @@ class Judge:
 
 
 def _begin(button: gr.Button, work: Callable[..., str], inputs: list[Any], job: gr.HTML) -> None:
-    button.click(told(work), inputs, job, **_QUIET)
+    button.click(told(work), inputs, job, **QUIET)
 
 
 def _limit(value: float | None) -> int | None:

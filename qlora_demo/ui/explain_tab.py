@@ -18,9 +18,8 @@ from ..services import Services
 from . import render_explain as show
 from .chat import needed_run
 from .render_training import problem
-from .told import told
+from .told import QUIET, told
 
-_QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 _SIZE = 4096
 
 
@@ -28,12 +27,12 @@ def build(services: Services) -> SimpleNamespace:
     """Draw the tab and wire it: ``run`` for the page to refresh, ``open`` and its parts for when the tab opens."""
     parts, explain = _draw(), Explain(services)
     found = [parts.nf4, parts.bits, parts.one_pass]
-    parts.r.change(explain.size, parts.r, parts.size, **_QUIET)
-    parts.run.change(told(explain.layers), parts.run, [parts.layer, parts.merging], **_QUIET)
+    parts.r.change(explain.size, parts.r, parts.size, **QUIET)
+    parts.run.change(told(explain.layers), parts.run, [parts.layer, parts.merging], **QUIET)
     parts.show.click(told(explain.layer), [parts.run, parts.layer], [parts.spectrum, *found], api_visibility="private")
     ledger = [parts.shape, parts.method, parts.card]
     for control in ledger:
-        control.change(explain.ledger, ledger, parts.ledger, **_QUIET)
+        control.change(explain.ledger, ledger, parts.ledger, **QUIET)
     opening = [parts.r, *ledger]
     return SimpleNamespace(run=parts.run, open=explain.open, inputs=opening, outputs=[parts.size, parts.ledger])
 

@@ -12,9 +12,8 @@ from ..errors import RunError
 from ..services import Services
 from . import render
 from . import render_training as show
-from .told import told
+from .told import QUIET, told
 
-_QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 _MOST = 6
 
 
@@ -22,8 +21,8 @@ def build(services: Services) -> SimpleNamespace:
     """Draw the panel and wire it; ``refresh`` brings ``drawn`` up to date where something changed."""
     parts = _draw()
     panel = History(services)
-    parts.chosen.change(told(panel.compare), parts.chosen, [parts.compared, parts.note, parts.tags], **_QUIET)
-    parts.save.click(told(panel.annotate), [parts.chosen, parts.note, parts.tags], parts.seen, **_QUIET)
+    parts.chosen.change(told(panel.compare), parts.chosen, [parts.compared, parts.note, parts.tags], **QUIET)
+    parts.save.click(told(panel.annotate), [parts.chosen, parts.note, parts.tags], parts.seen, **QUIET)
     drawn = [parts.table, parts.chosen, parts.compared, parts.seen]
     return SimpleNamespace(refresh=panel.refresh, read=[parts.seen, parts.chosen], drawn=drawn, chosen=parts.chosen)
 
@@ -37,7 +36,7 @@ class History:
     def refresh(self, seen: Any, names: list[str]) -> list[Any]:
         """The table, the runs that can be chosen and those laid side by side, where something changed since `seen`."""
         runs = self.services.runs.all()
-        now = [[run.id, run.state.status, str(history.read_note(run)), history.score_of(run)] for run in runs]
+        now = [[run.id, run.state.status, *history.stamps(run)] for run in runs]
         if now == seen:
             return [gr.skip()] * 4
         kept = [run.id for run in runs if run.id in names]

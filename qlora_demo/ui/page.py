@@ -13,6 +13,7 @@ from ..gpu import device_info
 from ..services import Services
 from ..status import AppStatus
 from . import chat_tab, evaluate_tab, explain_tab, render, train_tab
+from .told import QUIET
 
 TITLE = "QLoRA demo"
 CSS = """
@@ -84,14 +85,13 @@ def build_page(services: Services, status: AppStatus) -> gr.Blocks:
             found = chat_tab.runs_with_adapter(services.runs, chosen)
             return [found, gr.Button(visible=not found.choices)]
 
-        hidden: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-        gr.Timer(5).tick(where, None, line, concurrency_limit=None, **hidden)
-        page.load(where, None, line, **hidden)
-        explained.select(explain.open, explain.inputs, explain.outputs, **hidden)
+        gr.Timer(5).tick(where, None, line, concurrency_limit=None, **QUIET)
+        page.load(where, None, line, **QUIET)
+        explained.select(explain.open, explain.inputs, explain.outputs, **QUIET)
         for tab, dropdown, first in zip((chat, judge, explained), (run, judged, explain.run), untrained, strict=True):
             if tab is not explained:  # which reads the model when it is opened, and not before
-                page.load(refresh, dropdown, [dropdown, first], **hidden)
-            tab.select(refresh, dropdown, [dropdown, first], **hidden)
+                page.load(refresh, dropdown, [dropdown, first], **QUIET)
+            tab.select(refresh, dropdown, [dropdown, first], **QUIET)
         gr.Markdown(f"<small>qlora-demo {__version__}</small>")
     return page
 
@@ -99,7 +99,7 @@ def build_page(services: Services, status: AppStatus) -> gr.Blocks:
 def _train_first(tabs: gr.Tabs) -> gr.Button:
     """What leads on where there is no run yet."""
     button = gr.Button("No run is finished yet: train one", variant="primary", visible=False)
-    button.click(lambda: gr.Tabs(selected="train"), None, tabs, show_progress="hidden", api_visibility="private")
+    button.click(lambda: gr.Tabs(selected="train"), None, tabs, **QUIET)
     return button
 
 

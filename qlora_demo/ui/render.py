@@ -32,7 +32,6 @@ _RUN_COLUMNS = [
     "note",
     "tags",
 ]
-LOSS_COLORS = {"training": "#d97706", "held-out": "#2563eb"}
 
 
 def bar(fraction: float, label: str) -> str:
@@ -92,25 +91,6 @@ def seconds_left(steps: Sequence[TrainMetrics], total: int) -> float:
     """Steps to go times the wall time of a recent step, evaluations included."""
     recent = steps[-_RECENT_STEPS - 1 :]
     return (recent[-1].time - recent[0].time) / (len(recent) - 1) * (total - steps[-1].step)
-
-
-def losses(metrics: Sequence[TrainMetrics]) -> pd.DataFrame | None:
-    """Training and held-out loss by step, for one plot; None while there is nothing.
-
-    The plot keeps the colours of its first value, so both names are in it from the first row on.
-    """
-    rows: list[tuple[int, float | None, str]] = [(m.step, m.loss, "training") for m in metrics if m.loss is not None]
-    if not rows:
-        return None
-    rows += [(m.step, m.eval_loss, "held-out") for m in metrics if m.eval_loss is not None]
-    rows += [(rows[0][0], None, "held-out")]
-    return pd.DataFrame(rows, columns=["step", "loss", "rows"]).astype({"loss": "float64"})
-
-
-def learning_rates(metrics: Sequence[TrainMetrics]) -> pd.DataFrame | None:
-    """Learning rate by step; None while there is nothing."""
-    rows = [(m.step, m.learning_rate) for m in metrics if m.learning_rate is not None]
-    return pd.DataFrame(rows, columns=["step", "learning rate"]) if rows else None
 
 
 def runs_table(runs: Sequence[Run]) -> pd.DataFrame:

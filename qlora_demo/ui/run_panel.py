@@ -12,6 +12,7 @@ from typing import Any
 
 import gradio as gr
 
+from .. import plots
 from ..errors import DemoError, RunError
 from ..gpu import device_info
 from ..planning import plan_training
@@ -20,13 +21,12 @@ from ..runs import Run, RunStore
 from ..services import Services
 from . import controls, render
 from . import render_training as show
-from .told import told
+from .told import QUIET, told
 
 _PLOT_POINTS = 400
 _PLOT_STEPS = 20
 POLL_SECONDS = 2
 _LIGHTER = 3
-_QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 WRITTEN = (
     "run",
     "queue",
@@ -35,8 +35,7 @@ WRITTEN = (
     "log",
     "resume",
     *(f"lighter-{place}" for place in range(_LIGHTER)),
-    "loss",
-    "rate",
+    "curves",
     "seen",
 )
 
@@ -54,26 +53,7 @@ def draw() -> dict[str, Any]:
         shown["lighter"] = [
             gr.Button(visible=False, size="sm", elem_id=f"lighter-{place}", min_width=120) for place in range(_LIGHTER)
         ]
-    with gr.Row():
-        shown["loss"] = gr.LinePlot(
-            x="step",
-            y="loss",
-            color="rows",
-            title="Loss",
-            x_title="step",
-            y_title="loss (nats per token)",
-            color_map=render.LOSS_COLORS,
-            height=260,
-        )
-        shown["rate"] = gr.LinePlot(
-            x="step",
-            y="learning rate",
-            title="Learning rate",
-            x_title="step",
-            y_title="learning rate",
-            y_axis_format=".1e",
-            height=260,
-        )
+    shown["curves"] = gr.HTML(elem_id="curves")
     with gr.Accordion("Configuration and versions", open=False):
         shown["about"] = gr.HTML(elem_id="about")
     with gr.Accordion("Log", open=False):
@@ -108,15 +88,15 @@ def wire(services: Services, chosen: controls.Controls, shown: dict[str, Any], p
     def reuse(run_id: str | None) -> list[Any]:
         return controls.fill(services.runs.get(_named(run_id)).config, list(chosen))
 
-    shown["stop"].click(told(stop), shown["run"], None, **_QUIET)
-    shown["resume"].click(told(resume), shown["run"], written, **_QUIET)
-    shown["delete"].click(told(delete), shown["run"], written, **_QUIET)
-    shown["reuse"].click(told(reuse), shown["run"], list(chosen.values()), **_QUIET)
+    shown["stop"].click(told(stop), shown["run"], None, **QUIET)
+    shown["resume"].click(told(resume), shown["run"], written, **QUIET)
+    shown["delete"].click(told(delete), shown["run"], written, **QUIET)
+    shown["reuse"].click(told(reuse), shown["run"], list(chosen.values()), **QUIET)
     for place, button in enumerate(shown["lighter"]):
-        button.click(told(_lightening(services, list(chosen), place)), shown["run"], list(chosen.values()), **_QUIET)
-    shown["run"].input(look, read, written, **_QUIET)
-    gr.Timer(POLL_SECONDS).tick(look, read, written, concurrency_limit=None, **_QUIET)
-    page.load(look, read, written, **_QUIET)
+        button.click(told(_lightening(services, list(chosen), place)), shown["run"], list(chosen.values()), **QUIET)
+    shown["run"].input(look, read, written, **QUIET)
+    gr.Timer(POLL_SECONDS).tick(look, read, written, concurrency_limit=None, **QUIET)
+    page.load(look, read, written, **QUIET)
 
 
 def poll(services: Services, run_id: str | None, seen: dict[str, Any]) -> list[Any]:
@@ -133,7 +113,7 @@ def poll(services: Services, run_id: str | None, seen: dict[str, Any]) -> list[A
     parts = [
         _draw_runs(known, run) if now["runs"] != seen.get("runs") else [gr.skip()] * 2,
         _draw_state(services, run, metrics) if now["run"] != seen.get("run") else [gr.skip()] * (4 + _LIGHTER),
-        _draw_plots(metrics) if now["plots"] != seen.get("plots") else [gr.skip()] * 2,
+        _draw_plots(metrics) if now["plots"] != seen.get("plots") else [gr.skip()],
     ]
     return [*(value for part in parts for value in part), now]
 
@@ -174,7 +154,7 @@ def _planned(services: Services, run: Run) -> str:
 def _draw_plots(metrics: list[TrainMetrics]) -> list[Any]:
     every = max(1, len(metrics) // _PLOT_POINTS)
     kept = [m for m in metrics if m.eval_loss is not None or m.step % every == 0]
-    return [render.losses(kept), render.learning_rates(kept)]
+    return [f'<div class="sides">{"".join(plots.curves(kept))}</div>']
 
 
 def _marks(run: Run | None) -> tuple[Any, ...]:

@@ -1,4 +1,4 @@
-"""Errors that a person is meant to read, shown on the page as they are."""
+"""How listeners are wired: nothing flickers, no endpoint is offered, errors for people are shown as they are."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from typing import Any
 import gradio as gr
 
 from ..errors import DemoError
+
+QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+"""For every listener; an endpoint can still be reached by hand, so what it may do is decided in the handler."""
 
 
 def told(handler: Callable[..., Any]) -> Callable[..., Any]:

@@ -19,10 +19,9 @@ from ..runs import Run
 from ..services import Services
 from . import config_panel, controls, data_panel, history_panel, run_panel
 from . import render_training as show
-from .told import told
+from .told import QUIET, told
 
 _GROUPS = ("Model", "Data", "Method", "Schedule")
-_QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 _PLANNED = (
     "model",
     "max_length",
@@ -53,10 +52,8 @@ def build(services: Services, page: gr.Blocks) -> None:
     _wire_start(services, buttons, chosen, shown, history.chosen)
     run_panel.wire(services, chosen, shown, page)
     _wire_plan(services, chosen, planned, page)
-    page.load(history.refresh, history.read, history.drawn, **_QUIET)
-    gr.Timer(run_panel.POLL_SECONDS).tick(
-        history.refresh, history.read, history.drawn, concurrency_limit=None, **_QUIET
-    )
+    page.load(history.refresh, history.read, history.drawn, **QUIET)
+    gr.Timer(run_panel.POLL_SECONDS).tick(history.refresh, history.read, history.drawn, concurrency_limit=None, **QUIET)
 
 
 def _draw_start() -> SimpleNamespace:
@@ -104,8 +101,8 @@ def _wire_start(
         return [*run_panel.poll(services, names[0], {}), gr.Dropdown(choices=names, value=names)]
 
     inputs = [buttons.processes, *chosen.values()]
-    buttons.start.click(told(begin), inputs, written, **_QUIET)
-    buttons.pair.click(told(begin_pair), inputs, [*written, side_by_side], **_QUIET)
+    buttons.start.click(told(begin), inputs, written, **QUIET)
+    buttons.pair.click(told(begin_pair), inputs, [*written, side_by_side], **QUIET)
 
 
 def _wire_plan(services: Services, chosen: controls.Controls, planned: gr.HTML, page: gr.Blocks) -> None:
@@ -118,8 +115,8 @@ def _wire_plan(services: Services, chosen: controls.Controls, planned: gr.HTML, 
 
     inputs = list(chosen.values())
     for name in _PLANNED:
-        chosen[name].change(plan, inputs, planned, trigger_mode="always_last", **_QUIET)
-    page.load(plan, inputs, planned, **_QUIET)
+        chosen[name].change(plan, inputs, planned, trigger_mode="always_last", **QUIET)
+    page.load(plan, inputs, planned, **QUIET)
 
 
 def _draw_controls(services: Services) -> controls.Controls:

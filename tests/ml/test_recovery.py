@@ -136,8 +136,10 @@ def test_a_second_start_waits_its_turn(services: Services, config: TrainConfig) 
 def test_checkpoints_come_by_time_as_well(services: Services, config: TrainConfig) -> None:
     run = services.launcher.start(config.changed(max_steps=5000, save_steps=0, save_minutes=0.02))
     wait(services, run, whole_checkpoint)
+    by_time = last_checkpoint(run.path)
     services.runs.request_stop(run.id)
-    wait(services, run, ended)
+    run = wait(services, run, ended)
+    assert by_time is not None and 0 < by_time[0] < run.state.summary["steps"]
 
 
 @pytest.mark.parametrize(
