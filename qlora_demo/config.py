@@ -48,7 +48,7 @@ class TrainConfig(Knobs):
         "tickets",
         "Data",
         "Data set",
-        "A bundled data set's name, a file (JSONL, JSON, CSV, Parquet), or a data set id on the hub",
+        "A bundled data set's name, a file (JSONL, JSON, CSV, TSV, Parquet), or a data set id on the hub",
         min_length=1,
         max_length=400,
     )

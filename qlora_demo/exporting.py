@@ -56,7 +56,7 @@ def lines(runs: RunStore, run: Run, what: ExportKind, onto: MergeBase, folder: P
 def push(hub: Hub, folder: Path, repo: str, token: str) -> Iterator[Step]:
     """Send an exported folder to a hub repository, made private where it is new; ``address`` is the commit's."""
     if not folder.is_dir():
-        raise RunError(f"push: {folder.name} of this run is not exported yet; export it first")
+        raise RunError(f"{folder.name} of this run is not exported yet; export it first")
     yield Step(Progress(f"sending {folder.name} to {repo}", 0.1))
     address = hub.push(folder, repo, private=True, token=token, report=lambda _: None)
     yield Step(Progress(f"sent to {address}", 1.0), {"address": address, "repo": repo})

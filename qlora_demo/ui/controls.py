@@ -40,7 +40,7 @@ def _control(config: type[TrainConfig] | type[GenerationSettings], name: str) ->
     field = knob(config, name)
     common: dict[str, Any] = {
         "label": _extra(config, name)["label"],
-        "info": f"{field.description} (default {field.default})",
+        "info": field.description if field.default == "" else f"{field.description} (default {field.default})",
         "value": field.default,
         "elem_id": f"{config.__name__}-{name}",
         "interactive": True,

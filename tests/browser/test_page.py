@@ -180,6 +180,8 @@ def evaluate_fidelity_and_report(page: Page) -> None:
     expect(page.locator("#evaluation")).to_contain_text(re.compile("test.*adapter.*hard", re.DOTALL))
     expect(page.locator("#evaluation svg")).to_be_visible()
     expect(page.locator("#rows")).to_contain_text('"category"')
+    page.get_by_label("most changed").check()
+    expect(page.locator("#rows")).to_contain_text("rows whose reference's loss changed most from base to merged")
     page.click("#fidelity-start")
     expect(page.locator("#job")).to_contain_text("fidelity", timeout=MINUTE)
     expect(page.locator("#job")).to_contain_text("ended", timeout=3 * MINUTE)
