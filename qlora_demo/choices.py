@@ -10,8 +10,8 @@ from .errors import ConfigError
 from .memory import ModelShape
 from .memory_plan import Kind, optimizer_of, plan
 from .records import Choice
+from .units import GIB
 
-GIB = 1 << 30
 _ROOM = 0.8
 """Share of the free memory that the plan may take before checkpointing is turned on: a run that ends out of memory
 costs more than recomputing."""

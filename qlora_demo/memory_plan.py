@@ -9,8 +9,8 @@ from typing import Any, Literal
 from .config import TrainConfig, target_names
 from .memory import BITS_PER_WEIGHT, ModelShape, activation_bytes
 from .records import Lighter
+from .units import GIB
 
-GIB = 1 << 30
 Way = Literal["qlora", "lora", "lora-8bit", "full"]
 Kind = Literal["cuda", "cpu"]
 _LOGITS_TILE = (4096, 32768)

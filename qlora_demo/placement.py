@@ -13,8 +13,8 @@ from typing import Literal
 
 from .memory import ModelShape, kv_bytes, weight_bytes
 from .records import BaseForm, Column, MergeBase
+from .units import GIB
 
-GIB = 1 << 30
 CONTEXT_TOKENS = 1024
 """Conversation and answer that each column must have room for."""
 CUDA_CONTEXT_BYTES = GIB // 2

@@ -7,11 +7,12 @@ from typing import Any, Literal
 
 import pytest
 
-from qlora_demo.choices import GIB, Situation, choose
+from qlora_demo.choices import Situation, choose
 from qlora_demo.config import Method, Switch, TrainConfig
 from qlora_demo.errors import ModelError
 from qlora_demo.memory import BITS_PER_WEIGHT, ModelShape, activation_bytes, weight_bytes
 from qlora_demo.records import BaseForm
+from qlora_demo.units import GIB
 
 LLAMA_2_7B: dict[str, Any] = {
     "hidden_size": 4096,

@@ -8,9 +8,10 @@ import pytest
 
 from qlora_demo.catalog import SHAPES
 from qlora_demo.config import TrainConfig
-from qlora_demo.memory_plan import GIB, MemoryPlan, compare, lighter, parse_memory, plan
+from qlora_demo.memory_plan import MemoryPlan, compare, lighter, parse_memory, plan
 from qlora_demo.planning import plan_training
 from qlora_demo.services import Services
+from qlora_demo.units import GIB
 
 LLAMA = SHAPES["llama-2-7b"]
 ARTICLE = {"max_length": 512, "per_device_train_batch_size": 4, "target_modules": "attention", "r": 16}

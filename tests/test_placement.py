@@ -10,8 +10,9 @@ import pytest
 from qlora_demo.catalog import SHAPES
 from qlora_demo.columns import parse_all
 from qlora_demo.memory import weight_bytes
-from qlora_demo.placement import GIB, Device, Placement, Unit, Wanted, place, says
+from qlora_demo.placement import Device, Placement, Unit, Wanted, place, says
 from qlora_demo.records import BaseForm
+from qlora_demo.units import GIB
 
 THREE = ("base", "adapter", "merged")
 ADAPTER = 80 << 20

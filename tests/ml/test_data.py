@@ -204,3 +204,21 @@ def test_turns_that_do_not_take_turns_are_seen() -> None:
         and out_of_order([QUESTION, QUESTION, ANSWER])
         and out_of_order([QUESTION, system, ANSWER])
     )
+
+
+def test_a_hub_data_set_is_read_with_its_configuration_and_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for the library's loader: what it is asked for, and which split is taken where none is named."""
+    rows = [{"question": f"q{n}", "answer": f"a{n}"} for n in range(4)]
+    asked: list[tuple[Any, ...]] = []
+
+    def load(name: str, config: str | None, split: str | None) -> Any:
+        asked.append((name, config, split))
+        return rows if split else {"test": rows[:1], "train": rows}
+
+    monkeypatch.setattr("qlora_demo.ml.data.datasets.load_dataset", load)
+    named = TrainConfig(dataset="someone/rows", dataset_config="main", dataset_split="train[:4]")
+    for config in (named, TrainConfig(dataset="someone/rows")):
+        splits = data.load_splits(config)
+        assert (len(splits.train), len(splits.heldout["test"])) == (3, 1)
+    assert asked == [("someone/rows", "main", "train[:4]"), ("someone/rows", None, None)]
+    assert next(iter(data.iter_rows(named))).where == "someone/rows, row 1"
