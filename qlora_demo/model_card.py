@@ -21,7 +21,15 @@ VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM takes for --max-lora-rank, besides 1."""
 
 _DATA_FILES = {".jsonl", ".json", ".csv", ".parquet"}
-_METHODS = {"qlora": "QLoRA (on a 4-bit NF4 base)", "lora": "LoRA (on a 16-bit base)"}
+_PYTHON_4_BIT = """\
+quantized = BitsAndBytesConfig(
+    load_in_4bit=True,
+    bnb_4bit_quant_type="{kind}",
+    bnb_4bit_use_double_quant={double},
+    bnb_4bit_compute_dtype=torch.bfloat16,
+)
+"""
+_PYTHON_8_BIT = "quantized = BitsAndBytesConfig(load_in_8bit=True)\n"
 _SCORES = {
     "rows": ("Rows", "d"),
     "loss": ("Loss", ".4f"),
@@ -85,13 +93,13 @@ def adapter_card(facts: CardFacts) -> str:
     """The card of a LoRA adapter."""
     config = facts.config
     what = (
-        f"A LoRA adapter of rank {config['r']} for {_code(facts.model)}, trained by {_METHODS[config['method']]} on "
+        f"A LoRA adapter of rank {config['r']} for {_code(facts.model)}, trained by {_method(config)} on "
         f"{_code(facts.dataset)} (run {_code(facts.run)})."
     )
-    if config["method"] == "qlora":
+    if config["method"] != "lora" and not config.get("use_dora"):
         what += (
-            " It learned to correct the 4-bit base, which is what the Python lines below load; vLLM as started below "
-            "puts it on the 16-bit base, so answers may differ."
+            f" It learned to correct the {_stored(config)} base, which is what the Python lines below load; vLLM as "
+            "started below puts it on the 16-bit base, so answers may differ."
         )
     return _card(facts, "peft", f"# LoRA adapter for {_code(facts.model)}", what)
 
@@ -100,8 +108,8 @@ def merged_card(facts: CardFacts) -> str:
     """The card of a base model with the adapter merged into it."""
     what = (
         f"{_code(facts.model)} with a LoRA adapter of rank {facts.config['r']}, trained by "
-        f"{_METHODS[facts.config['method']]} on {_code(facts.dataset)} (run {_code(facts.run)}), merged in 16 bit onto "
-        f"{_onto(facts.onto)}"
+        f"{_method(facts.config)} on {_code(facts.dataset)} (run {_code(facts.run)}), merged in 16 bit onto "
+        f"{_onto(facts)}"
     )
     after = ", then quantized to 4-bit NF4." if facts.precision == "nf4" else ", in bf16."
     return _card(facts, "transformers", f"# {_code(facts.model)}, tuned and merged", what + after)
@@ -117,7 +125,9 @@ def _vllm(facts: CardFacts, folder: str) -> str:
         return f"vllm serve {shlex.quote(folder)} --dtype bfloat16"
     if facts.precision == "nf4":
         return f"vllm serve {shlex.quote(folder)} --quantization bitsandbytes"
-    rank = next(rank for rank in VLLM_RANKS if rank >= facts.config["r"])
+    if facts.config.get("use_dora"):
+        return "# vLLM takes no DoRA adapter: export the merged model and serve that"
+    rank = next(rank for rank in VLLM_RANKS if rank >= _saved_rank(facts.config))
     module = shlex.quote(f"{facts.run}={folder}")
     return f"vllm serve {shlex.quote(facts.model)} --enable-lora --lora-modules {module} --max-lora-rank {rank}"
 
@@ -131,17 +141,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 folder = {folder!r}
 model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, device_map="auto")
 {_GENERATE}"""
-    config, quantize = "", ""
-    if facts.config["method"] == "qlora":
-        quantize = "quantization_config=nf4, "
-        config = """\
-nf4 = BitsAndBytesConfig(
-    load_in_4bit=True,
-    bnb_4bit_quant_type="nf4",
-    bnb_4bit_use_double_quant=True,
-    bnb_4bit_compute_dtype=torch.bfloat16,
-)
-"""
+    config = _quantizing(facts.config)
+    quantize = "quantization_config=quantized, " if config else ""
     names = "AutoModelForCausalLM, AutoTokenizer" + (", BitsAndBytesConfig" if config else "")
     return f"""\
 import torch
@@ -152,6 +153,30 @@ folder = {folder!r}
 {config}base = AutoModelForCausalLM.from_pretrained({facts.model!r}, {quantize}dtype=torch.bfloat16, device_map="auto")
 model = PeftModel.from_pretrained(base, folder)
 {_GENERATE}"""
+
+
+def _quantizing(config: Mapping[str, Any]) -> str:
+    """Python that says how the base of an adapter was stored; empty where it was in 16 bit."""
+    if config["method"] != "qlora":
+        return _PYTHON_8_BIT if config["method"] == "lora-8bit" else ""
+    double = config.get("bnb_4bit_use_double_quant", True)
+    return _PYTHON_4_BIT.format(kind=config.get("bnb_4bit_quant_type", "nf4"), double=double)
+
+
+def _saved_rank(config: Mapping[str, Any]) -> int:
+    """The rank of the adapter as it is saved: one that began by changing the base holds its start as well."""
+    doubled = config.get("init_lora_weights") in ("pissa", "olora")
+    return int(config["r"]) * (2 if doubled else 1)
+
+
+def _method(config: Mapping[str, Any]) -> str:
+    return f"{'QLoRA' if config['method'] == 'qlora' else 'LoRA'} (on a base in {_stored(config)})"
+
+
+def _stored(config: Mapping[str, Any]) -> str:
+    """How the base was stored while the adapter was trained."""
+    kinds = {"lora": "16 bit", "lora-8bit": "8 bit"}
+    return kinds.get(config["method"]) or f"4-bit {config.get('bnb_4bit_quant_type', 'nf4').upper()}"
 
 
 def _card(facts: CardFacts, library: str, title: str, what: str) -> str:
@@ -268,8 +293,12 @@ def _figure(values: Mapping[str, Any], key: str, spec: str) -> str:
     return "" if value is None else format(value, spec)
 
 
-def _onto(onto: str) -> str:
-    return "the original base" if onto == "original" else "the base as NF4 stores it, dequantized"
+def _onto(facts: CardFacts) -> str:
+    return (
+        "the original base"
+        if facts.onto == "original"
+        else f"the base as stored in {_stored(facts.config)}, dequantized"
+    )
 
 
 def _code(text: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import Literal
+from typing import Literal, get_args
 
 from .memory import ModelShape, kv_bytes, weight_bytes
 from .records import BaseForm, Column, MergeBase
@@ -91,6 +91,11 @@ def default_base(form: BaseForm, kind: UnitKind = "merged") -> MergeBase:
     again, and the base is back.
     """
     return "dequantized" if form != "16bit" and kind == "merged" else "original"
+
+
+def merge_bases(form: BaseForm) -> tuple[MergeBase, ...]:
+    """The bases that an adapter can be merged onto: a base in 16 bit is its own original."""
+    return ("original",) if form == "16bit" else get_args(MergeBase)
 
 
 def place(wanted: Sequence[Wanted], resident: Mapping[Unit, int], device: Device) -> Placement:

@@ -10,14 +10,15 @@ _CLOSE = 1.5
 """A merge whose divergence is within this factor of the other's is not told apart by it."""
 
 
-def fidelity_sentence(merges: Merges) -> str:
+def fidelity_sentence(merges: Merges, bases: int = 2) -> str:
     """Which merge to ship, and why; ``merges`` by column name (``merged:original`` ...), as measured against the
-    adapter model.  Empty until both 16-bit merges are measured."""
+    adapter model.  Empty until the 16-bit merges onto all of so many bases are measured."""
     sixteen = {name.partition(":")[2]: merges[name] for name in merges if name.startswith("merged:")}
     four = {name.partition(":")[2]: merges[name] for name in merges if name.startswith("merged-4bit:")}
-    if len(sixteen) < 2:
+    if len(sixteen) < bases:
         return ""
-    return " ".join([_which_16_bit(sixteen), *([_which_4_bit(four)] if len(four) == 2 else [])])
+    which, again = (_which_16_bit, _which_4_bit) if bases > 1 else (_only_16_bit, _only_4_bit)
+    return " ".join([which(sixteen), *([again(four)] if len(four) == bases else [])])
 
 
 def standings(rows: Sequence[Mapping[str, Any]], before: str, after: str, count: int = 3) -> dict[str, list[int]]:
@@ -55,6 +56,19 @@ def _which_4_bit(merges: Merges) -> str:
     return f"To serve it in 4 bit again, quantize the merge onto the {near} base ({why})."
 
 
+def _only_16_bit(merges: Merges) -> str:
+    [ours] = merges.values()
+    return (
+        "Ship the merge onto the original base: it is the one that the adapter was trained on "
+        f"({_measured(ours)} on {ours['rows']} held-out rows)."
+    )
+
+
+def _only_4_bit(merges: Merges) -> str:
+    [ours] = merges.values()
+    return f"Quantized to 4 bit: {_measured(ours)}."
+
+
 def _nearest_first(merges: Merges) -> list[str]:
     return sorted(merges, key=lambda onto: float(merges[onto]["kl_mean"]))
 
@@ -64,3 +78,7 @@ def _against(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
         f"mean KL {ours['kl_mean']:.2g} against {theirs['kl_mean']:.2g} nats per token, "
         f"{ours['identical_answers']:.0%} against {theirs['identical_answers']:.0%} identical greedy answers"
     )
+
+
+def _measured(ours: Mapping[str, Any]) -> str:
+    return f"mean KL {ours['kl_mean']:.2g} nats per token, {ours['identical_answers']:.0%} identical greedy answers"

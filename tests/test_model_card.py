@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -146,7 +144,7 @@ def test_a_missing_figure_leaves_its_cell_empty() -> None:
 
 
 def test_a_merged_card_says_onto_what_and_in_which_precision() -> None:
-    assert "merged in 16 bit onto the base as NF4 stores it, dequantized, in bf16." in merged_card(MERGED)
+    assert "merged in 16 bit onto the base as stored in 4-bit NF4, dequantized, in bf16." in merged_card(MERGED)
     assert "merged in 16 bit onto the original base, then quantized to 4-bit NF4." in merged_card(NF4)
 
 
@@ -232,34 +230,68 @@ def _skeleton(html: str) -> list[str]:
     return re.findall("<[^>]*>", html[html.index("<h1>") :])
 
 
+FP4 = replace(
+    BARE, config={"r": 4, "method": "qlora", "bnb_4bit_quant_type": "fp4", "bnb_4bit_use_double_quant": False}
+)
+INT8 = replace(BARE, config={"r": 4, "method": "lora-8bit"})
+
+
 @pytest.mark.parametrize(
     ("facts", "loaded"),
     [
         (FACTS, "PeftModelForCausalLM Linear4bit bfloat16 nf4 True"),
+        (FP4, "PeftModelForCausalLM Linear4bit bfloat16 fp4 False"),
+        (INT8, "PeftModelForCausalLM Linear8bitLt int8"),
         (BARE, "PeftModelForCausalLM Linear bfloat16"),
         (MERGED, "LlamaForCausalLM Linear bfloat16"),
         (NF4, "LlamaForCausalLM Linear4bit bfloat16 nf4 True"),
     ],
-    ids=["adapter on NF4", "adapter on 16 bit", "bf16", "nf4"],
+    ids=["adapter on NF4", "adapter on FP4", "adapter on 8 bit", "adapter on 16 bit", "bf16", "nf4"],
 )
+@pytest.mark.filterwarnings("ignore:MatMul8bitLt")
 def test_the_python_lines_really_load_and_answer(
-    tiny_model: Path, tmp_path: Path, facts: CardFacts, loaded: str
+    tiny_model: Path, tmp_path: Path, facts: CardFacts, loaded: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = _export(tiny_model, tmp_path / "it's out", facts)
-    code = loading_lines(replace(facts, model=str(tiny_model)), str(folder))["transformers"] + _LOOK
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == loaded
+    code = loading_lines(replace(facts, model=str(tiny_model)), str(folder))["transformers"]
+    made: dict[str, Any] = {}
+    exec(compile(code, "card", "exec"), made)
+    assert capsys.readouterr().out.strip()
+    assert _look(made["model"]) == loaded
 
 
-_LOOK = """
-layer = next(m for n, m in model.named_modules() if n.endswith("q_proj"))
-layer = getattr(layer, "base_layer", layer)
-quantized = getattr(model.config, "quantization_config", None)
-how = [quantized.bnb_4bit_quant_type, quantized.bnb_4bit_use_double_quant] if quantized else []
-dtype = layer.compute_dtype if how else layer.weight.dtype
-print(type(model).__name__, type(layer).__name__, str(dtype).removeprefix("torch."), *how)
-"""
+def _look(model: Any) -> str:
+    """The classes of model and layer, what it computes or stores in, and how it is quantized."""
+    layer = next(m for n, m in model.named_modules() if n.endswith("q_proj"))
+    layer = getattr(layer, "base_layer", layer)
+    quantized: Any = getattr(model.config, "quantization_config", None)
+    four_bit = quantized is not None and quantized.load_in_4bit
+    how = [quantized.bnb_4bit_quant_type, quantized.bnb_4bit_use_double_quant] if four_bit else []
+    dtype = layer.compute_dtype if four_bit else layer.weight.dtype
+    return " ".join(map(str, [type(model).__name__, type(layer).__name__, str(dtype).removeprefix("torch."), *how]))
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"method": "qlora"}, "QLoRA (on a base in 4-bit NF4)"),
+        ({"method": "qlora", "bnb_4bit_quant_type": "fp4"}, "QLoRA (on a base in 4-bit FP4)"),
+        ({"method": "lora"}, "LoRA (on a base in 16 bit)"),
+        ({"method": "lora-8bit"}, "LoRA (on a base in 8 bit)"),
+    ],
+)
+def test_a_card_says_how_the_base_was_stored(config: dict[str, Any], words: str) -> None:
+    facts = replace(BARE, config={"r": 8, **config})
+    assert f"trained by {words}" in adapter_card(facts)
+    assert f"trained by {words}" in merged_card(replace(facts, precision="bf16", onto="original"))
+
+
+def test_vllm_is_told_the_rank_that_is_saved_and_is_given_no_dora_adapter() -> None:
+    doubled = replace(BARE, config={"r": 16, "method": "lora", "init_lora_weights": "pissa"})
+    assert loading_lines(doubled, "f")["vllm"].endswith("--max-lora-rank 32")
+    dora = replace(BARE, config={"r": 16, "method": "qlora", "use_dora": True})
+    assert loading_lines(dora, "f")["vllm"].startswith("# vLLM takes no DoRA adapter")
+    assert "vLLM as started below" not in adapter_card(dora)
 
 
 def _export(base: Path, folder: Path, facts: CardFacts) -> Path:

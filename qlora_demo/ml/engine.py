@@ -17,7 +17,7 @@ from ..exporting import base_for, card, export_folder, facts, lines
 from ..gpu import Lease, Purpose
 from ..halt import Halt
 from ..locks import HeldLock
-from ..placement import Placement
+from ..placement import Placement, merge_bases
 from ..records import (
     Answer,
     AnswerRequest,
@@ -156,7 +156,8 @@ class Engine:
         def load(columns: Sequence[Column]) -> Iterator[Progress]:
             return self._load(columns, halt, "evaluation")
 
-        yield from _until(halt, merge_fidelity(run_id, rows, load, lambda: self._variants.loaded))
+        bases = merge_bases(self.runs.get(run_id).config.base_form)
+        yield from _until(halt, merge_fidelity(run_id, bases, rows, load, lambda: self._variants.loaded))
 
     def _export(self, request: ExportRequest, halt: Halt) -> Generator[Step]:
         run = self.runs.get(request.run)

@@ -6,7 +6,7 @@ Each is an iterator of steps with the result so far, so that it can be shown whi
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from typing import Any, get_args
+from typing import Any
 
 from ..columns import parse, title
 from ..records import Column, MergeBase, Progress, Step
@@ -33,8 +33,10 @@ def before_after(columns: Sequence[Column], splits: Splits, loaded: dict[str, Lo
                 yield Step(Progress(text, done / total), _document(found, splits))
 
 
-def merge_fidelity(run: str, rows: Rows, load: Load, loaded: Callable[[], dict[str, Loaded]]) -> Generator[Step]:
-    """The merges onto both bases, in 16 bit and quantized again, against the adapter model: distributions, loss, task
+def merge_fidelity(
+    run: str, bases: Sequence[MergeBase], rows: Rows, load: Load, loaded: Callable[[], dict[str, Loaded]]
+) -> Generator[Step]:
+    """The merges onto all bases, in 16 bit and quantized again, against the adapter model: distributions, loss, task
     score, greedy answers; and a sentence that says which to ship.
 
     One merged model is needed in memory at a time.
@@ -42,7 +44,7 @@ def merge_fidelity(run: str, rows: Rows, load: Load, loaded: Callable[[], dict[s
     adapter = parse("adapter", run)
     reference: list[RowResult] = []
     merges: dict[str, dict[str, Any]] = {}
-    columns = [parse(f"{recipe}:{onto}", run) for recipe in ("merged", "merged-4bit") for onto in get_args(MergeBase)]
+    columns = [parse(f"{recipe}:{onto}", run) for recipe in ("merged", "merged-4bit") for onto in bases]
     for at, merged in enumerate(columns):
         yield from (Step(p) for p in load([adapter, merged]))
         models = loaded()
@@ -54,7 +56,7 @@ def merge_fidelity(run: str, rows: Rows, load: Load, loaded: Callable[[], dict[s
         yield Step(Progress(f"{title(merged)}: distributions", (at + 0.7) / len(columns)))
         found = list(divergences(models[merged.name], models[adapter.name], rows))
         merges[merged.name] = _merge_figures(found, results, reference)
-        verdict = {"merges": dict(merges), "sentence": fidelity_sentence(merges)}
+        verdict = {"merges": dict(merges), "sentence": fidelity_sentence(merges, len(bases))}
         yield Step(Progress(f"{title(merged)}: measured", (at + 1) / len(columns)), verdict)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import gradio as gr
 
@@ -17,7 +17,7 @@ from .. import report as reports
 from ..catalog import DEFAULT_COLUMNS
 from ..config import GenerationSettings
 from ..errors import ConfigError
-from ..exporting import export_folder, push
+from ..exporting import base_for, export_folder, push
 from ..jobs import Work, read_result
 from ..promptsets import ask_all, checked, conversation, read_prompts
 from ..records import ExportKind, ExportRequest, MergeBase
@@ -85,14 +85,15 @@ class Judge:
         settings = GenerationSettings()
         return self._start("prompts", run, lambda halt: ask_all(self.services.engine(), columns, asked, settings, halt))
 
-    def export(self, run: str | None, what: ExportKind, onto: MergeBase) -> str:
+    def export(self, run: str | None, what: ExportKind, onto: MergeBase | Literal[""]) -> str:
         """Write an adapter or a merged model, verified, with its model card, into the run's folder."""
-        request = ExportRequest(needed_run(run), what, onto)
+        request = ExportRequest(needed_run(run), what, onto or None)
         return self._start("export", run, lambda halt: self.services.engine().export(request, halt))
 
-    def push(self, run: str | None, what: ExportKind, onto: MergeBase, repo: str, token: str) -> str:
+    def push(self, run: str | None, what: ExportKind, onto: MergeBase | Literal[""], repo: str, token: str) -> str:
         """Send what was exported to the hub."""
-        folder = export_folder(self.services.runs.get(needed_run(run)), what, onto)
+        found = self.services.runs.get(needed_run(run))
+        folder = export_folder(found, what, base_for(found, what, onto or None))
         return self._start("push", run, lambda halt: push(self.services.hub, folder, repo, token))
 
     def report(self, run: str | None) -> list[str]:
@@ -220,10 +221,10 @@ def _draw_export(parts: SimpleNamespace) -> None:
     with gr.Row():
         parts.what = gr.Radio(list(get_args(ExportKind)), value="merged", label="What", elem_id="export-what")
         parts.onto = gr.Radio(
-            list(get_args(MergeBase)),
-            value="dequantized",
+            [("what suits it", ""), *((onto, onto) for onto in get_args(MergeBase))],
+            value="",
             label="Merged onto",
-            info="dequantized: the base a QLoRA adapter was trained on",
+            info="What suits a QLoRA run: dequantized, the base it was trained on; original for 4 bit again, and LoRA",
             elem_id="export-onto",
         )
         parts.export = gr.Button("Export", elem_id="export")

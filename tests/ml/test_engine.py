@@ -35,7 +35,11 @@ NAMES = ("base", "adapter", "merged")
 
 @pytest.fixture
 def run(services: Services, tiny_model: Path) -> Run:
-    run = finished_run(services, tiny_model, "qlora")
+    return run_with_rows(services, tiny_model, "qlora")
+
+
+def run_with_rows(services: Services, model: Path, method: str) -> Run:
+    run = finished_run(services, model, method)
     (run.path / "heldout").mkdir()
     line = '{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "{\\"n\\": 1}"}]}\n'
     for split in ("test", "hard"):
@@ -159,6 +163,22 @@ def test_fidelity_measures_both_merges_against_the_adapter(services: Services, r
     assert near["rows"] == 3
     assert {"kl_worst", "top1_agreement", "loss_change", "exact_match_change", "identical_answers"} <= set(far)
     assert last.result["sentence"].startswith("Ship the merge onto the dequantized base")
+
+
+@pytest.mark.parametrize("method", ["lora", "lora-8bit"])
+@pytest.mark.filterwarnings("ignore:MatMul8bitLt")
+def test_every_method_has_a_fidelity_and_can_be_exported(
+    services: Services, tiny_model: Path, tmp_path: Path, method: str
+) -> None:
+    run = run_with_rows(services, tiny_model, method)
+    *_, last = services.engine().fidelity(run.id, 2, Halt())
+    bases = ["original"] if method == "lora" else ["original", "dequantized"]
+    assert list(last.result["merges"]) == [f"{name}:{onto}" for name in ("merged", "merged-4bit") for onto in bases]
+    assert last.result["sentence"]
+    kinds: tuple[ExportKind, ...] = ("adapter", "merged", "merged-4bit")
+    for what in kinds:
+        *_, last = services.engine().export(ExportRequest(run.id, what, None, tmp_path / what), Halt())
+        assert (tmp_path / what / "README.md").is_file()
 
 
 def test_merge_saves_a_verified_model_that_loads_plainly(services: Services, run: Run, tmp_path: Path) -> None:
