@@ -67,8 +67,9 @@ BUNDLED_DATASETS = {dataset.name: dataset for dataset in (TICKETS,)}
 
 
 def bundled_path(settings: Settings, name: str) -> Path:
-    """Where a bundled model's bf16 folder is, or will be."""
-    return settings.models / name
+    """Where a bundled model's bf16 folder is, or will be; one that came with the image is used as it is."""
+    shipped = settings.bundled / name if settings.bundled else None
+    return shipped if shipped and shipped.is_dir() else settings.models / name
 
 
 def is_fetched(settings: Settings, name: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from . import logs
 from .catalog import BundledModel
 from .gpu import Lease
 from .hub import HuggingFaceHub
@@ -49,4 +50,5 @@ def serve(services: Services, host: str | None = None, port: int | None = None) 
     """Build the page and answer until interrupted; host and port default to Gradio's own variables."""
     from .ui.page import launch
 
+    logs.set_up()
     launch(services, host, port)

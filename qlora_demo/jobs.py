@@ -5,6 +5,7 @@ What it found so far is kept in the run's folder as ``results/KIND.json``, also 
 
 from __future__ import annotations
 
+import contextvars
 import json
 import threading
 import time
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from . import logs
 from .errors import DemoError, DeviceBusy, RunError
 from .halt import Halt
 from .records import Progress, Step
@@ -54,13 +56,22 @@ class Jobs:
                 raise DeviceBusy(f"{kind}: {self.last.kind} of {self.last.run} is at work; wait for it or stop it")
             self._halt = Halt()
             self.last = Job(kind, run, Progress("starting", 0.0))
-        threading.Thread(target=self._do, args=(found, work, self._halt), daemon=True).start()
+        context = contextvars.copy_context()
+        threading.Thread(target=context.run, args=(self._do, found, work, self._halt), daemon=True).start()
 
     def stop(self) -> None:
         """Ask for the end after the step it is in."""
         self._halt.set()
 
     def _do(self, run: Run, work: Work, halt: Halt) -> None:
+        assert self.last is not None
+        with logs.of(run=run.id):
+            logs.event("job.started", kind=self.last.kind)
+            self._work(run, work, halt)
+            how = "failed" if self.last.error else "stopped" if halt.is_set() else "finished"
+            logs.event("job.ended", kind=self.last.kind, how=how)
+
+    def _work(self, run: Run, work: Work, halt: Halt) -> None:
         result: dict[str, Any] = {}
         error, saved = "", 0.0
         try:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from . import logs
 from .choices import refuse
 from .config import TrainConfig
 from .errors import DeviceBusy, RunError
@@ -67,6 +68,7 @@ class Launcher:
 
     def _queue(self, run: Run, state: RunState) -> Run:
         write_state(run.path, state)
+        logs.event("run.queued", run=run.id)
         with contextlib.suppress(DeviceBusy):
             self.start_next()
         return self.runs.get(run.id)
@@ -101,7 +103,14 @@ class Launcher:
                 start_new_session=True,
                 env=os.environ | {"PYTHONPATH": os.pathsep.join([_CHECKOUT, os.environ.get("PYTHONPATH", "")])},
             )
-        threading.Thread(target=process.wait, daemon=True).start()  # reaps it
+        logs.event("run.started", run=run.id, processes=processes)
+        threading.Thread(target=self._reap, args=(run.id, process), daemon=True).start()
+
+    def _reap(self, run: str, process: subprocess.Popen[bytes]) -> None:
+        """Wait for the end of a training process."""
+        code = process.wait()
+        with contextlib.suppress(RunError):  # it may have been deleted by now
+            logs.event("run.ended", run=run, state=self.runs.get(run).state.status, exit_code=code)
 
 
 def train_command(run: Run, processes: int) -> list[str]:

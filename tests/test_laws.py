@@ -36,8 +36,10 @@ TIERS = (
         "hub",
         "model_card",
         "disk",
+        "health",
+        "visits",
     },
-    {"records", "config", "knobs", "errors"},
+    {"records", "config", "knobs", "errors", "logs"},
 )
 ENGINE_LIBRARIES = {"torch", "transformers", "peft", "trl", "bitsandbytes", "datasets", "accelerate"}
 Function = ast.FunctionDef | ast.AsyncFunctionDef

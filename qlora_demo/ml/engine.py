@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from .. import logs
 from ..columns import parse
 from ..config import TrainConfig
 from ..errors import DataError, OutOfMemory
@@ -143,7 +144,10 @@ class Engine:
             pass
         if not halt.is_set():
             loaded = [self._variants.loaded[column.name] for column in request.columns]
-            yield from answers(loaded, request, self._bandwidth, halt)
+            told: tuple[Answer, ...] = ()
+            for told in answers(loaded, request, self._bandwidth, halt):
+                yield told
+            logs.event("answer.ended", columns={one.column: one.timing.new_tokens for one in told})
 
     def _evaluate(self, run_id: str, columns: Sequence[Column], limit: int | None, halt: Halt) -> Generator[Step]:
         splits = {split: rows[:limit] for split, rows in self._heldout(run_id).items()}

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from trl import SFTTrainer
 
-from .. import __version__
+from .. import __version__, logs
 from ..config import GenerationSettings, TrainConfig
 from ..errors import DemoError, OutOfMemory, RequestError
 from ..memory_plan import lighter
@@ -54,7 +54,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: (path / "stop").touch())
     if device().type == "cuda":
         torch.cuda.set_device(device())
-    with EndState(path):
+    logs.set_up()
+    with logs.of(run=path.name), EndState(path):
         train(path, TrainConfig.from_file(path / "config.json"), Settings.from_environment())
 
 
@@ -71,6 +72,7 @@ def train(path: Path, config: TrainConfig, settings: Settings) -> None:
     if is_main():
         ran_on = versions() | {"base_weights": weights_digest(resolve(settings, config.model))}
         write_atomically(path / "versions.json", json.dumps(ran_on, indent=2))
+    logs.event("training.loaded", rows=len(trainer.train_dataset), resumed_from=checkpoint[0] if checkpoint else 0)
     reporter = Reporter(path, config, chosen.reasons + _data_choices(trainer, splits) + _resumed(checkpoint))
     trainer.add_callback(reporter)
     trainer.add_callback(Checkpoints(config))
@@ -209,6 +211,7 @@ def _end(path: Path, status: Any, **values: Any) -> None:
     ended = time.time()
     summary = values.pop("summary", {}) | {"runtime_seconds": ended - (state.started_at or ended)}
     write_run_state(path, replace(state, status=status, ended_at=ended, summary=summary, **values))
+    logs.event("training.ended", state=status)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@ cannot overlap two passes."""
 
 from __future__ import annotations
 
+import contextvars
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterator
@@ -26,7 +27,7 @@ class Worker:
     def call(self, work: Callable[[], T]) -> T:
         """Do it on the thread; return what it returns or raise what it raises."""
         done: Future[T] = Future()
-        self._jobs.put(lambda: _settle(done, work))
+        self._put(lambda: _settle(done, work))
         return done.result()
 
     def iterate(self, begin: Callable[[], Generator[T]], halt: Halt) -> Iterator[T]:
@@ -49,7 +50,7 @@ class Worker:
             _settle(done, pump)
             items.put(())
 
-        self._jobs.put(work)
+        self._put(work)
         whole = False
         try:
             while item := items.get():
@@ -61,6 +62,11 @@ class Worker:
                 halt.set()
                 taken.release()
         done.result()
+
+    def _put(self, work: Callable[[], None]) -> None:
+        """Have it done in the context of who asks: what it logs belongs to the same run and request."""
+        context = contextvars.copy_context()
+        self._jobs.put(lambda: context.run(work))
 
     def _work(self) -> None:
         while True:

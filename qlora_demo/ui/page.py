@@ -13,6 +13,7 @@ from ..gpu import device_info
 from ..services import Services
 from ..status import AppStatus
 from . import chat_tab, evaluate_tab, explain_tab, render, train_tab
+from .healthz import healthz
 from .told import QUIET
 
 TITLE = "QLoRA demo"
@@ -116,4 +117,6 @@ def launch(services: Services, host: str | None, port: int | None) -> None:
         theme=gr.themes.Default(primary_hue="amber"),
         footer_links=[],
         max_file_size="200mb",
+        ssr_mode=False,
+        app_kwargs={"routes": [healthz(services)]},
     )

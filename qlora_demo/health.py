@@ -1,0 +1,38 @@
+"""What the app is doing right now, as plain facts: for `/healthz`, and for whoever watches over it."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from . import __version__
+from .services import Services
+from .settings import usable_home
+
+
+def facts(services: Services) -> dict[str, Any]:
+    """``version``, ``uptime_seconds``, ``resident_models``, ``home_writable``, ``disk_free_bytes``, ``device_holder``
+    (empty where it is free), ``queued_runs``; the last two are None where the home cannot be written, for locks are."""
+    home = services.settings.home
+    writable = _is_writable(home)
+    return {
+        "version": __version__,
+        "uptime_seconds": round(time.time() - psutil.Process().create_time(), 1),
+        "device_holder": services.lease.holder() if writable else None,
+        "queued_runs": len(services.runs.queued()) if writable else None,
+        "resident_models": [resident.title for resident in services.engine.resident()],
+        "home_writable": writable,
+        "disk_free_bytes": shutil.disk_usage(home).free if home.is_dir() else None,
+    }
+
+
+def _is_writable(home: Path) -> bool:
+    try:
+        usable_home(home)
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,21 @@
+"""`/healthz`: what the app is doing, for whoever restarts it where it is not well."""
+
+from __future__ import annotations
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
+from ..health import facts
+from ..services import Services
+
+
+def healthz(services: Services) -> Route:
+    """GET and HEAD of `/healthz`: 200, or 503 where the app cannot write its home; see `health.facts`."""
+
+    def answer(request: Request) -> JSONResponse:
+        found = facts(services)
+        status = 200 if found["home_writable"] else 503
+        return JSONResponse(found, status, headers={"Cache-Control": "no-store"})
+
+    return Route("/healthz", answer, methods=["GET"])

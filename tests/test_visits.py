@@ -1,0 +1,114 @@
+"""What is asked for has a name in the log, and it is known how long nothing has been."""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+import threading
+from collections.abc import Generator
+
+import pytest
+
+from qlora_demo import logs
+from qlora_demo.errors import RequestError
+from qlora_demo.ui.told import told
+from qlora_demo.visits import VISITS, Visits
+
+
+class Kept(logging.Handler):
+    """Every event with the request it belongs to."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self.events: list[tuple[str, str, dict[str, object]]] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.events.append((record.getMessage(), logs._REQUEST.get(), vars(record)["facts"]))
+
+
+@pytest.fixture
+def kept(monkeypatch: pytest.MonkeyPatch) -> Kept:
+    """What the app logs, and Gradio's messages unsaid."""
+    handler, log = Kept(), logging.getLogger("qlora_demo")
+    monkeypatch.setattr(log, "handlers", [handler])
+    monkeypatch.setattr(log, "level", logging.INFO)
+    monkeypatch.setattr("gradio.Warning", lambda *_, **__: None)
+    return handler
+
+
+def test_idle_is_the_time_since_the_last_visit_ended() -> None:
+    now = [0.0]
+    visits = Visits(lambda: now[0])
+    now[0] = 5
+    assert visits.idle_seconds() == 5
+    with visits.one():
+        now[0] = 9
+        with visits.one():
+            assert visits.idle_seconds() == 0
+        assert visits.idle_seconds() == 0
+    now[0] = 12
+    assert visits.idle_seconds() == 3
+
+
+def test_each_handler_s_events_bear_a_request_of_their_own(kept: Kept) -> None:
+    @told
+    def handler() -> None:
+        logs.event("one")
+        logs.event("two")
+
+    handler()
+    handler()
+    names = [request for _, request, _ in kept.events]
+    assert names[0] == names[1] != names[2] == names[3]
+    assert all(names) and not logs._REQUEST.get()
+
+
+def test_a_generator_s_steps_bear_one_request_whatever_thread_makes_them(kept: Kept) -> None:
+    @told
+    def handler() -> Generator[int]:
+        for number in range(3):
+            logs.event(f"step {number}")
+            yield number
+
+    steps, made = handler(), []
+    for _ in range(3):
+        thread = threading.Thread(target=contextvars.Context().run, args=(lambda: made.append(next(steps)),))
+        thread.start()
+        thread.join()
+    assert made == [0, 1, 2]
+    assert len({request for _, request, _ in kept.events}) == 1 and kept.events[0][1]
+
+
+def test_a_handler_that_is_left_early_is_closed_and_no_longer_going() -> None:
+    closed = []
+
+    @told
+    def handler() -> Generator[int]:
+        try:
+            yield 1
+            yield 2
+        finally:
+            closed.append(True)
+
+    steps = handler()
+    next(steps)
+    assert VISITS.idle_seconds() == 0
+    steps.close()
+    assert closed == [True]
+    assert VISITS._going == 0
+
+
+@pytest.mark.parametrize("streams", [True, False])
+def test_a_refusal_is_logged_by_its_kind_and_without_its_words(kept: Kept, streams: bool) -> None:
+    def refuse() -> None:
+        raise RequestError("prompt: 'my secret' is too long")
+
+    def stream() -> Generator[int]:
+        yield 1
+        refuse()
+
+    shown = list(told(stream)()) if streams else told(refuse)()
+    assert shown
+    ((event, request, facts),) = kept.events
+    assert (event, facts["error"]) == ("request.refused", "RequestError") and request
+    assert "secret" not in str(facts)
