@@ -227,9 +227,19 @@ class TrainConfig(Knobs):
                 f"{self.init_lora_weights} is computed from 16-bit weights and the {self.method} base has none; choose "
                 "default or eva, or method lora",
             )
+        if self.parallel == "fsdp":
+            self._refuse_unsharded()
         if self.init_lora_weights != "default" and self.use_dora:
             raise ConfigError(
                 "use_dora", f"is not made for initialisation {self.init_lora_weights}; choose one of the two"
+            )
+
+    def _refuse_unsharded(self) -> None:
+        if self.method == "lora-8bit":
+            raise ConfigError("parallel", "fsdp cannot shard an 8-bit base; choose ddp, or method qlora or lora")
+        if self.init_lora_weights in ("pissa", "olora"):
+            raise ConfigError(
+                "parallel", f"fsdp cannot undo what {self.init_lora_weights} changes in a sharded base; choose ddp"
             )
 
     @property

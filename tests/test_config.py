@@ -211,6 +211,8 @@ def test_any_text_gives_a_config_or_a_config_error(text: str) -> None:
         ({"columns": "answer=x"}, "columns", "with NAME one of messages, prompt, completion"),
         ({"target_modules": "q_proj; rm -rf"}, "target_modules", "give all-linear, attention, mlp, or layers' names"),
         ({"target_modules": "q_proj,"}, "target_modules", "is not allowed"),
+        ({"parallel": "fsdp", "method": "lora-8bit"}, "parallel", "cannot shard an 8-bit base; choose ddp"),
+        ({"parallel": "fsdp", "method": "lora", "init_lora_weights": "olora"}, "parallel", "what olora changes"),
     ],
 )
 def test_what_the_libraries_cannot_do_is_refused_where_it_is_chosen(

@@ -77,25 +77,36 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_16bit(source: str, on: torch.device | None = None) -> PreTrainedModel:
-    """The base model in the device's 16-bit type, on the device or where it is wanted."""
-    return _load(source, None, on or device())
+def load_16bit(source: str, on: torch.device | None = None, *, attention: str | None = None) -> PreTrainedModel:
+    """The base model in the device's 16-bit type, on the device or where it is wanted; ``attention`` names a kernel
+    other than the library's own choice."""
+    return _load(source, None, on or device(), attention)
 
 
-def load_base(source: str, form: BaseForm, use: Use, *, sharded: bool = False) -> PreTrainedModel:
+def load_base(
+    source: str, form: BaseForm, use: Use, *, sharded: bool = False, attention: str | None = None
+) -> PreTrainedModel:
     """The base model as a run's base is stored: in 16 bit or quantized."""
-    return load_16bit(source) if form == "16bit" else load_quantized(source, use, form, sharded=sharded)
+    if form == "16bit":
+        return load_16bit(source, attention=attention)
+    return load_quantized(source, use, form, sharded=sharded, attention=attention)
 
 
 def load_quantized(
-    source: str, use: Use, form: BaseForm = "nf4", on: torch.device | None = None, *, sharded: bool = False
+    source: str,
+    use: Use,
+    form: BaseForm = "nf4",
+    on: torch.device | None = None,
+    *,
+    sharded: bool = False,
+    attention: str | None = None,
 ) -> PreTrainedModel:
     """The base model with its linear layers, but the head, in 4-bit NF4 or FP4, or in 8 bit (LLM.int8).
 
     ``sharded``: 4-bit weights are stored in the type of the others, without which FSDP2 leaves them whole.
     """
     if form == "int8":
-        return _load(source, BitsAndBytesConfig(load_in_8bit=True), on or device())
+        return _load(source, BitsAndBytesConfig(load_in_8bit=True), on or device(), attention)
     kind, _, single = form.partition("-")
     quantization = BitsAndBytesConfig(
         load_in_4bit=True,
@@ -104,7 +115,7 @@ def load_quantized(
         bnb_4bit_compute_dtype=compute_dtype(),
         bnb_4bit_quant_storage=compute_dtype() if sharded else torch.uint8,
     )
-    model = _load(source, quantization, on or device())
+    model = _load(source, quantization, on or device(), attention)
     return keep_exact(model) if use == "exact" else model
 
 
@@ -235,7 +246,9 @@ def _four_bit(layer: nn.Linear) -> bitsandbytes.nn.Linear4bit:
     return made.to(layer.weight.device)
 
 
-def _load(source: str, quantization: BitsAndBytesConfig | None, on: torch.device) -> PreTrainedModel:
+def _load(
+    source: str, quantization: BitsAndBytesConfig | None, on: torch.device, attention: str | None
+) -> PreTrainedModel:
     try:
         config = AutoConfig.from_pretrained(source)
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
@@ -245,6 +258,7 @@ def _load(source: str, quantization: BitsAndBytesConfig | None, on: torch.device
             quantization_config=quantization,
             device_map={"": on},
             use_safetensors=True,
+            attn_implementation=attention,
         )
     except torch.OutOfMemoryError:
         raise

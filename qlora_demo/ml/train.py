@@ -42,7 +42,7 @@ from .evaluate import ANSWER_TOKENS
 from .generate import complete
 from .load import device
 from .reporter import Reporter, peak_memory_bytes, write_run_state
-from .trainer import build_trainer, device_kind, save_adapter
+from .trainer import build_trainer, device_kind, gathered_weights, save_adapter
 
 LIBRARIES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets")
 
@@ -194,12 +194,13 @@ def _resumed(checkpoint: tuple[int, Path] | None) -> tuple[Choice, ...]:
 
 
 def _save_adapter(path: Path, config: TrainConfig, trainer: SFTTrainer) -> None:
+    weights = gathered_weights(trainer)
     if not is_main():
         return
     draft, older, final = path / ".adapter-new", path / ".adapter-old", path / "adapter"
     for folder in (draft, older):
         shutil.rmtree(folder, ignore_errors=True)
-    save_adapter(path, config, trainer, draft)
+    save_adapter(path, config, trainer, draft, weights)
     if final.exists():
         final.rename(older)
     draft.rename(final)

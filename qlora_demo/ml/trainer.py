@@ -37,7 +37,8 @@ def build_trainer(path: Path, config: TrainConfig, settings: Settings, splits: S
     refuse(config, now.kind)
     check_targets(source, config)
     tokenizer = load_tokenizer(source)
-    model = load_base(source, config.base_form, "exact", sharded=config.parallel == "fsdp")
+    attention = "flash_attention_2" if config.packing else None
+    model = load_base(source, config.base_form, "exact", sharded=config.parallel == "fsdp", attention=attention)
     chosen = choose(config, ModelShape.from_config(model.config.get_text_config().to_dict()), now)
     _score_answers_only()
     trainer = _trainer(path, config, chosen, splits, (model, tokenizer))
@@ -71,13 +72,20 @@ def _trainer(path: Path, config: TrainConfig, chosen: Chosen, splits: Splits, lo
         ) from exc
 
 
-def save_adapter(path: Path, config: TrainConfig, trainer: SFTTrainer, draft: Path) -> None:
+def gathered_weights(trainer: SFTTrainer) -> dict[str, torch.Tensor] | None:
+    """The whole weights where they are sharded, for which every rank must ask; None where each rank holds them all."""
+    return trainer.accelerator.get_state_dict(trainer.model) if trainer.is_fsdp_enabled else None
+
+
+def save_adapter(
+    path: Path, config: TrainConfig, trainer: SFTTrainer, draft: Path, weights: dict[str, torch.Tensor] | None
+) -> None:
     """Write the adapter so that it fits the base as it is stored: one that began by changing the base is saved as the
-    difference, with twice the rank."""
+    difference, with twice the rank.  ``weights``: those to save, where the model does not hold them whole."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     changed_base = config.init_lora_weights in ("pissa", "olora")
     initial = {"path_initial_model_for_weight_conversion": str(path / INITIAL)} if changed_base else {}
-    model.save_pretrained(draft, **initial)
+    model.save_pretrained(draft, state_dict=weights, **initial)
     trainer.processing_class.save_pretrained(draft)
 
 
@@ -130,7 +138,6 @@ def _sft_config(path: Path, config: TrainConfig, chosen: Chosen) -> SFTConfig:
         per_device_eval_batch_size=config.per_device_train_batch_size,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         seed=config.seed,
-        activation_checkpointing=chosen.gradient_checkpointing,
         optim=chosen.optim,
         bf16=chosen.bf16,
         fp16=chosen.fp16,
@@ -149,15 +156,17 @@ def _sft_config(path: Path, config: TrainConfig, chosen: Chosen) -> SFTConfig:
         use_cpu=on_cpu,
         ddp_backend="gloo" if on_cpu and "WORLD_SIZE" in os.environ else None,
         dataloader_pin_memory=not on_cpu,
-        **_sharded(config),
+        **_spread(config, chosen),
     )
 
 
-def _sharded(config: TrainConfig) -> dict[str, Any]:
-    """FSDP2 where it is chosen: whole layers are gathered for their turn."""
+def _spread(config: TrainConfig, chosen: Chosen) -> dict[str, Any]:
+    """FSDP2 where it is chosen: whole layers are gathered for their turn, and recomputed by FSDP's own means."""
+    checkpointing = chosen.gradient_checkpointing
     if config.parallel == "ddp":
-        return {}
-    return {"fsdp": "full_shard auto_wrap", "fsdp_config": {"fsdp_version": 2, "reshard_after_forward": True}}
+        return {"activation_checkpointing": checkpointing}
+    settings = {"version": 2, "reshard_after_forward": True, "activation_checkpointing": checkpointing}
+    return {"activation_checkpointing": False, "fsdp": True, "fsdp_config": settings}
 
 
 def _lora_config(config: TrainConfig) -> LoraConfig:

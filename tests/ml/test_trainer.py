@@ -1,0 +1,151 @@
+"""What reaches the libraries for GPUs that are not here: a config's settings, and the refusals where there is none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from trl import SFTConfig
+
+from qlora_demo import choices
+from qlora_demo.choices import Situation, choose, refuse
+from qlora_demo.config import TrainConfig
+from qlora_demo.errors import ConfigError, ModelError
+from qlora_demo.memory import ModelShape
+from qlora_demo.ml import trainer
+from qlora_demo.ml.data import load_splits
+from qlora_demo.ml.train import _save_adapter
+from qlora_demo.services import Services
+from tests.ml.test_train import TINY
+
+SHAPE = ModelShape(64, 128, 2, 4, 2, 16, 259, True)
+H100 = Situation("cuda", has_bf16=True, free_bytes=80 << 30)
+T4 = Situation("cuda", has_bf16=False, free_bytes=15 << 30)
+
+
+def settings(config: TrainConfig, situation: Situation, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What would be handed to `SFTConfig` on a GPU."""
+    monkeypatch.setattr(trainer, "device", lambda: torch.device("cuda", 0))
+    monkeypatch.setattr(trainer, "SFTConfig", dict)
+    return dict(trainer._sft_config(Path("run"), config, choose(config, SHAPE, situation)))
+
+
+@pytest.mark.parametrize(
+    ("values", "situation", "expected"),
+    [
+        ({}, H100, {"optim": "paged_adamw_32bit", "bf16": True, "fp16": False, "use_cpu": False}),
+        ({}, T4, {"optim": "paged_adamw_32bit", "bf16": False, "fp16": True}),
+        ({"method": "lora"}, T4, {"bf16": False, "fp16": True}),
+        ({"optim": "paged_adamw_8bit"}, H100, {"optim": "paged_adamw_8bit"}),
+        ({"packing": True}, H100, {"packing": True}),
+        ({"gradient_checkpointing": "on"}, H100, {"activation_checkpointing": True}),
+        ({"loss_on": "assistant", "neftune_noise_alpha": 5.0}, H100, {"assistant_only_loss": True}),
+        ({"neftune_noise_alpha": 5.0}, H100, {"neftune_noise_alpha": 5.0}),
+        ({"report_to": "wandb", "eval_on_start": True}, H100, {"report_to": "wandb", "eval_on_start": True}),
+        ({}, H100, {"neftune_noise_alpha": None, "ddp_backend": None, "dataloader_pin_memory": True}),
+    ],
+)
+def test_what_is_chosen_reaches_the_trainer_of_a_gpu(
+    values: dict[str, Any], situation: Situation, expected: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = settings(TrainConfig(**values), situation, monkeypatch)
+    assert {name: given[name] for name in expected} == expected
+    assert "fsdp" not in given
+
+
+@pytest.mark.parametrize("checkpointing", ["on", "off"])
+def test_fsdp2_shards_whole_layers_and_recomputes_by_its_own_means(
+    checkpointing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = TrainConfig(parallel="fsdp", gradient_checkpointing=checkpointing)
+    given = settings(config, H100, monkeypatch)
+    fsdp = {name: given[name] for name in ("fsdp", "fsdp_config", "activation_checkpointing")}
+    plugin = SFTConfig("run", bf16=False, use_cpu=True, **fsdp).fsdp_plugin_args
+    assert plugin is not None and (plugin["fsdp_version"], plugin["state_dict_type"]) == (2, "FULL_STATE_DICT")
+    assert plugin["auto_wrap_policy"] == "TRANSFORMER_BASED_WRAP"
+    assert plugin["activation_checkpointing"] == (checkpointing == "on") and not given["activation_checkpointing"]
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype", "attention"),
+    [
+        ({}, torch.uint8, None),
+        ({"parallel": "fsdp"}, torch.bfloat16, None),
+        ({"packing": True}, torch.uint8, "flash_attention_2"),
+    ],
+)
+def test_a_sharded_base_is_stored_in_its_dtype_and_packed_rows_meet_the_kernel_that_keeps_them_apart(
+    services: Services,
+    tiny_model: Path,
+    values: dict[str, Any],
+    dtype: torch.dtype,
+    attention: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: dict[str, Any] = {}
+
+    def read(source: str, **how: Any) -> Any:
+        seen.update(how)
+        raise ValueError("seen")
+
+    monkeypatch.setattr(trainer, "refuse", lambda *_: None)
+    monkeypatch.setattr("qlora_demo.ml.load.AutoModelForCausalLM.from_pretrained", read)
+    config = TrainConfig(model=str(tiny_model), **values)
+    with pytest.raises(ModelError):
+        trainer.build_trainer(Path("run"), config, services.settings, load_splits(config))
+    assert seen["quantization_config"].bnb_4bit_quant_storage == dtype
+    assert seen["attn_implementation"] == attention
+
+
+def test_sharded_weights_are_gathered_by_every_rank_and_saved_by_the_first(
+    services: Services, tiny_model: Path, chat_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = TrainConfig(model=str(tiny_model), dataset=str(chat_file), **TINY)
+    run = services.runs.create(config)
+    made, _ = trainer.build_trainer(run.path, config, services.settings, load_splits(config))
+    asked: list[str] = []
+
+    def gather(model: Any) -> dict[str, torch.Tensor]:
+        asked.append("rank")
+        return {name: torch.full_like(p, 7.0) for name, p in model.named_parameters() if "lora_" in name}
+
+    monkeypatch.setattr(made, "is_fsdp_enabled", True)
+    monkeypatch.setattr(made.accelerator, "get_state_dict", gather)
+    monkeypatch.setenv("RANK", "1")
+    _save_adapter(run.path, config, made)
+    assert not services.runs.get(run.id).has_adapter
+    monkeypatch.setenv("RANK", "0")
+    _save_adapter(run.path, config, made)
+    assert asked == ["rank", "rank"]
+    saved = load_file(run.adapter / "adapter_model.safetensors")
+    assert saved and all((tensor == 7.0).all() for tensor in saved.values())
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"optim": "paged_adamw_32bit"}, "optim: paged_adamw_32bit needs a CUDA device; choose auto or adamw_torch"),
+        ({"optim": "adamw_8bit"}, "optim: adamw_8bit needs a CUDA device"),
+        ({"packing": True}, "packing: needs FlashAttention, .* rows would see each other here: leave it off"),
+        ({"parallel": "fsdp"}, "parallel: fsdp shards over GPUs and there is none here; choose ddp"),
+        ({"report_to": "wandb"}, "report_to: wandb is not installed; pip install wandb, or none"),
+    ],
+)
+def test_what_the_device_or_the_libraries_lack_is_refused_with_the_reason(
+    values: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choices, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=message):
+        refuse(TrainConfig(**values), "cpu")
+
+
+def test_a_gpu_with_flash_attention_takes_them_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = TrainConfig(optim="paged_adamw_8bit", packing=True, parallel="fsdp", report_to="wandb")
+    monkeypatch.setattr(choices, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="packing"):
+        refuse(config, "cuda")
+    monkeypatch.setattr(choices, "find_spec", lambda name: object())
+    refuse(config, "cuda")
