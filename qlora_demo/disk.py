@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from .errors import ConfigError, WorkError
 from .units import memory
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_LEAST_FREE = 1 << 20
 
 
 def require_free(folder: Path, need_bytes: int, what: str) -> None:
@@ -34,6 +36,37 @@ def folder_bytes(path: Path) -> int:
     """The sizes of the files below `path`, or of the file that it is; what symlinks lead to is not counted."""
     files = path.rglob("*") if path.is_dir() else [path]
     return sum(file.stat().st_size for file in files if file.is_file() and not file.is_symlink())
+
+
+def read_file(path: Path, start: int = 0, last: int = 0) -> bytes:
+    """The content from `start` on, or the `last` bytes, of a file that stands at `path` itself: a link leads elsewhere,
+    a pipe would never end.  Raises `OSError`."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Not a plain file", str(path))
+        file.seek(max(0, os.fstat(descriptor).st_size - last) if last else start)
+        return file.read()
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Around what writes `path`: raises `WorkError` with the remedy where the disk refuses."""
+    try:
+        yield
+    except OSError as exc:
+        remedy = "the disk is full; remove files there" if is_full(exc) else f"{exc.strerror or exc}; make it writable"
+        raise WorkError(f"{path}: cannot be written: {remedy} and try again") from exc
+
+
+def is_full(exc: BaseException, folder: Path | None = None) -> bool:
+    """Whether a full disk is what went wrong.
+
+    safetensors and tokenizers report one in classes of their own: only the text tells.  torch does not tell at all:
+    then it is whether `folder`, where it was writing, has room now.
+    """
+    told = getattr(exc, "errno", None) in _FULL or any(f"(os error {code})" in str(exc) for code in _FULL)
+    return told or (folder is not None and shutil.disk_usage(folder).free < _LEAST_FREE)
 
 
 @contextmanager
@@ -59,13 +92,8 @@ def draft_folder(out: Path) -> Iterator[Path]:
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def _is_full(exc: Exception) -> bool:
-    """safetensors and tokenizers report a full disk in classes of their own: only the text tells."""
-    return getattr(exc, "errno", None) in _FULL or any(f"(os error {code})" in str(exc) for code in _FULL)
-
-
 def _raise_on(out: Path, exc: Exception) -> NoReturn:
-    if _is_full(exc):
+    if is_full(exc):
         raise WorkError(
             f"{out}: the disk is full and nothing was kept; remove files there or name a folder on another disk"
         ) from exc

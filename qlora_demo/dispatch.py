@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 
 from .errors import DemoError
 from .services import Services
 
 _SECONDS = 2.0
+_LOG = logging.getLogger(__name__)
 
 
 class Dispatcher:
@@ -23,13 +25,15 @@ class Dispatcher:
     def look(self) -> None:
         """Start the next run if nothing trains; chat models that are idle in memory make room for it."""
         runs = self.services.runs
-        if not runs.queued() or runs.active() is not None or self.services.jobs.going:
-            return
-        self.services.engine.release()
         try:
+            if not runs.queued() or runs.active() is not None or self.services.jobs.going:
+                return
+            self.services.engine.release()
             self.services.launcher.start_next()
             self.trouble = ""
-        except DemoError as exc:
+        except (DemoError, OSError) as exc:  # a full disk, say: the next look may find room
+            if str(exc) != self.trouble:
+                _LOG.warning("the queue waits: %s", exc)
             self.trouble = str(exc)
 
     def _loop(self) -> None:

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from .config import TrainConfig
+from .disk import read_file
 from .errors import ConfigError
 from .jobs import read_result
 from .records import TrainMetrics
@@ -33,8 +34,8 @@ class RunNote:
 def read_note(run: Run) -> RunNote:
     """A run's note; empty where there is none that can be read."""
     try:
-        found = json.loads((run.path / "note.json").read_text("utf-8"))
-        return RunNote(str(found["text"]), tuple(map(str, found["tags"])))
+        found = json.loads(read_file(run.path / "note.json"))
+        return RunNote(_plain(str(found["text"])), tuple(_plain(str(tag)) for tag in found["tags"]))
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return RunNote()
 
@@ -43,9 +44,15 @@ def write_note(run: Run, text: str, tags: str) -> RunNote:
     """Replace a run's note; tags are separated by commas."""
     if len(text) > _LONGEST_NOTE or len(tags) > _LONGEST_TAGS:
         raise ConfigError("note", f"{len(text)} characters are too many; write at most {_LONGEST_NOTE}")
-    note = RunNote(text.strip(), tuple(dict.fromkeys(filter(None, (tag.strip() for tag in tags.split(","))))))
+    text, tags = _plain(text).strip(), _plain(tags)
+    note = RunNote(text, tuple(dict.fromkeys(filter(None, (tag.strip() for tag in tags.split(","))))))
     write_atomically(run.path / "note.json", json.dumps(asdict(note), ensure_ascii=False))
     return note
+
+
+def _plain(text: str) -> str:
+    """Text that can be stored and sent: half of a surrogate pair is no character."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def stamps(run: Run) -> list[int]:

@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from . import logs
-from .errors import DemoError, DeviceBusy, RunError
+from .disk import read_file, writing
+from .errors import DemoError, DeviceBusy
 from .halt import Halt
 from .records import Progress, Step
 from .runs import Run, RunStore, write_atomically
@@ -103,17 +104,15 @@ def save_result(run: Run, kind: str, result: dict[str, Any], *, complete: bool =
     """Replace a run's result of one kind, with the time and whether it is all that was asked for."""
     told = result | {"complete": complete, "time": time.time()}
     folder = run.path / "results"
-    try:
+    with writing(folder):
         folder.mkdir(exist_ok=True)
-        write_atomically(folder / f"{kind}.json", json.dumps(told, ensure_ascii=False))
-    except OSError as exc:
-        raise RunError(f"{folder}: cannot be written ({exc.strerror}); free disk space and try again") from exc
+    write_atomically(folder / f"{kind}.json", json.dumps(told, ensure_ascii=False))
 
 
 def read_result(run: Run, kind: str) -> dict[str, Any] | None:
     """A run's result of one kind; None where there is none that can be read."""
     try:
-        found = json.loads((run.path / "results" / f"{kind}.json").read_text("utf-8"))
+        found = json.loads(read_file(run.path / "results" / f"{kind}.json"))
     except (OSError, ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None

@@ -7,6 +7,8 @@ held: no pid to go stale, no window between spawn and the child's first write.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -14,6 +16,10 @@ import time
 from pathlib import Path
 from typing import Any, Self
 
+from .errors import WorkError
+
+_NO_LOCK = (errno.ENOENT, errno.EISDIR, errno.ELOOP)
+"""What stands there can be held by nobody."""
 _PROBE_SECONDS = 0.2
 """A reader's probe holds the lock for an instant and must not look like a holder."""
 
@@ -26,9 +32,15 @@ class HeldLock:
 
     @classmethod
     def acquire(cls, path: Path, note: dict[str, Any], patience: float = _PROBE_SECONDS) -> Self | None:
-        """The lock, or None where another open file still holds it after `patience` seconds."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        """The lock, or None where another open file still holds it after `patience` seconds.
+
+        Raises `WorkError` where the disk refuses.
+        """
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+        except OSError as exc:
+            raise WorkError(f"{path}: cannot be locked ({exc.strerror}); free disk space or make it writable") from exc
         if not _lock(fd, patience):
             os.close(fd)
             return None
@@ -37,9 +49,10 @@ class HeldLock:
         return held
 
     def annotate(self, note: dict[str, Any]) -> None:
-        """Replace the note about the holder."""
-        os.ftruncate(self.fd, 0)
-        os.pwrite(self.fd, json.dumps(note).encode(), 0)
+        """Replace the note about the holder; a full disk takes none, and keeps nobody from the lock."""
+        with contextlib.suppress(OSError):
+            os.ftruncate(self.fd, 0)
+            os.pwrite(self.fd, json.dumps(note).encode(), 0)
 
     def release(self) -> None:
         """Close our descriptor; a child that inherited it keeps the lock."""
@@ -61,9 +74,11 @@ def _lock(fd: int, patience: float) -> bool:
 def is_held(path: Path) -> bool:
     """Whether some process holds the lock.  A shared probe, so two probes never see each other."""
     try:
-        fd = os.open(path, os.O_RDWR)
-    except FileNotFoundError:
-        return False
+        fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
+    except OSError as exc:
+        if exc.errno in _NO_LOCK:
+            return False
+        raise
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -48,6 +48,8 @@ class RunState:
     ``refused`` where its request was wrong (a bad row, an unknown model) and nothing was trained.  ``lighter`` names
     changes that would have taken less memory, the largest saving first."""
 
+    __pydantic_config__ = {"extra": "forbid", "allow_inf_nan": False}  # noqa: RUF012 - what checks it as it is read
+
     status: Status
     max_steps: int = 0
     started_at: float | None = None

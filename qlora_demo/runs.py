@@ -14,6 +14,7 @@ lock            held by the training process while it lives
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -24,12 +25,17 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from .config import TrainConfig
+from .disk import is_full, read_file, writing
 from .errors import ConfigError, RunError
 from .locks import is_held
-from .records import Choice, Lighter, Message, RunState, TrainMetrics
+from .records import Message, RunState, TrainMetrics
 
+_STATE, _METRICS, _MESSAGES = TypeAdapter(RunState), TypeAdapter(TrainMetrics), TypeAdapter(list[Message])
 _ID = re.compile(r"[0-9]{8}-[0-9]{6}-[a-z0-9]+-[0-9a-f]{4}")
 _README = """\
 This folder is one training run. It can be read without the app.
@@ -44,6 +50,8 @@ adapter/        the LoRA adapter and tokenizer; PEFT loads it
 checkpoints/    what an interrupted run continues from; gone once it has finished
 results/        evaluation, merge fidelity, prompt sets, chosen conversations (JSON)
 """
+_LARGEST = 1 << 53
+"""No step, token or byte is counted further; a float holds every whole number up to here."""
 CHECKPOINTS, CHECKPOINT_MARK = "checkpoints", "whole"
 
 
@@ -90,11 +98,15 @@ class RunStore:
         """A new run in state "created"; it appears under its name only when it is whole."""
         name = f"{time.strftime('%Y%m%d-%H%M%S')}-{config.method.replace('-', '')}-{secrets.token_hex(2)}"
         draft = self.root / f".new-{name}"
-        draft.mkdir(parents=True)
-        (draft / "config.json").write_text(config.model_dump_json(indent=2), "utf-8")
-        (draft / "README").write_text(_README, "utf-8")
-        write_state(draft, RunState(status="created"))
-        draft.rename(self.root / name)
+        try:
+            with writing(self.root / name):
+                draft.mkdir(parents=True)
+                (draft / "config.json").write_text(config.model_dump_json(indent=2), "utf-8")
+                (draft / "README").write_text(_README, "utf-8")
+                write_state(draft, RunState(status="created"))
+                draft.rename(self.root / name)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
         return self.get(name)
 
     def get(self, name: str) -> Run:
@@ -103,8 +115,8 @@ class RunStore:
         try:
             config = TrainConfig.from_file(path / "config.json")
             return Run(name, path, config, _settled(path, read_state(path)))
-        except (ConfigError, OSError, ValueError, TypeError, KeyError, RecursionError) as exc:
-            raise RunError(f"run {name}: cannot be read ({exc}); delete it or restore its files") from exc
+        except (ConfigError, OSError, ValueError) as exc:
+            raise RunError(f"run {name}: cannot be read ({_line(exc)}); delete it or restore its files") from exc
 
     def path(self, name: str) -> Path:
         """The directory of a run that exists; names are checked, so none leads elsewhere."""
@@ -137,7 +149,7 @@ class RunStore:
     def queued(self) -> list[Run]:
         """The runs that wait for the device, oldest first."""
         waiting = [run for run in self.all() if run.state.status == "queued"]
-        return sorted(waiting, key=lambda run: (run.path / "state.json").stat().st_mtime_ns)
+        return sorted(waiting, key=lambda run: _written_at(run.path / "state.json"))
 
     def read_since(self, name: str, offset: int) -> tuple[list[TrainMetrics], int]:
         """Whole metrics lines from a byte offset on, and the offset to continue from."""
@@ -152,7 +164,7 @@ class RunStore:
     def versions(self, name: str) -> dict[str, str]:
         """Python, libraries and device a run ran on; empty before it began."""
         try:
-            found = json.loads((self.path(name) / "versions.json").read_text("utf-8"))
+            found = json.loads(read_file(self.path(name) / "versions.json"))
         except (OSError, ValueError, RecursionError):
             return {}
         return {str(key): str(value) for key, value in found.items()} if isinstance(found, dict) else {}
@@ -161,7 +173,10 @@ class RunStore:
         """Held-out conversations by split, `test` first; rows of plain text hold none."""
         folder = self.path(name) / "heldout"
         splits = sorted(folder.glob("*.jsonl"), reverse=True)
-        return {split.stem: _conversations(split) for split in splits}
+        try:
+            return {split.stem: _conversations(split) for split in splits}
+        except (OSError, ValueError, RecursionError) as exc:
+            raise RunError(f"run {name}: heldout cannot be read ({_line(exc)}); restore it or train again") from exc
 
     def request_stop(self, name: str) -> None:
         """Ask the training process to stop after the step it is in and save its adapter."""
@@ -170,7 +185,8 @@ class RunStore:
             raise RunError(f"run {name}: already {run.state.status}; there is nothing to stop")
         if run.state.status == "queued":
             write_state(run.path, replace(run.state, status="stopped", error="taken out of the queue"))
-        else:
+            return
+        with writing(run.path / "stop"):
             (run.path / "stop").touch()
 
     def delete(self, name: str) -> None:
@@ -189,11 +205,12 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def write_bytes_atomically(path: Path, content: bytes) -> None:
-    """Write beside, then rename; nothing is left where the disk refuses."""
+    """Write beside, then rename; where the disk refuses, nothing is left and `WorkError` says so."""
     draft = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}")
     try:
-        _write_through(draft, content)
-        draft.replace(path)
+        with writing(path):
+            _write_through(draft, content)
+            draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
 
@@ -211,33 +228,38 @@ def write_state(path: Path, state: RunState) -> None:
 
 
 def read_state(path: Path) -> RunState:
-    """The state as it was last written."""
-    values = json.loads((path / "state.json").read_text("utf-8"))
-    if not isinstance(values, dict):
-        raise ValueError(f"state.json holds a {type(values).__name__}, not an object")
-    choices = tuple(Choice(**choice) for choice in values.pop("choices"))
-    lighter = tuple(Lighter(**one) for one in values.pop("lighter", ()))
-    return RunState(**values, choices=choices, lighter=lighter)
+    """The state as it was last written; raises `OSError`, or `ValueError` where it is none."""
+    state = _STATE.validate_json(read_file(path / "state.json"))
+    return replace(state, summary=_figures(state.summary))
 
 
 def read_metrics(path: Path, offset: int = 0) -> tuple[list[TrainMetrics], int]:
-    """Whole metrics lines of a run directory from a byte offset on, and the offset to continue from."""
+    """Whole metrics lines of a run directory from a byte offset on, and the offset to continue from.
+
+    A line that a full disk or a crash cut short is no measurement and is left out.
+    """
     try:
-        with (path / "metrics.jsonl").open("rb") as file:
-            file.seek(offset)
-            data = file.read()
-    except FileNotFoundError:
+        data = read_file(path / "metrics.jsonl", offset)
+    except OSError:
         return [], offset
     whole = data[: data.rfind(b"\n") + 1]
-    return [TrainMetrics(**json.loads(line)) for line in whole.splitlines()], offset + len(whole)
+    return list(_measured(whole)), offset + len(whole)
+
+
+def _measured(lines: bytes) -> Iterator[TrainMetrics]:
+    for line in lines.splitlines():
+        with contextlib.suppress(ValidationError):
+            found = _METRICS.validate_json(line)
+            if all(0 <= value < _LARGEST for value in vars(found).values() if isinstance(value, int)):
+                yield found
 
 
 def cut_metrics(path: Path, step: int) -> None:
     """Keep a run directory's metrics up to a step: what followed is trained again."""
-    found = read_metrics(path)[0]
-    kept = [line for line in found if line.step <= step]
-    if len(kept) < len(found):
-        write_atomically(path / "metrics.jsonl", "".join(map(_metrics_line, kept)))
+    kept = "".join(_metrics_line(line) for line in read_metrics(path)[0] if line.step <= step)
+    file = path / "metrics.jsonl"
+    if file.exists() and kept.encode() != file.read_bytes():  # a line cut short would swallow the next one
+        write_atomically(file, kept)
 
 
 def last_checkpoint(path: Path) -> tuple[int, Path] | None:
@@ -249,8 +271,9 @@ def last_checkpoint(path: Path) -> tuple[int, Path] | None:
 
 def append_metrics(path: Path, metrics: TrainMetrics) -> None:
     """Append one line to a run directory's metrics."""
-    with (path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-        file.write(_metrics_line(metrics))
+    file = path / "metrics.jsonl"
+    with writing(file), file.open("a", encoding="utf-8") as lines:
+        lines.write(_metrics_line(metrics))
 
 
 def _metrics_line(metrics: TrainMetrics) -> str:
@@ -258,8 +281,28 @@ def _metrics_line(metrics: TrainMetrics) -> str:
 
 
 def _conversations(split: Path) -> list[list[Message]]:
-    rows = [json.loads(line) for line in split.read_text("utf-8").split("\n") if line]
-    return [row["messages"] for row in rows if "messages" in row]
+    rows = [json.loads(line) for line in read_file(split).split(b"\n") if line]
+    found = [_MESSAGES.validate_python(row["messages"]) for row in rows if isinstance(row, dict) and "messages" in row]
+    if not all({"role", "content"} <= set(message) for row in found for message in row):
+        raise ValueError(f"a message in {split.name} has no role or no content")
+    return found
+
+
+def _figures(found: dict[str, Any]) -> dict[str, Any]:
+    """What a summary holds of figures, and of figures of its own."""
+    kept = {name: _figures(value) if isinstance(value, dict) else value for name, value in found.items()}
+    return {name: value for name, value in kept.items() if isinstance(value, int | float | dict | None)}
+
+
+def _written_at(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:  # deleted meanwhile
+        return 0
+
+
+def _line(exc: Exception) -> str:
+    return " ".join(str(exc).split())[:300]
 
 
 def _settled(path: Path, state: RunState) -> RunState:
@@ -269,14 +312,15 @@ def _settled(path: Path, state: RunState) -> RunState:
     if state.ended:
         return state
     tail = _log_tail(path, 3).strip()
-    return replace(state, status="failed", error=f"the training process died without a word; its log ends: {tail}")
+    full = "; its disk is full, remove files there" if is_full(OSError(), path) else ""
+    return replace(
+        state, status="failed", error=f"the training process died without a word{full}; its log ends: {tail}"
+    )
 
 
 def _log_tail(path: Path, lines: int) -> str:
     try:
-        with (path / "train.log").open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - 400 * lines))
-            text = file.read().decode("utf-8", "replace")
-    except FileNotFoundError:
+        text = read_file(path / "train.log", last=400 * lines).decode("utf-8", "replace")
+    except OSError:
         return ""
     return "\n".join(line.rsplit("\r", 1)[-1] for line in text.split("\n")[-lines - 1 :])

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from qlora_demo.config import TrainConfig
-from qlora_demo.errors import DeviceBusy, ModelError, RunError
+from qlora_demo.errors import DeviceBusy, ModelError, RunError, WorkError
 from qlora_demo.halt import Halt
 from qlora_demo.jobs import Jobs, read_result, save_result
 from qlora_demo.records import Progress, Step
@@ -101,5 +101,5 @@ def test_a_damaged_result_reads_as_none(services: Services, run: Run) -> None:
 
 def test_a_result_that_cannot_be_written_names_the_folder(run: Run) -> None:
     (run.path / "results").write_text("in the way")
-    with pytest.raises(RunError, match="results: cannot be written"):
+    with pytest.raises(WorkError, match="results: cannot be written"):
         save_result(run, "evaluation", {})

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from qlora_demo.config import TrainConfig
-from qlora_demo.errors import RunError
+from qlora_demo.errors import RunError, WorkError
 from qlora_demo.locks import HeldLock
 from qlora_demo.records import Choice, RunState, TrainMetrics
 from qlora_demo.runs import Run, RunStore, append_metrics, read_state, write_atomically, write_state
@@ -111,7 +111,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyt
 
     write_atomically(tmp_path / "f", "old")
     monkeypatch.setattr("qlora_demo.runs.os.fsync", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(WorkError, match=f"^{tmp_path}/f: cannot be written: disk full"):
         write_atomically(tmp_path / "f", "new")
     assert (tmp_path / "f").read_text("utf-8") == "old"
 
