@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import threading
 
+from . import logs
 from .errors import DemoError
 from .services import Services
 
 _SECONDS = 2.0
-_LOG = logging.getLogger(__name__)
 
 
 class Dispatcher:
@@ -33,7 +33,7 @@ class Dispatcher:
             self.trouble = ""
         except (DemoError, OSError) as exc:  # a full disk, say: the next look may find room
             if str(exc) != self.trouble:
-                _LOG.warning("the queue waits: %s", exc)
+                logs.event("queue.waits", logging.WARNING, why=str(exc))
             self.trouble = str(exc)
 
     def _loop(self) -> None:
