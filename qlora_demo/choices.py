@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from importlib.util import find_spec
 
-from .config import TrainConfig
+from .config import TrainConfig, target_names
 from .errors import ConfigError
 from .memory import ModelShape
 from .memory_plan import Kind, optimizer_of, plan
@@ -69,6 +70,16 @@ def refuse(config: TrainConfig, kind: Kind) -> None:
         raise ConfigError("parallel", "fsdp shards over GPUs and there is none here; choose ddp")
     if config.report_to != "none" and not find_spec(config.report_to):
         raise ConfigError("report_to", f"{config.report_to} is not installed; pip install {config.report_to}, or none")
+
+
+def refuse_targets(config: TrainConfig, linear: Collection[str]) -> None:
+    """Raise `ConfigError` where a layer is named that is not among a model's linear ones, given by their full names."""
+    known = sorted({name.rpartition(".")[2] for name in linear} - {"lm_head"})
+    for wanted in target_names(config.target_modules) or ():
+        if not any(name == wanted or name.endswith(f".{wanted}") for name in linear) or wanted == "lm_head":
+            raise ConfigError(
+                "target_modules", f"{wanted!r} is no layer that can be adapted; choose of {', '.join(known)}"
+            )
 
 
 def _optimizer_why(config: TrainConfig, cuda: bool) -> str:

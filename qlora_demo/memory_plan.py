@@ -132,7 +132,8 @@ def lighter(shape: ModelShape, config: TrainConfig, kind: Kind, *, checkpointing
 
 def adapter_parameters(shape: ModelShape, config: TrainConfig) -> int:
     """Parameters of A and B, and of DoRA's magnitudes, on the targeted layers."""
-    names = target_names(config.target_modules)
+    chosen = target_names(config.target_modules)
+    names = None if chosen is None else {name.rpartition(".")[2] for name in chosen}
     sizes = {name: size for name, size in shape.linear_sizes().items() if names is None or name in names}
     per_layer = sum(config.r * (inputs + outputs) + config.use_dora * outputs for inputs, outputs in sizes.values())
     return shape.num_hidden_layers * per_layer

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Collection, Container, Sequence
 
-from .choices import Situation, choose
+from .catalog import SHAPES
+from .choices import Situation, choose, refuse_targets
 from .config import TrainConfig
 from .gpu import device_info
 from .memory_plan import Comparison, Kind, compare
@@ -12,7 +13,7 @@ from .placement import Device, Placement, Wanted, place
 from .records import Column
 from .runs import RunStore
 from .settings import Settings
-from .sources import Origin, adapter_bytes, find_adapter, planned_shape, shape_of
+from .sources import Origin, adapter_bytes, find_adapter, linear_layers, planned_shape, resolve, shape_of
 
 
 def wanted(column: Column, origin: Origin, attached: Container[str] = ()) -> Wanted:
@@ -31,8 +32,15 @@ def plan_empty(settings: Settings, runs: RunStore, columns: Sequence[Column]) ->
 def plan_training(settings: Settings, config: TrainConfig, gpu_bytes: int | None = None) -> Comparison:
     """The memory plan of a config on this device, or on a GPU of so many bytes; works from a model's config alone."""
     shape, info = planned_shape(settings, config.model), device_info()
+    if linear := _known_layers(settings, config.model):
+        refuse_targets(config, linear)
     kind: Kind = "cuda" if gpu_bytes else info.kind
     device_bytes = gpu_bytes or info.total_bytes
     situation = Situation(kind, has_bf16=True, free_bytes=device_bytes)
     checkpointing = choose(config, shape, situation).gradient_checkpointing
     return compare(shape, config, kind, device_bytes, checkpointing=checkpointing)
+
+
+def _known_layers(settings: Settings, model: str) -> Collection[str]:
+    """Names of a model's linear layers where they can be told; empty where its files are elsewhere."""
+    return SHAPES[model].linear_sizes() if model in SHAPES else linear_layers(resolve(settings, model))

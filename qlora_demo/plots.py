@@ -66,8 +66,15 @@ def curves(metrics: Sequence[TrainMetrics]) -> list[str]:
     return [lines(title, "step", label, series) for title, label, series in drawn if series]
 
 
-def bars(title: str, y_label: str, groups: Mapping[str, Mapping[str, float]], x_label: str = "") -> str:
-    """A group of bars per key, one bar per inner key, its value written on it."""
+def bars(
+    title: str,
+    y_label: str,
+    groups: Mapping[str, Mapping[str, float]],
+    x_label: str = "",
+    mark: tuple[str, float] | None = None,
+) -> str:
+    """A group of bars per key, one bar per inner key, its value written on it; ``mark``: a named line at a place among
+    the groups, counted from 0, left out where it is beyond them."""
     names = list(dict.fromkeys(name for values in groups.values() for name in values))
     width = 0.8 / max(1, len(names))
 
@@ -79,6 +86,9 @@ def bars(title: str, y_label: str, groups: Mapping[str, Mapping[str, float]], x_
                 axes.bar_label(drawn, fmt="{:.3g}", padding=2, fontsize=8)
         every = -(-len(groups) // _FEW)
         axes.set_xticks(range(0, len(groups), every), list(groups)[::every])
+        if mark and mark[1] <= len(groups):
+            axes.axvline(mark[1], color=_INK, linestyle="--", linewidth=1)
+            axes.annotate(mark[0], (mark[1], 1), xycoords=("data", "axes fraction"), fontsize=8, ha="right", va="top")
 
     return _svg(title, x_label, y_label, draw, legend=len(names) > 1)
 

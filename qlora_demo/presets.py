@@ -32,12 +32,13 @@ def apply_preset(name: str, config: TrainConfig) -> TrainConfig:
     return PRESETS[name].changed(**{field: getattr(config, field) for field in _PLACE})
 
 
-def command_line(config: TrainConfig) -> str:
+def command_line(config: TrainConfig, processes: int = 1) -> str:
     """The command that trains the same: every field that is not at its default."""
     values = config.model_dump()
     changed = [name for name in field_names(TrainConfig) if values[name] != knob(TrainConfig, name).default]
     flags = [f"--{name.replace('_', '-')}={shlex.quote(str(values[name]))}" for name in changed]
-    return " ".join(["python -m qlora_demo train", *flags])
+    several = [f"--processes {processes}"] if processes > 1 else []
+    return " ".join(["python -m qlora_demo train", *flags, *several])
 
 
 def config_difference(left: TrainConfig, right: TrainConfig) -> dict[str, tuple[Any, Any]]:

@@ -123,6 +123,17 @@ def weights_digest(source: str) -> str:
     return seen.hexdigest()
 
 
+def linear_layers(source: str) -> list[str]:
+    """Full names of the layers with a matrix of weights, but the embeddings, of a resolved base model that is a folder;
+    none where it is not: its files are elsewhere."""
+    try:
+        headers = [_header(path) for path in sorted(Path(source).glob("*.safetensors"))]
+        matrices = [name for header in headers for name, facts in header.items() if len(facts["shape"]) == 2]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, struct.error) as exc:
+        raise ModelError(f"model: {source}: a safetensors file is damaged ({exc}); fetch the model again") from exc
+    return [name.removesuffix(".weight") for name in matrices if name.endswith(".weight") and "embed" not in name]
+
+
 def known_models() -> str:
     """The bundled models' names, for messages."""
     return " or ".join(BUNDLED_MODELS)
@@ -138,11 +149,19 @@ def not_given(source: str, exc: Exception) -> ModelError:
     )
 
 
-def _digest_file(path: Path, seen: Any) -> None:
+def _header(path: Path) -> dict[str, Any]:
+    """What a safetensors file says of its tensors: ``dtype``, ``shape`` and ``data_offsets`` by name."""
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
-        header = json.loads(file.read(min(length, path.stat().st_size)))
-        header.pop("__metadata__", None)
+        header: dict[str, Any] = json.loads(file.read(min(length, path.stat().st_size)))
+    header.pop("__metadata__", None)
+    return header
+
+
+def _digest_file(path: Path, seen: Any) -> None:
+    header = _header(path)
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
         for name in sorted(header):
             start, end = header[name]["data_offsets"]
             seen.update(f"{name} {header[name]['dtype']} {header[name]['shape']}".encode())

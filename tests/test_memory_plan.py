@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from qlora_demo.catalog import SHAPES
 from qlora_demo.config import TrainConfig
+from qlora_demo.errors import ConfigError
 from qlora_demo.memory_plan import MemoryPlan, compare, lighter, parse_memory, plan
 from qlora_demo.planning import plan_training
 from qlora_demo.services import Services
@@ -130,3 +132,21 @@ def test_lighter_settings_are_ranked_by_what_they_save_and_each_does_save() -> N
 def test_what_is_as_light_as_it_can_be_has_nothing_lighter() -> None:
     least = TrainConfig(r=1, max_length=16, per_device_train_batch_size=1, target_modules="attention")
     assert lighter(LLAMA, least, "cuda", checkpointing=True) == ()
+
+
+@pytest.mark.parametrize("model", ["llama-2-7b", "tiny"])
+def test_a_layer_that_the_model_does_not_have_is_refused_before_it_is_planned(
+    services: Services, tiny_model: Path, model: str
+) -> None:
+    name = str(tiny_model) if model == "tiny" else model
+    with pytest.raises(ConfigError, match="target_modules: 'query' is no layer that can be adapted; choose of down_pr"):
+        plan_training(services.settings, TrainConfig(model=name, target_modules="q_proj,query"))
+    plan_training(services.settings, TrainConfig(model=name, target_modules="q_proj"))
+
+
+def test_a_layer_named_by_its_block_is_planned(services: Services, tiny_model: Path) -> None:
+    plain, named = (
+        plan_training(services.settings, TrainConfig(model=str(tiny_model), target_modules=name)).chosen
+        for name in ("q_proj", "self_attn.q_proj")
+    )
+    assert plain.trainable_parameters == named.trainable_parameters > 0

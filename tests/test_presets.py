@@ -32,6 +32,7 @@ def test_the_command_line_trains_the_same(config: TrainConfig) -> None:
 
 def test_the_defaults_need_no_flag() -> None:
     assert command_line(TrainConfig()) == "python -m qlora_demo train"
+    assert command_line(TrainConfig(), processes=2) == "python -m qlora_demo train --processes 2"
 
 
 def test_a_difference_names_both_values() -> None:

@@ -13,10 +13,11 @@ from itertools import islice
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
+from trl.chat_template_utils import get_training_chat_template, has_generation_markers
 
 from ..catalog import TICKETS
 from ..config import TrainConfig, column_mapping
-from ..errors import DataError
+from ..errors import ConfigError, DataError
 from ..halt import Halt
 from ..records import Progress, Step
 from ..row_files import FoundRow
@@ -26,6 +27,8 @@ from ..sources import resolve
 from .data import bundled_splits, heldout_places, iter_rows, to_prompt_completion, usable
 from .load import load_tokenizer
 
+Pieces = list[tuple[str, bool]]
+"""A row's rendered text in parts, and whether each is trained."""
 _BATCH = 512
 _SHOWN = 5
 _BINS = 20
@@ -66,7 +69,7 @@ class _Seen:
     digests: list[int] = field(default_factory=list)
     places: list[str] = field(default_factory=list)
     mapping: dict[str, str] = field(default_factory=dict)
-    rendered: list[list[tuple[str, bool]]] = field(default_factory=list)
+    rendered: list[Pieces] = field(default_factory=list)
 
     def note(self, kind: str, where: str, *, fatal: bool = False) -> None:
         self.problems.setdefault(kind, Problem(kind, fatal)).add(where)
@@ -74,9 +77,11 @@ class _Seen:
 
 def preflight(config: TrainConfig, settings: Settings, halt: Halt) -> Iterator[Step]:
     """Read every row; the last step's result is whole: ``rows``, ``mapping``, ``lengths``, ``problems``, ``rendered``,
-    ``fatal`` (what must be
-    mended, or empty).  Raises `DataError` where the data cannot be read at all."""
+    ``loss_on``, ``fatal`` (what must be mended, or empty).  Raises `DataError` where the data cannot be read at all,
+    `ConfigError` where the template does not mark what would be trained."""
     tokenizer = load_tokenizer(resolve(settings, config.model))
+    if config.loss_on == "assistant":
+        mark_answers(tokenizer)
     seen = _Seen()
     found = _rows(config)
     while batch := list(islice(found, _BATCH)):
@@ -86,6 +91,17 @@ def preflight(config: TrainConfig, settings: Settings, halt: Halt) -> Iterator[S
             return
     _look_at_all(config, seen)
     yield Step(Progress(f"{len(seen.lengths):,} rows", 1.0), _result(config, seen))
+
+
+def mark_answers(tokenizer: Any) -> None:
+    """Give the tokenizer a template that marks the assistant's tokens, as the trainer would; raises `ConfigError`."""
+    if has_generation_markers(tokenizer.chat_template):
+        return
+    try:
+        tokenizer.chat_template = get_training_chat_template(tokenizer)
+    except ValueError as exc:
+        cause = " ".join(str(exc).split())[:200]
+        raise ConfigError("loss_on", f"assistant cannot be used here ({cause}); choose completion") from exc
 
 
 def _rows(config: TrainConfig) -> Iterator[FoundRow]:
@@ -136,10 +152,12 @@ def _look_at_row(where: str, row: Row, text: str, seen: _Seen) -> None:
 
 
 def _look_at_long(where: str, row: Row, config: TrainConfig, tokenizer: Any, seen: _Seen) -> None:
-    """A row is trained turn by turn: its turns that are cut, and those whose prompt alone is too long."""
-    examples = to_prompt_completion(row) if config.loss_on == "completion" else [row]
-    prompts = [_prompt_tokens(tokenizer, example) for example in examples]
-    seen.note("dropped" if min(prompts) >= config.max_length else "cut", where)
+    """A row that loses its end, or all that is trained of it; trained turn by turn, one turn may be left."""
+    if config.loss_on == "completion":
+        kept = min(_prompt_tokens(tokenizer, one) for one in to_prompt_completion(row)) < config.max_length
+    else:
+        kept = any(trained for _, trained in _pieces(tokenizer, row, config))
+    seen.note("cut" if kept else "dropped", where)
 
 
 def _look_at_all(config: TrainConfig, seen: _Seen) -> None:
@@ -168,6 +186,7 @@ def _result(config: TrainConfig, seen: _Seen) -> dict[str, Any]:
         "rows": len(seen.lengths),
         "mapping": seen.mapping,
         "max_length": config.max_length,
+        "loss_on": config.loss_on,
         "lengths": {
             "mean": sum(lengths) / len(lengths),
             "median": lengths[len(lengths) // 2],
@@ -209,20 +228,32 @@ def _prompt_tokens(tokenizer: Any, example: Row) -> int:
     return len(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def _pieces(tokenizer: Any, row: Row, config: TrainConfig) -> list[tuple[str, bool]]:
-    """A row's rendered text in runs of tokens that are trained, or not; its last turn's view of it."""
+def _pieces(tokenizer: Any, row: Row, config: TrainConfig) -> Pieces:
+    """A row's rendered text in runs of tokens that are trained, or not; where turns are trained one by one, the last
+    turn's view of it."""
     text = _rendered(tokenizer, row)
-    example = to_prompt_completion(row)[-1] if config.loss_on == "completion" else row
-    prompt = _prompt_tokens(tokenizer, example)
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    pieces: list[tuple[str, bool]] = []
-    for at, (start, end) in enumerate(encoded["offset_mapping"]):
-        trained = prompt <= at < config.max_length
+    offsets = encoded["offset_mapping"]
+    pieces: Pieces = []
+    for at, ((start, end), chosen) in enumerate(
+        zip(offsets, _chosen(tokenizer, row, config, len(offsets)), strict=True)
+    ):
+        trained = chosen and at < config.max_length
         if pieces and pieces[-1][1] == trained:
             pieces[-1] = (pieces[-1][0] + text[start:end], trained)
         else:
             pieces.append((text[start:end], trained))
     return pieces
+
+
+def _chosen(tokenizer: Any, row: Row, config: TrainConfig, count: int) -> list[bool]:
+    """Which of a row's tokens the loss is on, whatever its length."""
+    if config.loss_on == "assistant" and "messages" in row:
+        how = {"tokenize": True, "return_dict": True, "return_assistant_tokens_mask": True}
+        return list(map(bool, tokenizer.apply_chat_template(row["messages"], **how)["assistant_masks"]))
+    example = to_prompt_completion(row)[-1] if config.loss_on == "completion" else row
+    prompt = _prompt_tokens(tokenizer, example)
+    return [at >= prompt for at in range(count)]
 
 
 def _stops(tokenizer: Any, pieces: Sequence[tuple[str, bool]]) -> bool:

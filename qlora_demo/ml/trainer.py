@@ -14,7 +14,7 @@ from peft import EvaConfig, LoraConfig, initialize_lora_eva_weights
 from transformers import AutoConfig, AutoModelForCausalLM
 from trl import SFTConfig, SFTTrainer
 
-from ..choices import Chosen, Situation, choose, refuse
+from ..choices import Chosen, Situation, choose, refuse, refuse_targets
 from ..config import TrainConfig, target_names
 from ..errors import ConfigError, DataError
 from ..memory import ModelShape
@@ -91,16 +91,10 @@ def save_adapter(
 
 def check_targets(source: str, config: TrainConfig) -> None:
     """Raise `ConfigError` where a named layer is not among the model's own; its weights are not read."""
-    names = target_names(config.target_modules)
     with torch.device("meta"):
         modules = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source)).named_modules()
         linear = {name for name, module in modules if isinstance(module, torch.nn.Linear)}
-    known = sorted({name.rsplit(".", 1)[-1] for name in linear} - {"lm_head"})
-    for wanted in names or ():
-        if not any(name == wanted or name.endswith(f".{wanted}") for name in linear) or wanted == "lm_head":
-            raise ConfigError(
-                "target_modules", f"{wanted!r} is no layer that can be adapted; choose of {', '.join(known)}"
-            )
+    refuse_targets(config, linear)
 
 
 def adapters_to_fp32(model: torch.nn.Module) -> None:

@@ -23,7 +23,7 @@ from ..services import Services
 from ..votes import NewComparison
 from . import controls
 from . import render_answers as show
-from .talk import Stops, Talk, conversation, cut_before, messages, settle, take_back, with_prompt
+from .talk import Stops, Talk, conversation, copied, cut_before, messages, settle, take_back, with_prompt
 
 SLOTS = range(grammar.MOST)
 _EXAMPLES = 6
@@ -41,35 +41,43 @@ class Chat:
         self.stops = Stops()
 
     def ask(self, text: str, request: gr.Request, *choices: Any) -> Iterator[list[Any]]:
-        """One more prompt to every chosen column."""
-        talk, fresh, settings, order = self._read(choices)
-        talk = with_prompt(talk, text, fresh)
-        for shown in self._answer(talk, settings, order, request):
-            yield ["", *shown]
+        """One more prompt to every chosen column; it stays in its box where nothing answers."""
+        before, fresh, settings, order = self._read(choices)
+        talk = with_prompt(before, text, fresh)
+        try:
+            for shown in self._answer(talk, before, settings, order, request):
+                yield ["", *shown]
+        except DemoError:
+            yield [text, *self.draw(before)]
+            raise
+        if not _answered(talk):
+            yield [text, *self.draw(before)]
 
     def retry(self, request: gr.Request, *choices: Any) -> Iterator[list[Any]]:
         """The last prompt once more, to the columns that are chosen now."""
-        talk, fresh, settings, order = self._read(choices)
+        before, fresh, settings, order = self._read(choices)
+        talk = copied(before)
         talk = with_prompt(talk, take_back(talk), fresh)
-        yield from self._answer(talk, settings, order, request)
+        yield from self._answer(talk, before, settings, order, request)
 
     def again(self, place: int, request: gr.Request, *choices: Any) -> Iterator[list[Any]]:
         """The last prompt once more, in one column only."""
-        talk, _, settings, order = self._read(choices)
-        column = talk.slot(place)
-        if column is None or column.name not in talk.asked:
+        before, _, settings, order = self._read(choices)
+        column = before.slot(place)
+        if column is None or column.name not in before.answers:
             raise ConfigError("prompt", "this column has no answer yet; send a prompt first")
+        talk = replace(copied(before), asked=(column.name,))
         text = take_back(talk, [column.name])
         talk.turns[column.name].append({"role": "user", "content": text})
-        talk = replace(talk, asked=(column.name,))
-        talk.answers.pop(column.name, None)
-        yield from self._answer(talk, settings, order, request)
+        talk.answers.pop(column.name)
+        yield from self._answer(talk, before, settings, order, request)
 
     def edit(self, place: int, message: int, text: str, request: gr.Request, *choices: Any) -> Iterator[list[Any]]:
         """Another wording of an earlier prompt; what followed it is forgotten in every column."""
-        talk, fresh, settings, order = self._read(choices)
+        before, fresh, settings, order = self._read(choices)
+        talk = copied(before)
         cut_before(talk, place, message)
-        yield from self._answer(with_prompt(talk, text, fresh), settings, order, request)
+        yield from self._answer(with_prompt(talk, text, fresh), before, settings, order, request)
 
     def halt(self, request: gr.Request) -> None:
         """Stop this visitor's answer after the pass it is in."""
@@ -161,7 +169,10 @@ class Chat:
         fresh = Talk(needed_run(run), system, blind=bool(blind), columns=grammar.parse_all(names, run))
         return talk, fresh, settings, order
 
-    def _answer(self, talk: Talk, settings: GenerationSettings, order: Any, request: gr.Request) -> Iterator[list[Any]]:
+    def _answer(
+        self, talk: Talk, before: Talk, settings: GenerationSettings, order: Any, request: gr.Request
+    ) -> Iterator[list[Any]]:
+        """Draw the talk as its columns answer; what was said `before` stands again where none does."""
         asked = tuple(column for column in talk.columns if column.name in talk.asked)
         conversations = {column.name: conversation(talk, column.name) for column in asked}
         halt = self.stops.new(_visitor(request))
@@ -173,11 +184,14 @@ class Chat:
             for answers in self.services.engine().answer(AnswerRequest(asked, conversations, settings, order), halt):
                 talk.answers |= {one.column: one for one in answers}
                 yield [gr.skip(), *self.draw_slots(talk, ""), *rest]
+        except DemoError:
+            yield self.draw(before)
+            raise
         finally:
             halt.set()
             self.stops.done(_visitor(request))
             settle(talk)
-        yield self.draw(self._kept(talk, settings))
+        yield self.draw(self._kept(talk, settings) if _answered(talk) else before)
 
     def _kept(self, talk: Talk, settings: GenerationSettings) -> Talk:
         """A blind talk whose comparison is stored, to be voted on; one that has failed columns is shown as it is."""
@@ -243,6 +257,11 @@ def _compared(talk: Talk) -> list[Any]:
     left, right = known[-2].name, known[-1].name
     shown = show.difference(talk.answers[left], talk.answers[right])
     return [gr.Dropdown(choices=choices, value=left), gr.Dropdown(choices=choices, value=right), shown]
+
+
+def _answered(talk: Talk) -> bool:
+    """Whether any column that was asked has said something, if only why it could not."""
+    return any(name in talk.answers for name in talk.asked)
 
 
 def _visitor(request: gr.Request) -> str:

@@ -35,10 +35,12 @@ def build(services: Services) -> gr.Dropdown:
     choices = [parts.run, parts.names, parts.system, parts.blind, parts.order, parts.talk, *parts.sampling.values()]
     drawn = [parts.talk, *parts.heads, *parts.chats, *parts.feet, *parts.votes, parts.latency, *parts.compared]
     asking = _wire_answers(parts, chat, choices, drawn)
+    freed = parts.free.click(told(chat.release), parts.talk, drawn, **QUIET)
+    for event in (*asking, freed):
+        event.then(told(chat.place), [parts.run, parts.names], [parts.placement, *parts.columns], **QUIET)
     parts.stop.click(chat.halt, None, None, **QUIET)
     parts.clear.click(chat.forget, None, drawn, cancels=asking, **QUIET)
     parts.keep.click(told(chat.keep), parts.talk, None, **QUIET)
-    parts.free.click(told(chat.release), parts.talk, drawn, **QUIET)
     for button, choice in zip(parts.votes, [*map(str, SLOTS), TIE, ALL_BAD], strict=True):
         button.click(_voting(chat, choice), parts.talk, drawn, **QUIET)
     left, right, shown = parts.compared

@@ -1,4 +1,4 @@
-"""Presets, and a config saved, loaded and shown as a command: below the form, filling it."""
+"""Presets, and a config saved, loaded and shared: below the form, filling it."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ import gradio as gr
 from ..config import TrainConfig
 from ..presets import PRESETS, apply_preset
 from . import controls
-from . import render_training as show
 from .told import QUIET, told
 
 
-def build(chosen: controls.Controls) -> None:
-    """Draw the panel and wire it to the form."""
+def build(chosen: controls.Controls) -> gr.HTML:
+    """Draw the panel and wire it to the form; the place for the form as a command."""
     names, inputs = list(chosen), list(chosen.values())
     with gr.Accordion("Presets and sharing", open=False):
         preset = gr.Radio(list(PRESETS), label="Preset", info="how to train; model and data stay", elem_id="preset")
@@ -29,15 +28,16 @@ def build(chosen: controls.Controls) -> None:
     def use(name: str, *values: Any) -> list[Any]:
         return controls.fill(apply_preset(name, controls.read(TrainConfig, names, values)), names)
 
-    def keep(*values: Any) -> Any:
+    def keep(*values: Any) -> gr.File:
         config = controls.read(TrainConfig, names, values)
         path = Path(tempfile.mkdtemp(prefix="qlora-demo-")) / "config.json"
         path.write_text(config.model_dump_json(indent=2), "utf-8")
-        return gr.File(str(path), visible=True), show.equivalent(config)
+        return gr.File(str(path), visible=True)
 
     def read(path: str) -> list[Any]:
         return controls.fill(TrainConfig.from_file(Path(path)), names)
 
     preset.input(told(use), [preset, *inputs], inputs, **QUIET)
-    save.click(told(keep), inputs, [file, command], **QUIET)
+    save.click(told(keep), inputs, file, **QUIET)
     load.upload(told(read), load, inputs, **QUIET)
+    return command

@@ -53,9 +53,9 @@ def planned_and_measured(planned: int, measured: int, what: str) -> str:
     return f"<p>peak memory: planned {memory(planned)}, measured {memory(measured)} ({escape(what)})</p>"
 
 
-def equivalent(config: TrainConfig) -> str:
+def equivalent(config: TrainConfig, processes: int) -> str:
     """The command that trains the same."""
-    return f"<pre>{escape(command_line(config))}</pre>"
+    return f"<p>The same as a command:</p><pre>{escape(command_line(config, processes))}</pre>"
 
 
 def preflight(found: Mapping[str, Any]) -> str:
@@ -67,8 +67,9 @@ def preflight(found: Mapping[str, Any]) -> str:
         f"longest {lengths['longest']:,}; max_length is {found['max_length']:,}.</p>"
     )
     bins = {f"{top:,}": {"rows": float(count)} for top, count in lengths["histogram"]}
-    plot = plots.bars("Length of rows", "rows", bins, x_label="tokens, up to")
-    return head + _problems(found["problems"]) + plot + "".join(_rendered(one) for one in found["rendered"])
+    limit = found["max_length"] / lengths["histogram"][0][0] - 0.5
+    plot = plots.bars("Length of rows", "rows", bins, "tokens, up to", ("max_length", limit))
+    return head + _problems(found["problems"]) + plot + _first_rows(found)
 
 
 def lighter_label(one: Lighter) -> str:
@@ -156,6 +157,17 @@ def _problems(problems: Sequence[Mapping[str, Any]]) -> str:
         for one in problems
     )
     return f"<ul>{lines}</ul>"
+
+
+def _first_rows(found: Mapping[str, Any]) -> str:
+    turns = (
+        " Each assistant turn is trained on its own; the last one is shown." if found["loss_on"] == "completion" else ""
+    )
+    head = (
+        '<p>The first rows as they are rendered: <mark class="new">trained</mark>, <span class="masked">masked</span>.'
+        f"{turns}</p>"
+    )
+    return head + "".join(_rendered(one) for one in found["rendered"]) if found["rendered"] else ""
 
 
 def _rendered(pieces: Sequence[Sequence[Any]]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ..errors import ConfigError
 from ..halt import Halt
@@ -64,6 +64,11 @@ class Stops:
     def set(self, visitor: str, column: str = "") -> None:
         if (halt := self._halts.get(visitor)) is not None:
             halt.set(column)
+
+
+def copied(talk: Talk) -> Talk:
+    """The same talk, to be changed while the other stays as it was."""
+    return replace(talk, turns={name: list(turns) for name, turns in talk.turns.items()}, answers=dict(talk.answers))
 
 
 def with_prompt(talk: Talk, text: str, fresh: Talk) -> Talk:

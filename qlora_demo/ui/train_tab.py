@@ -11,8 +11,10 @@ from typing import Any
 import gradio as gr
 
 from ..catalog import BUNDLED_MODELS, is_fetched
+from ..choices import refuse
 from ..config import TrainConfig
 from ..errors import DemoError, ModelError
+from ..gpu import device_info
 from ..history import pair_of, pair_tag, write_note
 from ..planning import plan_training
 from ..runs import Run
@@ -22,20 +24,6 @@ from . import render_training as show
 from .told import QUIET, told
 
 _GROUPS = ("Model", "Data", "Method", "Schedule")
-_PLANNED = (
-    "model",
-    "max_length",
-    "method",
-    "bnb_4bit_quant_type",
-    "bnb_4bit_use_double_quant",
-    "r",
-    "target_modules",
-    "use_dora",
-    "per_device_train_batch_size",
-    "optim",
-    "gradient_checkpointing",
-)
-"""What the memory plan depends on."""
 
 
 def build(services: Services, page: gr.Blocks) -> None:
@@ -44,14 +32,14 @@ def build(services: Services, page: gr.Blocks) -> None:
         with gr.Column(scale=2, min_width=360):
             buttons = _draw_start()
             chosen = _draw_controls(services)
-            config_panel.build(chosen)
+            command = config_panel.build(chosen)
         with gr.Column(scale=3, min_width=360):
             planned = gr.HTML(elem_id="plan")
             shown = run_panel.draw()
     history = history_panel.build(services)
     _wire_start(services, buttons, chosen, shown, history.chosen)
     run_panel.wire(services, chosen, shown, page)
-    _wire_plan(services, chosen, planned, page)
+    _wire_plan(services, buttons.processes, chosen, [planned, command], page)
     page.load(history.refresh, history.read, history.drawn, **QUIET)
     gr.Timer(run_panel.POLL_SECONDS).tick(history.refresh, history.read, history.drawn, concurrency_limit=None, **QUIET)
 
@@ -105,18 +93,23 @@ def _wire_start(
     buttons.pair.click(told(begin_pair), inputs, [*written, side_by_side], **QUIET)
 
 
-def _wire_plan(services: Services, chosen: controls.Controls, planned: gr.HTML, page: gr.Blocks) -> None:
-    def plan(*values: Any) -> str:
+def _wire_plan(
+    services: Services, processes: gr.Number, chosen: controls.Controls, shown: list[gr.HTML], page: gr.Blocks
+) -> None:
+    """What was chosen is planned, or refused with the reason, as it is chosen; and shown as a command."""
+
+    def plan(count: float, *values: Any) -> list[str]:
         try:
             config = controls.read(TrainConfig, list(chosen), values)
-            return show.memory_plan(plan_training(services.settings, config))
+            refuse(config, device_info().kind)
+            plan = show.memory_plan(plan_training(services.settings, config))
         except DemoError as exc:
-            return show.problem(str(exc))
+            return [show.problem(str(exc)), ""]
+        return [plan, show.equivalent(config, int(count or 1))]
 
-    inputs = list(chosen.values())
-    for name in _PLANNED:
-        chosen[name].change(plan, inputs, planned, trigger_mode="always_last", **QUIET)
-    page.load(plan, inputs, planned, **QUIET)
+    inputs = [processes, *chosen.values()]
+    gr.on([control.change for control in inputs], plan, inputs, shown, trigger_mode="always_last", **QUIET)
+    page.load(plan, inputs, shown, **QUIET)
 
 
 def _draw_controls(services: Services) -> controls.Controls:

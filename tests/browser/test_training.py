@@ -98,8 +98,11 @@ def test_presets_and_a_config_that_is_saved_and_loaded(page: Page, server: Serve
     page.get_by_role("button", name="Presets and sharing").click()
     page.get_by_label("First look").check()
     expect(page.locator("#TrainConfig-max_steps input")).to_have_value("30")
-    page.click("#save-config")
     expect(page.locator("#command")).to_contain_text("python -m qlora_demo train --r=8")
+    page.locator("#processes input").fill("2")
+    expect(page.locator("#command")).to_contain_text("--processes 2")
+    page.click("#save-config")
+    expect(page.locator("#config-file")).to_contain_text("config.json")
     saved = tmp_path / "config.json"
     saved.write_text(json.dumps({"r": 4, "method": "lora", "use_dora": True}), "utf-8")
     give_file(page, "#load-config", saved)
@@ -108,6 +111,14 @@ def test_presets_and_a_config_that_is_saved_and_loaded(page: Page, server: Serve
     saved.write_text('{"rank": 4}', "utf-8")
     give_file(page, "#load-config", saved)
     expect(page.get_by_text("rank: unknown field")).to_be_visible()
+
+    choose(page, "target_modules", "query")
+    expect(page.locator("#plan")).to_contain_text("'query' is no layer that can be adapted; choose of down_proj")
+    choose(page, "target_modules", "all-linear")
+    expect(page.locator("#plan")).to_contain_text("parameters are trained")
+    page.get_by_role("button", name="Advanced").click()
+    page.locator("#TrainConfig-packing input").check()
+    expect(page.locator("#plan")).to_contain_text("packing: needs FlashAttention")
 
 
 def test_lora_and_qlora_as_a_pair(page: Page, server: Server, chat_file: Path, tiny_model: Path) -> None:

@@ -11,9 +11,12 @@ from typing import Any
 import pytest
 
 from qlora_demo.config import TrainConfig
-from qlora_demo.errors import DataError
+from qlora_demo.errors import ConfigError, DataError
 from qlora_demo.halt import Halt
+from qlora_demo.ml.data import load_splits
 from qlora_demo.ml.preflight import preflight
+from qlora_demo.ml.trainer import build_trainer
+from qlora_demo.services import Services
 from qlora_demo.settings import Settings
 
 
@@ -101,6 +104,59 @@ def test_a_template_that_never_ends_an_answer_is_told(check: Any, tiny_model: Pa
     shutil.copytree(tiny_model, endless)
     (endless / "chat_template.jinja").write_text("{% for m in messages %}{{ m['content'] }} {% endfor %}", "utf-8")
     assert "stop" in problems(check(GOOD, model=str(endless)))
+
+
+MARKED = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% if m['role'] == 'assistant' %}{% generation %}"
+    "{{ m['content'] }}<|im_end|>{% endgeneration %}{% else %}{{ m['content'] }}<|im_end|>{% endif %}\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.fixture
+def marked_model(tiny_model: Path, tmp_path: Path) -> str:
+    """The tiny model with a template that marks the assistant's tokens."""
+    folder = tmp_path / "marked"
+    shutil.copytree(tiny_model, folder)
+    (folder / "chat_template.jinja").write_text(MARKED, "utf-8")
+    return str(folder)
+
+
+def talk(*contents: str) -> dict[str, Any]:
+    roles = ("user", "assistant")
+    return {"messages": [{"role": roles[at % 2], "content": text} for at, text in enumerate(contents)]}
+
+
+def test_assistant_loss_is_shown_on_every_assistant_turn_and_nowhere_else(check: Any, marked_model: str) -> None:
+    rows = [talk("q", "one", "r", "two")] * 3
+    (rendered, *_) = check(rows, model=marked_model, loss_on="assistant")["rendered"]
+    assert [text for text, trained in rendered if trained] == ["one<|im_end|>", "two<|im_end|>"]
+    late = [talk("q" * 80, "a"), talk("q", "a", "r" * 80, "b"), talk("q", "a")]
+    assert problems(check(late, model=marked_model, loss_on="assistant")) == {"dropped": 1, "cut": 1, "stop": 1}
+
+
+def test_assistant_loss_is_refused_where_the_template_marks_nothing(check: Any) -> None:
+    with pytest.raises(ConfigError, match=r"loss_on: assistant cannot be used here .*; choose completion"):
+        check(GOOD, loss_on="assistant")
+
+
+@pytest.mark.parametrize("loss_on", ["completion", "assistant", "all"])
+def test_what_is_shown_as_trained_is_what_the_trainer_trains(
+    services: Services, tmp_path: Path, marked_model: str, check: Any, loss_on: Any
+) -> None:
+    shown = check([talk(f"ask {n}", f"say {n}") for n in range(6)], model=marked_model, loss_on=loss_on, eval_rows=1)
+    config = TrainConfig(
+        model=marked_model, dataset=str(tmp_path / "rows.jsonl"), max_length=64, r=4, eval_rows=1, loss_on=loss_on
+    )
+    trainer, _ = build_trainer(tmp_path / "run", config, services.settings, load_splits(config))
+    decode: Any = trainer.processing_class.decode
+    trained = {
+        decode(row["input_ids"]): decode([one for one in row["labels"] if one != -100]) for row in trainer.train_dataset
+    }
+    ours = {"".join(text for text, _ in one): "".join(text for text, on in one if on) for one in shown["rendered"]}
+    both = ours.keys() & trained.keys()
+    assert len(both) >= 2
+    assert {text: ours[text] for text in both} == {text: trained[text] for text in both}
 
 
 def test_columns_corrected_by_hand_are_used(check: Any) -> None:

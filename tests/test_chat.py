@@ -1,0 +1,132 @@
+"""What the Chat tab's buttons do, with an engine that says what it is told to: nothing that was said is lost."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from qlora_demo.config import GenerationSettings, TrainConfig
+from qlora_demo.errors import DemoError, DeviceBusy
+from qlora_demo.halt import Halt
+from qlora_demo.knobs import field_names
+from qlora_demo.records import Answer, AnswerRequest, Progress
+from qlora_demo.services import OnDemand, Services
+from qlora_demo.ui.chat import Chat
+from qlora_demo.ui.controls import fill
+from qlora_demo.ui.talk import Talk, messages
+
+NAMES = ["base", "adapter"]
+SAMPLING = field_names(GenerationSettings)
+VISITOR: Any = SimpleNamespace(session_hash="visitor")
+
+
+class Parrot:
+    """An engine that answers with how often it was asked; busy, or stopped while it loads, where that is asked for."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.busy = self.stopped = False
+
+    def resident(self) -> tuple[Any, ...]:
+        return ()
+
+    def load(self, columns: Any, halt: Halt) -> Iterator[Progress]:
+        yield Progress("loading", 0.0)
+        if self.busy:
+            raise DeviceBusy("device: held by training")
+        if self.stopped:
+            halt.set()
+
+    def answer(self, request: AnswerRequest, halt: Halt) -> Iterator[tuple[Answer, ...]]:
+        if halt.is_set():
+            return
+        self.asked += 1
+        yield tuple(Answer(one.name, f"answer {self.asked}", finish="stop") for one in request.columns)
+
+
+class Tab:
+    """The tab as one visitor uses it; what is shown is what was drawn last."""
+
+    def __init__(self, services: Services) -> None:
+        self.engine = Parrot()
+        made: Any = lambda: self.engine  # noqa: E731
+        self.chat = Chat(replace(services, engine=OnDemand(made)), list(SAMPLING))
+        self.run = services.runs.create(TrainConfig()).id
+        self.talk, self.box, self.blind = Talk(), "", False
+
+    def ask(self, text: str) -> None:
+        for box, talk, *_ in self.chat.ask(text, VISITOR, *self.choices()):
+            self.box, self.talk = box, self._kept(talk)
+
+    def press(self, steps: Iterator[list[Any]]) -> None:
+        for talk, *_ in steps:
+            self.talk = self._kept(talk)
+
+    def choices(self) -> list[Any]:
+        settings = fill(GenerationSettings(), SAMPLING)
+        return [self.run, NAMES, "", self.blind, "in turn", self.talk, *settings]
+
+    def said(self, name: str = "base") -> list[str]:
+        return [turn["content"] for turn in messages(self.talk, name)]
+
+    def _kept(self, talk: Any) -> Talk:
+        return talk if isinstance(talk, Talk) else self.talk
+
+
+@pytest.fixture
+def tab(services: Services) -> Tab:
+    made = Tab(services)
+    made.ask("one")
+    assert (made.said(), made.box) == (["one", "answer 1"], "")
+    return made
+
+
+def test_a_busy_device_gives_the_prompt_back_and_keeps_what_was_said(tab: Tab) -> None:
+    tab.engine.busy = True
+    with pytest.raises(DemoError, match="held by training"):
+        tab.ask("two")
+    assert (tab.said(), tab.box) == (["one", "answer 1"], "two")
+
+
+def test_loading_that_is_stopped_gives_the_prompt_back(tab: Tab) -> None:
+    tab.engine.stopped = True
+    tab.ask("two")
+    assert (tab.said(), tab.box) == (["one", "answer 1"], "two")
+
+
+@pytest.mark.parametrize("trouble", ["busy", "stopped"])
+def test_an_answer_that_cannot_be_replaced_stands(tab: Tab, trouble: str) -> None:
+    setattr(tab.engine, trouble, True)
+    buttons: tuple[Callable[[], Iterator[list[Any]]], ...] = (
+        lambda: tab.chat.retry(VISITOR, *tab.choices()),
+        lambda: tab.chat.again(1, VISITOR, *tab.choices()),
+        lambda: tab.chat.edit(0, 0, "other words", VISITOR, *tab.choices()),
+        lambda: tab.chat.edit(0, 0, "  ", VISITOR, *tab.choices()),
+    )
+    for button in buttons:
+        with contextlib.suppress(DemoError):
+            tab.press(button())
+        assert (tab.said(), tab.said("adapter")) == (["one", "answer 1"], ["one", "answer 1"])
+        assert set(tab.talk.answers) == set(NAMES)
+
+
+def test_each_column_can_be_asked_again_in_any_order(tab: Tab) -> None:
+    for place, name in ((1, "adapter"), (0, "base"), (1, "adapter")):
+        tab.press(tab.chat.again(place, VISITOR, *tab.choices()))
+        assert tab.said(name) == ["one", f"answer {tab.engine.asked}"]
+    assert tab.engine.asked == 4
+
+
+def test_what_waits_for_a_vote_is_not_taken_back(tab: Tab) -> None:
+    tab.blind = True
+    tab.ask("two")
+    assert tab.talk.blind and tab.talk.comparison
+    for button in (tab.chat.retry(VISITOR, *tab.choices()), tab.chat.edit(0, 0, "x", VISITOR, *tab.choices())):
+        with pytest.raises(DemoError, match="wait for a vote"):
+            tab.press(button)
+        assert tab.said() == ["one", "answer 1", "two", "answer 2"]
