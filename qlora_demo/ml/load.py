@@ -54,9 +54,14 @@ def device() -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
+def has_bf16() -> bool:
+    """Whether the device computes in bf16 itself; older GPUs take it and emulate it slowly."""
+    return device().type == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False)
+
+
 def compute_dtype() -> torch.dtype:
     """bfloat16, or float16 on a GPU that has no bfloat16."""
-    return torch.bfloat16 if device().type == "cpu" or torch.cuda.is_bf16_supported() else torch.float16
+    return torch.bfloat16 if has_bf16() else torch.float16
 
 
 def sixteen_bit() -> Precision:

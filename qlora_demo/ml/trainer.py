@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
+import trl.kernels.chunked_logprob
 import trl.trainer.utils
 from peft import EvaConfig, LoraConfig, initialize_lora_eva_weights
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -19,11 +21,13 @@ from ..config import TrainConfig, target_names
 from ..errors import ConfigError, DataError
 from ..memory import ModelShape
 from ..memory_plan import Kind
+from ..records import Choice
 from ..runs import CHECKPOINTS
 from ..settings import Settings
 from ..sources import resolve
 from .data import Splits, training_set
-from .load import device, load_base, load_tokenizer
+from .kernels import triton_trouble
+from .load import device, has_bf16, load_base, load_tokenizer
 
 INITIAL = "initial-adapter"
 """Where a run keeps the adapter that changes the base (PiSSA, OLoRA) as it was before the first step."""
@@ -40,7 +44,7 @@ def build_trainer(path: Path, config: TrainConfig, settings: Settings, splits: S
     attention = "flash_attention_2" if config.packing else None
     model = load_base(source, config.base_form, "exact", sharded=config.parallel == "fsdp", attention=attention)
     chosen = choose(config, ModelShape.from_config(model.config.get_text_config().to_dict()), now)
-    _score_answers_only()
+    chosen = replace(chosen, reasons=chosen.reasons + _loss_kernels())
     trainer = _trainer(path, config, chosen, splits, (model, tokenizer))
     if not len(trainer.train_dataset):
         raise DataError(f"max_length: no row keeps a trained token within {config.max_length} tokens; raise max_length")
@@ -112,7 +116,7 @@ def device_kind() -> Kind:
 def situation() -> Situation:
     """The device this process trains on."""
     if device().type == "cuda":
-        return Situation("cuda", torch.cuda.is_bf16_supported(), torch.cuda.mem_get_info()[0])
+        return Situation("cuda", has_bf16(), torch.cuda.mem_get_info()[0])
     return Situation("cpu", True, psutil.virtual_memory().available)
 
 
@@ -192,11 +196,19 @@ def _initialise(path: Path, config: TrainConfig, trainer: SFTTrainer) -> None:
         kind.init_lora_weights = config.init_lora_weights
 
 
-def _score_answers_only() -> None:
-    """Let TRL's fused head project only the positions that have a label.
+def _loss_kernels() -> tuple[Choice, ...]:
+    """Let TRL's fused head project only the positions that have a label, and compute in torch where Triton cannot.
 
-    TRL does so wherever Triton runs, and scores every position elsewhere to spare compilers changing shapes.  The CPU
-    compiles nothing, and the head over a whole prompt is more than half of a small model's step.
+    TRL does the first wherever Triton is installed for a GPU, and scores every position elsewhere to spare compilers
+    changing shapes.  The CPU compiles nothing, and the head over a whole prompt is more than half of a small model's
+    step.
     """
-    if device().type == "cpu":
+    trouble = triton_trouble()
+    if device().type == "cpu" or trouble:
         trl.trainer.utils._use_triton = lambda device: True
+        trl.kernels.chunked_logprob._use_triton = lambda device: False
+    if not trouble:
+        return ()
+    return (
+        Choice("Loss kernels", "torch's", f"Triton cannot launch its own, so the loss takes more memory: {trouble}"),
+    )

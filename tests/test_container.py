@@ -1,0 +1,178 @@
+"""The image and the Space, as far as they can be tried without a container engine or a hub."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from qlora_demo.catalog import SMOLLM2
+
+from .dockerfile import Instruction, environment, read_stages
+
+ROOT = Path(__file__).resolve().parent.parent
+BUILD, IMAGE = read_stages(ROOT / "Dockerfile")
+SPACE_KEYS = {
+    *("title", "emoji", "colorFrom", "colorTo", "sdk", "python_version", "sdk_version", "suggested_hardware"),
+    *("app_file", "app_port", "base_path", "fullWidth", "header", "short_description", "models", "datasets", "tags"),
+    *("thumbnail", "pinned", "hf_oauth", "hf_oauth_scopes", "hf_oauth_expiration_minutes", "disable_embedding"),
+    *("startup_duration_timeout", "custom_headers", "preload_from_hub", "license"),
+}
+"""What the hub's reference of a Space's configuration documents; ``license`` is every repository's."""
+
+
+def copies(stage: list[Instruction]) -> list[tuple[str, str]]:
+    """What a stage copies from the checkout: source and target."""
+    own = [one.words for one in stage if one.name == "COPY" and not one.stage]
+    return [(source, target) for *sources, target in own for source in sources]
+
+
+def last(name: str) -> Instruction:
+    """The instruction of the image that counts, where each replaces the one before."""
+    return [one for one in IMAGE if one.name == name][-1]
+
+
+def ignored(path: str) -> bool:
+    """Whether .dockerignore keeps a path out of the build."""
+    return any(fnmatch(path, pattern) for pattern in (ROOT / ".dockerignore").read_text("utf-8").split())
+
+
+@pytest.mark.parametrize("source", sorted({source for stage in (BUILD, IMAGE) for source, _ in copies(stage)}))
+def test_what_is_copied_is_there_and_reaches_the_build(source: str) -> None:
+    assert (ROOT / source).exists()
+    assert not ignored(source)
+
+
+def test_the_image_holds_no_compiler_and_runs_as_uid_1000() -> None:
+    assert not [one for one in IMAGE if "apt-get" in one.value or "gcc" in one.value]
+    assert last("USER").value == "1000"
+    assert (last("EXPOSE").value, environment(IMAGE)["GRADIO_SERVER_PORT"]) == ("7860", "7860")
+
+
+def test_what_only_its_owner_may_read_is_the_user_s() -> None:
+    (models,) = [
+        one for one in IMAGE if one.name == "COPY" and one.words[-1] == environment(IMAGE)["QLORA_DEMO_BUNDLED"]
+    ]
+    assert "--chown=1000:1000" in models.flags
+
+
+def test_what_changes_least_comes_first() -> None:
+    order = [one.value for one in BUILD if one.name == "COPY" or "pip install" in one.value]
+    assert order[0] == "requirements.txt ." and "pip install" in order[1] and order[-1] == "qlora_demo qlora_demo"
+
+
+class Container:
+    """The image's app as nobody in particular, who may write to the disk and to a home of his own alone."""
+
+    def __init__(self, folder: Path) -> None:
+        self.app, self.disk, self.log = folder / "app", folder / "data", folder / "log"
+        for source, target in copies(IMAGE):
+            self._copy(ROOT / source, self.app / target)
+        for path in (self.disk, folder / "home", folder / "shipped" / SMOLLM2.name):
+            path.mkdir(parents=True)
+            shutil.chown(path, *([1000, 1000] if os.getuid() == 0 else [os.getuid(), os.getgid()]))
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        set_there = {"GRADIO_SERVER_PORT": str(port), "GRADIO_SERVER_NAME": "127.0.0.1", "HOME": str(folder / "home")}
+        disks = {"QLORA_DEMO_DISK": str(self.disk), "QLORA_DEMO_BUNDLED": str(folder / "shipped")}
+        ours = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
+        self.environ = environment(IMAGE) | ours | set_there | disks | {"HF_HUB_OFFLINE": "1", "TMPDIR": str(self.disk)}
+        self.url = f"http://127.0.0.1:{port}"
+
+    def start(self) -> None:
+        with self.log.open("wb") as log:
+            command = self._as_nobody(last("CMD").words)
+            self.process = subprocess.Popen(command, cwd=self.app, env=self.environ, stdout=log, stderr=log)
+
+    def healthy(self) -> bool:
+        """What the image's HEALTHCHECK finds."""
+        command = self._as_nobody(last("HEALTHCHECK").words)
+        return subprocess.run(command, env=self.environ, capture_output=True, check=False).returncode == 0
+
+    @staticmethod
+    def _copy(source: Path, target: Path) -> None:
+        if source.is_dir():
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            target.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source, target)
+
+    @staticmethod
+    def _as_nobody(command: list[str]) -> list[str]:
+        """The tests' Python, which may lie where only root may look: reading it is all that is kept of being root."""
+        assert command[0] == "python"
+        command = [sys.executable, *command[1:]]
+        if os.getuid() != 0:
+            return command
+        reading = ["--bounding-set=-all,+dac_read_search", "--inh-caps=-all,+dac_read_search"]
+        who = ["--reuid=1000", "--regid=1000", "--clear-groups"]
+        return ["setpriv", *who, *reading, "--ambient-caps=-all,+dac_read_search", "--no-new-privs", *command]
+
+
+@pytest.fixture
+def container(tmp_path: Path) -> Iterator[Container]:
+    for path in (tmp_path, *tmp_path.parents[:2]):
+        path.chmod(0o755)
+    made = Container(tmp_path)
+    for path in (made.app, *made.app.rglob("*")):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    made.start()
+    yield made
+    made.process.kill()
+    made.process.wait()
+    for path in (made.app, *made.app.rglob("*")):
+        path.chmod(0o755)
+
+
+@pytest.mark.processes
+def test_the_copied_files_are_an_app_that_runs_without_rights_and_is_healthy(container: Container) -> None:
+    before = sorted(container.app.rglob("*"))
+    while not container.healthy():
+        assert container.process.poll() is None, container.log.read_text("utf-8")
+        time.sleep(0.3)
+    with urllib.request.urlopen(container.url) as page:
+        assert b"gradio" in page.read()
+    with urllib.request.urlopen(f"{container.url}/healthz") as answer:
+        assert json.load(answer)["home_writable"]
+    assert (container.disk / "qlora_demo").is_dir()
+    assert sorted(container.app.rglob("*")) == before
+    status = Path(f"/proc/{container.process.pid}/status")
+    if status.exists():
+        assert "Uid:\t0\t" not in status.read_text("utf-8")
+    (container.disk / "qlora_demo").chmod(0o500)
+    assert not container.healthy()
+
+
+def front_matter() -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load((ROOT / "README.md").read_text("utf-8").split("---\n")[1])
+    return found
+
+
+def test_the_readme_describes_a_space_in_documented_words() -> None:
+    space = front_matter()
+    assert set(space) <= SPACE_KEYS
+    assert (space["sdk"], space["hf_oauth"]) == ("gradio", True)
+    assert (ROOT / space["app_file"]).is_file()
+    assert len(space["short_description"]) <= 60
+    assert re.fullmatch(r"\d+[mh]", space["startup_duration_timeout"])
+
+
+def test_the_space_s_versions_are_those_that_are_tested() -> None:
+    space = front_matter()
+    pinned = re.search(r"^gradio(?:\[.*\])?==(\S+)", (ROOT / "requirements.txt").read_text("utf-8"), re.M)
+    assert pinned and space["sdk_version"] == pinned[1]
+    assert f"python:{space['python_version']}-" in IMAGE[0].value
