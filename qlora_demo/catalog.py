@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from .errors import ModelError
 from .memory import ModelShape
 from .records import Recipe
 from .settings import Settings
@@ -49,6 +50,7 @@ VARIANTS: dict[Recipe, str] = {
 DEFAULT_COLUMNS = ("base", "adapter", "merged")
 
 SHAPES = {
+    "tiny": ModelShape(128, 384, 2, 4, 2, 32, 2048, True),
     "smollm2-135m": ModelShape(576, 1536, 30, 9, 3, 64, 49152, True),
     "smollm2-360m": ModelShape(960, 2560, 32, 15, 5, 64, 49152, True),
     "smollm2-1.7b": ModelShape(2048, 8192, 24, 32, 32, 64, 49152, True),
@@ -60,7 +62,11 @@ SHAPES = {
     "qwen3-4b": ModelShape(2560, 9728, 36, 32, 8, 128, 151936, True),
     "qwen3-8b": ModelShape(4096, 12288, 36, 32, 8, 128, 151936, False),
 }
-"""Dimensions as the models' config.json files give them, in `ModelShape`'s order."""
+"""Dimensions as the models' config.json files give them, in `ModelShape`'s order; tiny is no model's, and tries out
+what a larger one is wanted for."""
+
+SHAPE_PREFIX = "shape:"
+"""``shape:NAME`` is a base model of that shape with random weights."""
 
 BUNDLED_MODELS = {model.name: model for model in (SMOLLM2,)}
 BUNDLED_DATASETS = {dataset.name: dataset for dataset in (TICKETS,)}
@@ -75,3 +81,17 @@ def bundled_path(settings: Settings, name: str) -> Path:
 def is_fetched(settings: Settings, name: str) -> bool:
     """Whether the folder is there; it is renamed into place only when whole."""
     return bundled_path(settings, name).is_dir()
+
+
+def is_shape(model: str) -> bool:
+    """Whether a base model is a shape with random weights."""
+    return model.startswith(SHAPE_PREFIX)
+
+
+def shape_named(model: str) -> tuple[str, ModelShape]:
+    """The name and the dimensions of ``shape:NAME``; raises `ModelError` for a name that the catalog has not."""
+    name = model.removeprefix(SHAPE_PREFIX)
+    if name not in SHAPES:
+        known = ", ".join(SHAPES)
+        raise ModelError(f"model: {model!r} is no shape that is known; write {SHAPE_PREFIX} and one of {known}")
+    return name, SHAPES[name]

@@ -16,21 +16,21 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NoReturn, get_args
+from typing import Any, get_args
 
 from . import __version__
 from .answers import kept
+from .arguments import Parser, add_config, add_knobs, memory_size, names, positive, train_config, with_given
 from .catalog import DEFAULT_COLUMNS, SMOLLM2
+from .cli_benchmark import add_arguments, benchmark
 from .columns import parse_all
 from .compose import build_services, serve
-from .config import GenerationSettings, TrainConfig
+from .config import GenerationSettings
 from .console import follow, last, print_result, report_progress
 from .errors import DemoError, RequestError, WorkError
 from .exporting import push
 from .halt import Halt
 from .jobs import save_result
-from .knobs import allowed, field_names, knob
-from .memory_plan import parse_memory
 from .planning import plan_training
 from .promptsets import conversation, read_prompts
 from .records import Answer, AnswerRequest, ExportKind, ExportRequest, MergeBase
@@ -74,7 +74,7 @@ def fetch(services: Services, args: argparse.Namespace) -> dict[str, Any]:
 
 def train(services: Services, args: argparse.Namespace) -> dict[str, Any]:
     """Start a run and follow it to its end."""
-    run = services.launcher.start(_train_config(args), args.processes)
+    run = services.launcher.start(train_config(args), args.processes)
     return _outcome(services, run)
 
 
@@ -96,7 +96,7 @@ def _outcome(services: Services, run: Run) -> dict[str, Any]:
 
 def plan(services: Services, args: argparse.Namespace) -> dict[str, Any]:
     """The memory a training run would take, itemised; no weights are needed."""
-    found = plan_training(services.settings, _train_config(args), args.gpu_memory)
+    found = plan_training(services.settings, train_config(args), args.gpu_memory)
     chosen = found.chosen
     return {
         "total_bytes": chosen.total_bytes,
@@ -115,7 +115,7 @@ def plan(services: Services, args: argparse.Namespace) -> dict[str, Any]:
 
 def preflight(services: Services, args: argparse.Namespace) -> dict[str, Any]:
     """What training would see of a data set: counts, lengths, problems row by row; exit 2 where it must be mended."""
-    result = last(services.engine().preflight(_train_config(args), Halt()))
+    result = last(services.engine().preflight(train_config(args), Halt()))
     if result["fatal"]:
         raise RequestError(f"dataset: {result['fatal']}")
     return result
@@ -141,13 +141,12 @@ def runs(services: Services, args: argparse.Namespace) -> Any:
 
 def compare(services: Services, args: argparse.Namespace) -> dict[str, Any]:
     """The same prompts to every variant."""
-    given = {name: getattr(args, name) for name in field_names(GenerationSettings)}
-    settings = GenerationSettings(**{name: value for name, value in given.items() if value is not None})
+    settings = with_given(GenerationSettings(), args)
     prompts = args.prompt + (read_prompts(Path(args.prompts)) if args.prompts else [])
     if not prompts:
         raise RequestError("prompt: none given; use --prompt TEXT or --prompts FILE")
     system = _system_prompt(services, args.run) if args.system is None else args.system
-    columns = parse_all(_names(args.variants), args.run)
+    columns = parse_all(names(args.variants), args.run)
     results = []
     for prompt in prompts:
         turns = dict.fromkeys([column.name for column in columns], conversation(system, prompt))
@@ -184,7 +183,7 @@ def report(services: Services, args: argparse.Namespace) -> dict[str, Any]:
 
 def evaluate(services: Services, args: argparse.Namespace) -> dict[str, Any]:
     """Scores on the run's held-out rows."""
-    columns = parse_all(_names(args.variants), args.run)
+    columns = parse_all(names(args.variants), args.run)
     result = last(services.engine().evaluate(args.run, columns, args.limit, Halt()))
     save_result(services.runs.get(args.run), "evaluation", result)
     return {"run": args.run, "variants": result["variants"], "splits": result["splits"]}
@@ -202,22 +201,17 @@ def start_server(services: Services, args: argparse.Namespace) -> None:
     serve(services, args.host, args.port)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise RequestError(f"{self.prog}: {message}; see `{self.prog} --help`")
-
-
-def _parser() -> _Parser:
-    parser = _Parser(prog="python -m qlora_demo", description=__doc__.split("\n")[0], allow_abbrev=False)
+def _parser() -> Parser:
+    parser = Parser(prog="python -m qlora_demo", description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("--version", action="version", version=__version__)
-    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
     _add(commands, "fetch", fetch)
-    training = _add_config(_add(commands, "train", train))
-    training.add_argument("--processes", type=_positive, default=1, help="training processes (default 1)")
-    _add_config(_add(commands, "preflight", preflight))
-    planning = _add_config(_add(commands, "plan", plan))
+    training = add_config(_add(commands, "train", train))
+    training.add_argument("--processes", type=positive, default=1, help="training processes (default 1)")
+    add_config(_add(commands, "preflight", preflight))
+    planning = add_config(_add(commands, "plan", plan))
     planning.add_argument(
-        "--gpu-memory", type=_memory, metavar="24GB", help="of the card to plan for; default: this device"
+        "--gpu-memory", type=memory_size, metavar="24GB", help="of the card to plan for; default: this device"
     )
     listing = _add(commands, "runs", runs)
     listing.add_argument("action", choices=("list", "show", "stop", "resume", "delete"))
@@ -239,69 +233,32 @@ def _parser() -> _Parser:
     evaluation = _add(commands, "evaluate", evaluate)
     evaluation.add_argument("run")
     evaluation.add_argument("--variants", default=_DEFAULT_COLUMNS, help=_VARIANTS_HELP)
-    evaluation.add_argument("--limit", type=_positive, help="rows of each split; default: all")
+    evaluation.add_argument("--limit", type=positive, help="rows of each split; default: all")
     faithful = _add(commands, "fidelity", fidelity)
     faithful.add_argument("run")
-    faithful.add_argument("--limit", type=_positive, help="rows; default 32")
+    faithful.add_argument("--limit", type=positive, help="rows; default 32")
+    add_arguments(_add(commands, "benchmark", benchmark))
     server = _add(commands, "serve", start_server)
     server.add_argument("--host")
     server.add_argument("--port", type=int)
     return parser
 
 
-def _add(commands: Any, name: str, command: Command) -> _Parser:
-    parser: _Parser = commands.add_parser(name, help=command.__doc__, description=command.__doc__, allow_abbrev=False)
+def _add(commands: Any, name: str, command: Command) -> Parser:
+    parser: Parser = commands.add_parser(name, help=command.__doc__, description=command.__doc__, allow_abbrev=False)
     parser.add_argument("--json", action="store_true", help="print one JSON document on stdout")
     parser.set_defaults(command=command)
     return parser
 
 
-def _add_config(parser: _Parser) -> _Parser:
-    parser.add_argument("--config", help="JSON file of config fields; the flags below override it")
-    for name in field_names(TrainConfig):
-        _add_knob(parser, TrainConfig, name)
-    return parser
-
-
-def _add_compare(parser: _Parser) -> None:
+def _add_compare(parser: Parser) -> None:
     parser.add_argument("run")
     parser.add_argument("--prompt", action="append", default=[], help="may be given several times")
     parser.add_argument("--prompts", help="file of prompts: .txt (one a line), .csv, .jsonl")
     parser.add_argument("--one-after-the-other", action="store_true", help="default: columns take turns")
     parser.add_argument("--system", help="system prompt; default: the one the run was trained with")
     parser.add_argument("--variants", default=_DEFAULT_COLUMNS, help=_VARIANTS_HELP)
-    for name in field_names(GenerationSettings):
-        _add_knob(parser, GenerationSettings, name)
-
-
-def _add_knob(parser: _Parser, config: type[TrainConfig] | type[GenerationSettings], name: str) -> None:
-    declared = knob(config, name)
-    meaning = f"{declared.description} ({allowed(config, name)}; default {declared.default})".replace("%", "%%")
-    flags = dict.fromkeys([f"--{name.replace('_', '-')}", f"--{name}"])
-    parser.add_argument(*flags, dest=name, metavar="VALUE", help=meaning)
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not allowed; give a whole number >= 1")
-    return int(text)
-
-
-def _memory(text: str) -> int:
-    try:
-        return parse_memory(text)
-    except ValueError as exc:
-        raise argparse.ArgumentTypeError(f"{text!r} is not allowed; give a size like 24GB") from exc
-
-
-def _train_config(args: argparse.Namespace) -> TrainConfig:
-    base = TrainConfig.from_file(Path(args.config)) if args.config else TrainConfig()
-    given = {name: getattr(args, name) for name in field_names(TrainConfig)}
-    return base.changed(**{name: value for name, value in given.items() if value is not None})
-
-
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
+    add_knobs(parser, GenerationSettings)
 
 
 def _system_prompt(services: Services, run: str) -> str:

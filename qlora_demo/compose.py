@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from . import logs
+from .benchmarking import Benchmarks
 from .catalog import BundledModel
 from .gpu import Lease
 from .hub import HuggingFaceHub
@@ -43,6 +44,7 @@ def build_services(settings: Settings) -> Services:
         Jobs(runs),
         VoteStore(settings.home / "votes.sqlite3"),
         HuggingFaceHub(),
+        Benchmarks(settings.home / "benchmarks", lease),
     )
 
 

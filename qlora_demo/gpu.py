@@ -15,7 +15,7 @@ from .errors import DeviceBusy
 from .locks import HeldLock, is_held, read_note
 from .records import DeviceInfo
 
-Purpose = Literal["chat", "training", "evaluation", "merge"]
+Purpose = Literal["chat", "training", "evaluation", "merge", "benchmark"]
 
 _EXIT_SECONDS = 3.0
 """A process that has written its end state needs a moment to leave, and to give its memory back."""
@@ -53,13 +53,27 @@ def _processor() -> DeviceInfo:
     return DeviceInfo("cpu", f"CPU, {usable} cores ({platform.machine()})", memory.available, memory.total)
 
 
+def driver_version() -> str:
+    """The NVIDIA driver's version; empty where there is none."""
+    lines = _smi("driver_version")
+    return lines[0].strip() if lines else ""
+
+
 def _nvidia() -> DeviceInfo | None:
-    if not shutil.which("nvidia-smi"):
-        return None
-    query = ["nvidia-smi", "--query-gpu=name,memory.free,memory.total", "--format=csv,noheader,nounits"]
+    lines = _smi("name,memory.free,memory.total")
     try:
-        first = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True).stdout.splitlines()[0]
-        name, free, total = (part.strip() for part in first.split(","))
+        name, free, total = (part.strip() for part in lines[0].split(","))
         return DeviceInfo("cuda", name, int(free) << 20, int(total) << 20)
-    except (subprocess.SubprocessError, OSError, IndexError, ValueError):
+    except (IndexError, ValueError):
         return None
+
+
+def _smi(fields: str) -> list[str]:
+    """What `nvidia-smi` says of each GPU; nothing where it cannot be asked."""
+    if not shutil.which("nvidia-smi"):
+        return []
+    query = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
+    try:
+        return subprocess.run(query, capture_output=True, text=True, timeout=10, check=True).stdout.splitlines()
+    except (subprocess.SubprocessError, OSError):
+        return []

@@ -23,6 +23,18 @@ PRESETS: dict[str, TrainConfig] = {
     ),
 }
 """What a person asks for in words; the defaults are the balanced one."""
+ARTICLE = TrainConfig(
+    model="shape:llama-2-7b",
+    per_device_train_batch_size=4,
+    max_length=512,
+    gradient_accumulation_steps=4,
+    r=16,
+    lora_alpha=32,
+    lora_dropout=0.05,
+    target_modules="attention",
+    learning_rate=2e-4,
+)
+"""The article's settings, on which its figures of LoRA against QLoRA stand."""
 _PLACE = ("model", "dataset", "dataset_config", "dataset_split", "columns")
 """What a preset leaves as it is: it says how to train, not what."""
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from .benchmarking import Benchmarks
 from .catalog import BundledModel
 from .config import TrainConfig
 from .gpu import Lease
@@ -78,6 +79,7 @@ class Services:
     jobs: Jobs
     votes: VoteStore
     hub: Hub
+    benchmarks: Benchmarks
 
     def plan(self, columns: Sequence[Column]) -> Placement:
         """What loading the columns would do; no engine is made for the question."""

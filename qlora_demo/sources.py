@@ -12,7 +12,7 @@ from typing import Any
 from huggingface_hub import constants, hf_hub_download, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-from .catalog import BUNDLED_MODELS, SHAPES, bundled_path, is_fetched
+from .catalog import BUNDLED_MODELS, SHAPES, bundled_path, is_fetched, is_shape, shape_named
 from .errors import AdapterError, ModelError, RunError
 from .memory import ModelShape
 from .records import BaseForm
@@ -38,10 +38,13 @@ class Origin:
 
 
 def resolve(settings: Settings, model: str) -> str:
-    """A bundled name, a local folder or a hub id -> what `from_pretrained` takes.
+    """A bundled name, a shape, a local folder or a hub id -> what the loaders in `ml.load` take.
 
     Raises `ModelError` that says what was tried.
     """
+    if is_shape(model):
+        shape_named(model)
+        return model
     if model in BUNDLED_MODELS:
         if not is_fetched(settings, model):
             raise ModelError(
@@ -64,6 +67,8 @@ def resolve(settings: Settings, model: str) -> str:
 
 def shape_of(source: str) -> ModelShape:
     """The dimensions of a resolved base model, from its config.json alone."""
+    if is_shape(source):
+        return shape_named(source)[1]
     try:
         path = Path(source) / "config.json"
         path = path if path.is_file() else Path(hf_hub_download(source, "config.json"))
@@ -106,8 +111,10 @@ def weights_digest(source: str) -> str:
     """Sixteen hex digits over the name, type, shape and first 4 KiB of every tensor of a resolved base model.
 
     Any training of all weights changes nearly every tensor, so this tells models of one shape apart in no time,
-    whatever the precision they are loaded in.
+    whatever the precision they are loaded in.  A shape's random weights follow from its name.
     """
+    if is_shape(source):
+        return hashlib.blake2b(source.encode(), digest_size=8).hexdigest()
     folder = Path(source)
     if not folder.is_dir():
         try:

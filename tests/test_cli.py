@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from qlora_demo.arguments import train_config
 from qlora_demo.cli import main
 from qlora_demo.config import TrainConfig
 from qlora_demo.knobs import field_names
@@ -133,7 +134,7 @@ def test_flags_override_the_config_file(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     path.write_text(TrainConfig(r=8, lora_alpha=64).model_dump_json(), "utf-8")
     args = cli._parser().parse_args(["train", "--config", str(path), "--r", "4"])
-    config = cli._train_config(args)
+    config = train_config(args)
     assert (config.r, config.lora_alpha) == (4, 64)
 
 

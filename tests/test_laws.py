@@ -16,11 +16,12 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "qlora_demo"
 TIERS = (
-    {"app", "cli", "console", "__main__", "compose"},
+    {"app", "cli", "cli_benchmark", "arguments", "console", "__main__", "compose"},
     {"ui", "ml"},
     {"services", "status", "launcher", "runs", "gpu", "memory", "memory_plan", "catalog", "settings", "locks"}
     | {"choices", "tickets", "scoring", "sources", "columns", "placement", "planning", "halt", "answers"}
     | {"promptsets", "reporting", "exporting", "jobs", "verdicts"}
+    | {"benchmarking", "benchmark_cases", "benchmark_tables", "flops"}
     | {
         "votes",
         "differences",
@@ -39,7 +40,7 @@ TIERS = (
         "health",
         "visits",
     },
-    {"records", "config", "knobs", "errors", "logs"},
+    {"records", "config", "benchmark_config", "knobs", "errors", "logs"},
 )
 ENGINE_LIBRARIES = {"torch", "transformers", "peft", "trl", "bitsandbytes", "datasets", "accelerate"}
 Function = ast.FunctionDef | ast.AsyncFunctionDef

@@ -7,6 +7,7 @@ import shlex
 import pytest
 
 from qlora_demo import cli
+from qlora_demo.arguments import train_config
 from qlora_demo.config import TrainConfig
 from qlora_demo.presets import PRESETS, apply_preset, command_line, config_difference
 
@@ -26,7 +27,7 @@ def test_a_preset_keeps_model_and_data(name: str) -> None:
 @pytest.mark.parametrize("config", [UNUSUAL, *PRESETS.values()])
 def test_the_command_line_trains_the_same(config: TrainConfig) -> None:
     _, _, _, *arguments = shlex.split(command_line(config))
-    assert cli._train_config(cli._parser().parse_args(arguments)) == config
+    assert train_config(cli._parser().parse_args(arguments)) == config
     assert TrainConfig.from_json(config.model_dump_json(), "x") == config
 
 

@@ -34,10 +34,10 @@ from ..records import (
 from ..runs import Run, RunStore
 from ..settings import Settings
 from ..sources import resolve
-from .bandwidth import read_bandwidth
 from .explain import explain_layer, explain_update, layer_names
 from .export import ExportTarget, export_adapter, export_merged
 from .judge import before_after, merge_fidelity
+from .limits import read_bandwidth
 from .load import device
 from .preflight import preflight
 from .turns import answers

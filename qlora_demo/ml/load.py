@@ -23,14 +23,17 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.utils.logging import disable_progress_bar
 
+from ..catalog import is_shape
 from ..errors import AdapterError, ModelError
 from ..records import BaseForm, Precision
 from ..sources import ADAPTER_FILES, not_given
+from .shapes import build_shape, shape_config, shape_tokenizer
 
 disable_progress_bar()
 
@@ -71,6 +74,8 @@ def sixteen_bit() -> Precision:
 
 def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     """The tokenizer, always with a chat template and a pad token."""
+    if is_shape(source):
+        return shape_tokenizer(source)
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(source)
     except _READ_ERRORS as exc:
@@ -251,11 +256,24 @@ def _four_bit(layer: nn.Linear) -> bitsandbytes.nn.Linear4bit:
     return made.to(layer.weight.device)
 
 
+def read_config(source: str) -> PreTrainedConfig:
+    """The configuration of a resolved base model; its weights are not read."""
+    if is_shape(source):
+        return shape_config(source)
+    try:
+        config: PreTrainedConfig = AutoConfig.from_pretrained(source)
+    except _READ_ERRORS as exc:
+        raise _model_error(source, exc) from exc
+    return config
+
+
 def _load(
     source: str, quantization: BitsAndBytesConfig | None, on: torch.device, attention: str | None
 ) -> PreTrainedModel:
+    if is_shape(source):
+        return build_shape(source, quantization, compute_dtype(), (on, attention))
+    config = read_config(source)
     try:
-        config = AutoConfig.from_pretrained(source)
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             source,
             config=config,

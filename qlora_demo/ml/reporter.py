@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import resource
 import statistics
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +16,7 @@ from ..config import TrainConfig
 from ..records import Choice, RunState, TrainMetrics
 from ..runs import append_metrics, read_state, write_state
 from .agree import agreed, is_main
+from .peak import peak_memory_bytes
 
 _WINDOW, _DIVERGED = 10, 2.0
 """A run diverges where the mean loss of the last steps is so many times that of the first ones."""
@@ -108,14 +107,6 @@ class Reporter(TrainerCallback):
         if patience and since_best >= patience:
             self.trouble = f"stopped early: {since_best} held-out losses were no better than {min(self._heldout):.4f}"
             control.should_training_stop = True
-
-
-def peak_memory_bytes() -> int:
-    """Peak so far: GPU memory allocated, or without a GPU this process's resident memory."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def write_run_state(path: Path, state: RunState) -> None:

@@ -9,10 +9,8 @@ wants the run to end.  The end state is written here and nowhere else.
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import json
 import math
-import platform
 import shutil
 import signal
 import statistics
@@ -26,7 +24,7 @@ from typing import Any
 import torch
 from trl import SFTTrainer
 
-from .. import __version__, logs
+from .. import logs
 from ..config import GenerationSettings, TrainConfig
 from ..errors import DemoError, OutOfMemory, RequestError
 from ..memory_plan import lighter
@@ -41,10 +39,10 @@ from .data import Splits, load_splits
 from .evaluate import ANSWER_TOKENS
 from .generate import complete
 from .load import device
-from .reporter import Reporter, peak_memory_bytes, write_run_state
+from .machine import versions
+from .peak import peak_memory_bytes
+from .reporter import Reporter, write_run_state
 from .trainer import build_trainer, device_kind, gathered_weights, save_adapter
-
-LIBRARIES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets")
 
 
 def main() -> None:
@@ -102,11 +100,11 @@ def _finish(path: Path, config: TrainConfig, splits: Splits, trainer: SFTTrainer
     if status == "finished" and is_main():
         shutil.rmtree(path / CHECKPOINTS, ignore_errors=True)
     if config.score_rows and not broken:
-        summary["score"] = _score(trainer, splits.heldout["test"][: config.score_rows])
+        summary["score"] = score_answers(trainer, splits.heldout["test"][: config.score_rows])
     _end(path, status, summary=summary, error=reporter.trouble)
 
 
-def _score(trainer: SFTTrainer, rows: list[Any]) -> dict[str, Any]:
+def score_answers(trainer: SFTTrainer, rows: list[Any]) -> dict[str, Any]:
     """The task's own score of greedy answers to held-out rows, by the model that was just trained."""
     talks = [row["messages"] for row in rows if "messages" in row]
     if not talks or not is_main():
@@ -116,18 +114,6 @@ def _score(trainer: SFTTrainer, rows: list[Any]) -> dict[str, Any]:
     asked = [talk[:-1] for talk in talks]
     answers = complete(model, trainer.processing_class, asked, settings, contextlib.nullcontext)
     return summarize([score(answer, talk[-1]["content"]) for answer, talk in zip(answers, talks, strict=True)])
-
-
-def versions() -> dict[str, str]:
-    """Python, platform, device and libraries, as this process runs on them."""
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()})"
-    return {
-        "qlora_demo": __version__,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "device": gpu,
-        **{name: importlib.metadata.version(name) for name in LIBRARIES},
-    }
 
 
 class EndState:

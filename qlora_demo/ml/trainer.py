@@ -12,8 +12,8 @@ import psutil
 import torch
 import trl.kernels.chunked_logprob
 import trl.trainer.utils
-from peft import EvaConfig, LoraConfig, initialize_lora_eva_weights
-from transformers import AutoConfig, AutoModelForCausalLM
+from peft import EvaConfig, LoraConfig, PeftModel, initialize_lora_eva_weights
+from transformers import AutoModelForCausalLM
 from trl import SFTConfig, SFTTrainer
 
 from ..choices import Chosen, Situation, choose, refuse, refuse_targets
@@ -27,7 +27,7 @@ from ..settings import Settings
 from ..sources import resolve
 from .data import Splits, training_set
 from .kernels import triton_trouble
-from .load import device, has_bf16, load_base, load_tokenizer
+from .load import device, has_bf16, load_base, load_tokenizer, read_config
 
 INITIAL = "initial-adapter"
 """Where a run keeps the adapter that changes the base (PiSSA, OLoRA) as it was before the first step."""
@@ -44,8 +44,8 @@ def build_trainer(path: Path, config: TrainConfig, settings: Settings, splits: S
     attention = "flash_attention_2" if config.packing else None
     model = load_base(source, config.base_form, "exact", sharded=config.parallel == "fsdp", attention=attention)
     chosen = choose(config, ModelShape.from_config(model.config.get_text_config().to_dict()), now)
-    chosen = replace(chosen, reasons=chosen.reasons + _loss_kernels())
-    trainer = _trainer(path, config, chosen, splits, (model, tokenizer))
+    chosen = replace(chosen, reasons=chosen.reasons + loss_kernels())
+    trainer = make_trainer(path, config, chosen, splits, (model, tokenizer))
     if not len(trainer.train_dataset):
         raise DataError(f"max_length: no row keeps a trained token within {config.max_length} tokens; raise max_length")
     if chosen.fp16:
@@ -56,7 +56,10 @@ def build_trainer(path: Path, config: TrainConfig, settings: Settings, splits: S
     return trainer, chosen
 
 
-def _trainer(path: Path, config: TrainConfig, chosen: Chosen, splits: Splits, loaded: tuple[Any, Any]) -> SFTTrainer:
+def make_trainer(
+    path: Path, config: TrainConfig, chosen: Chosen, splits: Splits, loaded: tuple[Any, Any]
+) -> SFTTrainer:
+    """The library's trainer over a model and its tokenizer; the model gets an adapter where it has none yet."""
     model, tokenizer = loaded
     heldout = splits.heldout["test"][: config.eval_rows]
     try:
@@ -66,7 +69,7 @@ def _trainer(path: Path, config: TrainConfig, chosen: Chosen, splits: Splits, lo
             train_dataset=training_set(splits.train, config.loss_on),
             eval_dataset=training_set(heldout, config.loss_on),
             processing_class=tokenizer,
-            peft_config=_lora_config(config),
+            peft_config=None if isinstance(model, PeftModel) else lora_config(config),
         )
     except ValueError as exc:
         if config.loss_on != "assistant":
@@ -96,7 +99,7 @@ def save_adapter(
 def check_targets(source: str, config: TrainConfig) -> None:
     """Raise `ConfigError` where a named layer is not among the model's own; its weights are not read."""
     with torch.device("meta"):
-        modules = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source)).named_modules()
+        modules = AutoModelForCausalLM.from_config(read_config(source)).named_modules()
         linear = {name for name, module in modules if isinstance(module, torch.nn.Linear)}
     refuse_targets(config, linear)
 
@@ -167,7 +170,8 @@ def _spread(config: TrainConfig, chosen: Chosen) -> dict[str, Any]:
     return {"activation_checkpointing": False, "fsdp": True, "fsdp_config": settings}
 
 
-def _lora_config(config: TrainConfig) -> LoraConfig:
+def lora_config(config: TrainConfig) -> LoraConfig:
+    """PEFT's own configuration of the adapter."""
     names = target_names(config.target_modules)
     eva = {"eva_config": EvaConfig(rho=1.0)} if config.init_lora_weights == "eva" else {}
     return LoraConfig(
@@ -196,7 +200,7 @@ def _initialise(path: Path, config: TrainConfig, trainer: SFTTrainer) -> None:
         kind.init_lora_weights = config.init_lora_weights
 
 
-def _loss_kernels() -> tuple[Choice, ...]:
+def loss_kernels() -> tuple[Choice, ...]:
     """Let TRL's fused head project only the positions that have a label, and compute in torch where Triton cannot.
 
     TRL does the first wherever Triton is installed for a GPU, and scores every position elsewhere to spare compilers

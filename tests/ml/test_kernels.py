@@ -10,7 +10,7 @@ import trl.kernels.chunked_logprob
 import trl.trainer.utils
 
 from qlora_demo.ml import kernels
-from qlora_demo.ml.trainer import _loss_kernels
+from qlora_demo.ml.trainer import loss_kernels
 
 GPU = torch.device("cuda")
 
@@ -35,7 +35,7 @@ def used() -> tuple[bool, bool]:
 
 def test_where_triton_launches_trl_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "load_driver", lambda: None)
-    assert _loss_kernels() == ()
+    assert loss_kernels() == ()
     assert used() == (True, True)
 
 
@@ -47,7 +47,7 @@ def test_where_it_does_not_the_loss_is_torch_s_and_the_run_says_why(
         raise trouble
 
     monkeypatch.setattr(kernels, "load_driver", load_driver)
-    (choice,) = _loss_kernels()
+    (choice,) = loss_kernels()
     assert (choice.what, choice.value) == ("Loss kernels", "torch's")
     assert str(trouble) in choice.why and "install gcc" in choice.why
     assert used() == (True, False)

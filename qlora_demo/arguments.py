@@ -1,0 +1,70 @@
+"""Command-line arguments: config fields to flags and back."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import NoReturn, TypeVar
+
+from .benchmark_config import BenchmarkConfig
+from .config import GenerationSettings, TrainConfig
+from .errors import RequestError
+from .knobs import Knobs, allowed, field_names, knob
+from .memory_plan import parse_memory
+
+Config = TypeVar("Config", TrainConfig, GenerationSettings, BenchmarkConfig)
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose refusals are a request's errors."""
+
+    def error(self, message: str) -> NoReturn:
+        raise RequestError(f"{self.prog}: {message}; see `{self.prog} --help`")
+
+
+def add_config(parser: Parser) -> Parser:
+    """A flag for every training field, and a file of them."""
+    parser.add_argument("--config", help="JSON file of config fields; the flags below override it")
+    return add_knobs(parser, TrainConfig)
+
+
+def add_knobs(parser: Parser, config: type[Knobs], leave_out: tuple[str, ...] = ()) -> Parser:
+    """A flag for every field of a config."""
+    for name in field_names(config):
+        if name not in leave_out:
+            declared = knob(config, name)
+            meaning = f"{declared.description} ({allowed(config, name)}; default {declared.default})"
+            flags = dict.fromkeys([f"--{name.replace('_', '-')}", f"--{name}"])
+            parser.add_argument(*flags, dest=name, metavar="VALUE", help=meaning.replace("%", "%%"))
+    return parser
+
+
+def with_given(base: Config, args: argparse.Namespace) -> Config:
+    """A config with the fields that flags gave."""
+    given = {name: getattr(args, name, None) for name in field_names(type(base))}
+    return base.changed(**{name: value for name, value in given.items() if value is not None})
+
+
+def train_config(args: argparse.Namespace, base: TrainConfig | None = None) -> TrainConfig:
+    """The training settings that file and flags ask for."""
+    return with_given(TrainConfig.from_file(Path(args.config)) if args.config else base or TrainConfig(), args)
+
+
+def positive(text: str) -> int:
+    """A whole number >= 1, for argparse."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not allowed; give a whole number >= 1")
+    return int(text)
+
+
+def memory_size(text: str) -> int:
+    """A size like 24GB in bytes, for argparse."""
+    try:
+        return parse_memory(text)
+    except ValueError as exc:
+        raise argparse.ArgumentTypeError(f"{text!r} is not allowed; give a size like 24GB") from exc
+
+
+def names(text: str) -> list[str]:
+    """A list written with commas."""
+    return [name.strip() for name in text.split(",") if name.strip()]

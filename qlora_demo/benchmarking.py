@@ -1,0 +1,252 @@
+"""A benchmark is a directory, and a process that fills it; each of its cases is a process of its own.
+
+    python -m qlora_demo.benchmarking BENCHMARK_DIR
+
+result.json   what was asked, how it is measured, where it stands, the rows so far   (replaced atomically)
+log.txt       everything that the cases printed
+stop          present once somebody asked to stop
+lock          held by the process that measures, while it lives
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from .benchmark_cases import METHODS, Case, cases
+from .benchmark_config import BenchmarkConfig
+from .choices import refuse
+from .config import TrainConfig
+from .errors import ConfigError, RequestError, RunError, WorkError
+from .gpu import Lease, device_info
+from .locks import HeldLock, is_held
+from .records import Progress, Report
+from .runs import write_atomically
+
+_CHECKOUT = str(Path(__file__).resolve().parent.parent)
+_ID = re.compile(r"[0-9]{8}-[0-9]{6}-[a-z]+-[0-9a-f]{4}")
+_POLL_SECONDS = 0.2
+_MOST_BYTES = 16 << 20
+RESULT = "result.json"
+
+
+class Benchmarks:
+    """All benchmarks under one directory, measured one at a time on the device that `lease` guards."""
+
+    def __init__(self, root: Path, lease: Lease) -> None:
+        self.root = root
+        self.lease = lease
+
+    def create(self, options: BenchmarkConfig, config: TrainConfig) -> str:
+        """A new benchmark's id; nothing is measured yet.  Raises `ConfigError` for what cannot be done here."""
+        kind = device_info().kind
+        refuse(config, kind)
+        planned = cases(options, config, kind)
+        name = f"{time.strftime('%Y%m%d-%H%M%S')}-{options.kind}-{secrets.token_hex(2)}"
+        folder = self.root / name
+        folder.mkdir(parents=True)
+        asked = {"options": options.model_dump(), "config": config.model_dump()}
+        result = {"id": name, "kind": options.kind, "state": "starting", "error": "", "cases": len(planned)}
+        write_result(folder, result | asked | {"method": METHODS[options.kind], "machine": {}, "rows": []})
+        return name
+
+    def start(self, name: str) -> None:
+        """Measure in a process that inherits the device's lock and the benchmark's, and outlives the app."""
+        folder = self.path(name)
+        with self._locks(name) as (device, lock), (folder / "log.txt").open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "qlora_demo.benchmarking", str(folder)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                pass_fds=(device.fd, lock.fd),
+                start_new_session=True,
+                env=_environment(),
+            )
+        threading.Thread(target=process.wait, daemon=True).start()  # reaps it
+
+    def run(self, name: str, report: Report) -> dict[str, Any]:
+        """Measure in this process; the whole result.  Raises what `measure` raises."""
+        with self._locks(name):
+            return measure(self.path(name), report)
+
+    def get(self, name: str) -> dict[str, Any]:
+        """A benchmark's result as it stands; one whose process died without an end reads as failed."""
+        result = read_result_file(self.path(name) / RESULT)
+        if result["state"] in ("starting", "running") and not is_held(self.path(name) / "lock"):
+            return result | {"state": "failed", "error": "its process died without a word; see its log.txt"}
+        return result
+
+    def all(self) -> list[dict[str, Any]]:
+        """Newest first; what cannot be read is left out."""
+        found = []
+        for name in self.names():
+            try:
+                found.append(self.get(name))
+            except RequestError:
+                continue
+        return found
+
+    def names(self) -> list[str]:
+        """Newest first."""
+        if not self.root.is_dir():
+            return []
+        return sorted((path.name for path in self.root.iterdir() if _ID.fullmatch(path.name)), reverse=True)
+
+    def stop(self, name: str) -> None:
+        """Ask for the end of what is measured; the rows so far are kept."""
+        (self.path(name) / "stop").touch()
+
+    def delete(self, name: str) -> None:
+        """Remove a benchmark that is not being measured."""
+        if is_held(self.path(name) / "lock"):
+            raise RunError(f"benchmark {name}: still being measured; stop it first")
+        shutil.rmtree(self.path(name))
+
+    def path(self, name: str) -> Path:
+        """The directory of a benchmark that exists; names are checked, so none leads elsewhere."""
+        path = self.root / name
+        if not _ID.fullmatch(name) or path.is_symlink() or not path.is_dir():
+            raise RunError(f"benchmark {name!r}: no such benchmark; `python -m qlora_demo benchmark list` shows them")
+        return path
+
+    @contextmanager
+    def _locks(self, name: str) -> Iterator[tuple[HeldLock, HeldLock]]:
+        device = self.lease.acquire("benchmark", name)
+        try:
+            lock = HeldLock.acquire(self.path(name) / "lock", {})
+            if lock is None:
+                raise RunError(f"benchmark {name}: it is being measured already")
+            try:
+                yield device, lock
+            finally:
+                lock.release()
+        finally:
+            device.release()
+
+
+def measure(folder: Path, report: Report) -> dict[str, Any]:
+    """Measure every case of a benchmark directory, one process each; its result, which is kept after every row.
+
+    Raises `RequestError` where a case's request is wrong and `WorkError` where its process broke; the rows before
+    are kept.
+    """
+    result = read_result_file(folder / RESULT) | {"state": "running", "started_at": time.time()}
+    options, config = BenchmarkConfig(**result["options"]), TrainConfig(**result["config"])
+    planned = cases(options, config, device_info().kind)
+    try:
+        for at, case in enumerate(planned):
+            progress = Progress(f"{case.name} ({at + 1} of {len(planned)})", at / len(planned))
+            report(progress)
+            result["progress"] = {"text": progress.text, "fraction": progress.fraction}
+            write_result(folder, result)
+            for told in _told(folder, options, case):
+                _take(result, case, told)
+                write_result(folder, result)
+            if (folder / "stop").exists():
+                break
+    except (RequestError, WorkError) as exc:
+        write_result(folder, result | {"state": "failed", "error": str(exc), "ended_at": time.time()})
+        raise
+    state = "stopped" if (folder / "stop").exists() else "finished"
+    result |= {"state": state, "ended_at": time.time()}
+    write_result(folder, result)
+    return result
+
+
+def write_result(folder: Path, result: dict[str, Any]) -> None:
+    """Replace a benchmark's result."""
+    write_result_file(folder / RESULT, result)
+
+
+def write_result_file(path: Path, result: dict[str, Any]) -> None:
+    """Replace a result in any file; raises `WorkError` where it cannot be written."""
+    try:
+        write_atomically(path, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    except OSError as exc:
+        raise WorkError(f"{path}: cannot be written ({exc.strerror}); name another file or free disk space") from exc
+
+
+def read_result_file(path: Path) -> dict[str, Any]:
+    """A benchmark's result out of a file, this app's or one that was sent; raises `ConfigError` that names it."""
+    try:
+        if path.stat().st_size > _MOST_BYTES:
+            raise ConfigError("result", f"{path.name} is larger than a benchmark's result; give a result.json")
+        result = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as exc:
+        raise ConfigError("result", f"{path.name} cannot be read ({exc}); give a benchmark's result.json") from exc
+    if not isinstance(result, dict) or result.get("kind") not in METHODS or not _is_table(result.get("rows")):
+        raise ConfigError("result", f"{path.name} is no benchmark's result; give a result.json")
+    return result
+
+
+def _is_table(rows: Any) -> bool:
+    return isinstance(rows, list) and all(isinstance(row, dict) and isinstance(row.get("case"), str) for row in rows)
+
+
+def _take(result: dict[str, Any], case: Case, told: dict[str, Any]) -> None:
+    if "refused" in told:
+        raise RequestError(told["refused"])
+    if "machine" in told:
+        result["machine"] = told["machine"]
+    if "row" in told:
+        result["rows"].append({"case": case.name} | told["row"])
+
+
+def _told(folder: Path, options: BenchmarkConfig, case: Case) -> Iterator[dict[str, Any]]:
+    """What a case's process says, until it ends, breaks, or somebody asks for the end."""
+    asked = {"options": options.model_dump(), "config": case.config.model_dump()}
+    with (folder / "log.txt").open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "qlora_demo.ml.measure"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            env=_environment(),
+        )
+    assert process.stdin is not None and process.stdout is not None
+    watch = threading.Thread(target=_kill_when_asked, args=(process, folder / "stop"), daemon=True)
+    watch.start()
+    with process:
+        try:
+            with suppress(BrokenPipeError), process.stdin as asking:
+                asking.write(json.dumps(asked | {"name": case.name, "column": case.column}))
+            yield from (json.loads(line) for line in process.stdout if line.endswith("\n"))
+            if process.wait() and not (folder / "stop").exists():
+                yield _broken(case, process.returncode, folder / "log.txt")
+        finally:
+            process.kill()
+
+
+def _broken(case: Case, code: int, log: Path) -> dict[str, Any]:
+    """The operating system kills what takes more memory than there is; anything else is a fault."""
+    if code == -9:
+        return {"row": {"fits": False, "error": "the system killed the process: out of memory"}}
+    raise WorkError(f"benchmark: {case.name} broke (exit {code}); its log is {log}")
+
+
+def _kill_when_asked(process: subprocess.Popen[str], stop: Path) -> None:
+    while process.poll() is None:
+        if stop.exists():
+            process.kill()
+        time.sleep(_POLL_SECONDS)
+
+
+def _environment() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": os.pathsep.join([_CHECKOUT, os.environ.get("PYTHONPATH", "")])}
+
+
+if __name__ == "__main__":
+    measure(Path(sys.argv[1]), lambda progress: print(progress.text, flush=True))

@@ -1,0 +1,62 @@
+"""The `benchmark` command: measure, list, show, delete, and lay two results side by side."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any, get_args
+
+from .arguments import Parser, add_config, add_knobs, train_config, with_given
+from .benchmark_config import FULL, BenchmarkConfig, BenchmarkKind
+from .benchmark_tables import comparison
+from .benchmarking import read_result_file, write_result_file
+from .console import report_progress
+from .errors import RequestError
+from .presets import ARTICLE
+from .services import Services
+
+_KINDS: tuple[str, ...] = get_args(BenchmarkKind)
+_ACTIONS = (*_KINDS, "list", "show", "delete", "diff")
+
+
+def add_arguments(parser: Parser) -> None:
+    """What to measure and how; the training settings are the article's where they are not given."""
+    parser.add_argument("action", choices=_ACTIONS)
+    parser.add_argument("which", nargs="*", help="show, delete: an id from `benchmark list`; diff: two result files")
+    parser.add_argument("--full", action="store_true", help="the whole range instead of a quick look at it")
+    parser.add_argument("--out", type=Path, help="also write the result to this file")
+    add_knobs(parser, BenchmarkConfig, leave_out=("kind",))
+    add_config(parser)
+
+
+def benchmark(services: Services, args: argparse.Namespace) -> Any:
+    """Measure QLoRA against LoRA, memory frontiers, ranks, or latency; list, show, delete or compare results."""
+    if args.action in _KINDS:
+        return _measure(services, args)
+    if args.action == "list":
+        return [{name: one[name] for name in ("id", "kind", "state", "error")} for one in services.benchmarks.all()]
+    if args.action == "diff":
+        older, newer = (read_result_file(Path(path)) for path in _given(args, 2))
+        table = comparison(older, newer)
+        return [dict(zip(table.head, row, strict=True)) for row in table.rows]
+    name = _given(args, 1)[0]
+    if args.action == "delete":
+        services.benchmarks.delete(name)
+        return {"id": name, "state": "deleted"}
+    return services.benchmarks.get(name)
+
+
+def _measure(services: Services, args: argparse.Namespace) -> dict[str, Any]:
+    options = with_given(BenchmarkConfig(kind=args.action, **(FULL if args.full else {})), args)
+    name = services.benchmarks.create(options, train_config(args, ARTICLE))
+    result = services.benchmarks.run(name, report_progress)
+    if args.out:
+        write_result_file(args.out, result)
+    return result
+
+
+def _given(args: argparse.Namespace, count: int) -> list[str]:
+    if len(args.which) != count:
+        raise RequestError(f"benchmark {args.action}: takes {count} name, {len(args.which)} were given; see --help")
+    found: list[str] = args.which
+    return found

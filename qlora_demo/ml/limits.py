@@ -1,0 +1,35 @@
+"""What this device can do at best: bytes read and products computed per second, which real work is held against."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from .load import compute_dtype
+
+_BYTES = {"cuda": 2 << 30, "cpu": 256 << 20}
+"""Far more than any cache holds."""
+_WIDTH = {"cuda": 8192, "cpu": 1536}
+_ROUNDS = 7
+
+
+def read_bandwidth(device: torch.device) -> float:
+    """Bytes per second of reading memory once, by a sum over it: the best of seven rounds."""
+    data = torch.ones(_BYTES[device.type] // 4, dtype=torch.float32, device=device)
+    return data.nbytes / min(_round(data.sum) for _ in range(_ROUNDS))
+
+
+def matmul_rate(device: torch.device) -> float:
+    """Floating-point operations per second of a 16-bit matrix product: the best of seven rounds."""
+    width = _WIDTH[device.type]
+    left, right = (torch.ones(width, width, dtype=compute_dtype(), device=device) for _ in range(2))
+    return 2 * width**3 / min(_round(lambda: (left @ right)[0, 0]) for _ in range(_ROUNDS))
+
+
+def _round(work: Callable[[], Any]) -> float:
+    started = time.perf_counter()
+    work().item()
+    return time.perf_counter() - started

@@ -1,0 +1,154 @@
+"""Answers measured: time to first token and per output token of one column, by prompt length and batch."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from peft import get_peft_model, get_peft_model_state_dict
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM
+
+from ..benchmark_cases import Case
+from ..benchmark_config import BenchmarkConfig
+from ..columns import parse
+from ..config import GenerationSettings, TrainConfig
+from ..runs import RunStore
+from ..settings import Settings
+from ..sources import ADAPTER_FILES, resolve
+from .generate import decode
+from .limits import read_bandwidth
+from .load import compute_dtype, context_length, device, read_config
+from .measure_training import synchronize
+from .peak import give_back, peak_memory_bytes, reset_peak
+from .trainer import lora_config
+from .variants import Loaded, Variants
+
+_FIRST_ID, _SEED, _STD = 3, 0, 0.01
+
+
+@dataclass(frozen=True)
+class Timed:
+    """One answer's own passes: seconds to the first token, and of each pass after it."""
+
+    ttft: float
+    passes: tuple[float, ...]
+
+
+def measure_inference(case: Case, options: BenchmarkConfig, settings: Settings) -> Iterator[dict[str, Any]]:
+    """One row per prompt length and batch; what does not fit is a row that says so."""
+    with TemporaryDirectory() as folder:
+        source = options.run or str(random_adapter(case.config, settings, Path(folder) / "adapter"))
+        variants = Variants(settings, RunStore(settings.runs))
+        column = parse(case.column, source)
+        for _ in variants.load([column]):
+            pass
+        loaded = variants.loaded[column.name]
+        loaded.model.generation_config.eos_token_id = None
+        bandwidth = read_bandwidth(device())
+        for tokens in options.numbers("prompt_tokens"):
+            for rows in options.numbers("batch_sizes"):
+                yield {"prompt_tokens": tokens, "batch": rows} | _row(loaded, options, (rows, tokens), bandwidth)
+
+
+def random_adapter(config: TrainConfig, settings: Settings, folder: Path) -> Path:
+    """Write an adapter with random values for a config's model, whose weights are not read: speed does not depend on
+    them."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(read_config(resolve(settings, config.model)), dtype=compute_dtype())
+    adapted = get_peft_model(model, lora_config(config))
+    random = torch.Generator().manual_seed(_SEED)
+    values = {
+        name: torch.empty(meta.shape, dtype=compute_dtype()).normal_(std=_STD, generator=random)
+        for name, meta in get_peft_model_state_dict(adapted).items()
+    }
+    folder.mkdir(parents=True)
+    kind = adapted.peft_config["default"]
+    kind.base_model_name_or_path = config.model
+    kind.inference_mode = True
+    kind.save_pretrained(folder)
+    save_file(values, folder / ADAPTER_FILES[1], metadata={"format": "pt"})
+    return folder
+
+
+def _row(loaded: Loaded, options: BenchmarkConfig, size: tuple[int, int], bandwidth: float) -> dict[str, Any]:
+    longest = context_length(loaded.model)
+    if size[1] + options.new_tokens > longest:
+        return {"fits": False, "error": f"the model's context of {longest} tokens is too short"}
+    give_back()
+    reset_peak()
+    try:
+        return _figures(loaded, options, size, bandwidth)
+    except torch.OutOfMemoryError as exc:
+        error = f"out of memory ({' '.join(str(exc).split())[:200]})"
+    give_back()
+    return {"fits": False, "error": error}
+
+
+def _figures(loaded: Loaded, options: BenchmarkConfig, size: tuple[int, int], bandwidth: float) -> dict[str, Any]:
+    inputs = _prompts(loaded, size)
+    ours, theirs = [], []
+    for _ in range(1 + options.repeats):
+        ours.append(_decoded(loaded, inputs, options.new_tokens))
+        theirs.append(_generated(loaded, inputs, options.new_tokens))
+    ours, theirs = ours[1:], theirs[1:]
+    tpot = statistics.median(seconds for one in ours for seconds in one.passes)
+    generate_tpot = statistics.median(one.passes[0] for one in theirs)
+    return {
+        "fits": True,
+        "repeats": options.repeats,
+        "new_tokens": options.new_tokens,
+        "ttft_median_seconds": statistics.median(one.ttft for one in ours),
+        "tpot_median_seconds": tpot,
+        "tpot_p95_seconds": _p95([seconds for one in ours for seconds in one.passes]),
+        "tokens_per_second": size[0] / tpot,
+        "prefill_tokens_per_second": size[0] * size[1] / statistics.median(one.ttft for one in ours),
+        "bandwidth_share": loaded.resident.read_bytes / tpot / bandwidth,
+        "bandwidth_bytes_per_second": bandwidth,
+        "generate_ttft_median_seconds": statistics.median(one.ttft for one in theirs),
+        "generate_tpot_median_seconds": generate_tpot,
+        "generate_tokens_per_second": size[0] / generate_tpot,
+        "over_generate": generate_tpot / tpot,
+        "model_bytes": loaded.resident.model_bytes,
+        "read_bytes": loaded.resident.read_bytes,
+        "peak_bytes": peak_memory_bytes(),
+    }
+
+
+def _prompts(loaded: Loaded, size: tuple[int, int]) -> dict[str, torch.Tensor]:
+    vocabulary = loaded.model.config.get_text_config().vocab_size
+    ids = torch.randint(_FIRST_ID, vocabulary, size, generator=torch.Generator().manual_seed(_SEED))
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def _decoded(loaded: Loaded, inputs: dict[str, torch.Tensor], new_tokens: int) -> Timed:
+    """Through the app's own loop."""
+    settings = GenerationSettings(max_new_tokens=new_tokens)
+    first, *rest = [step.seconds for step in decode(loaded.model, inputs, settings, loaded.activate)]
+    return Timed(first, tuple(rest))
+
+
+def _generated(loaded: Loaded, inputs: dict[str, torch.Tensor], new_tokens: int) -> Timed:
+    """Through the library's `generate()`, once for the first token and once for all: it tells no more."""
+    first, whole = (_seconds(loaded, inputs, tokens) for tokens in (1, new_tokens))
+    return Timed(first, ((whole - first) / (new_tokens - 1),))
+
+
+def _seconds(loaded: Loaded, inputs: dict[str, torch.Tensor], new_tokens: int) -> float:
+    placed = {name: tensor.to(device()) for name, tensor in inputs.items()}
+    synchronize()
+    started = time.perf_counter()
+    with torch.inference_mode(), loaded.activate():
+        loaded.model.generate(**placed, do_sample=False, max_new_tokens=new_tokens, min_new_tokens=new_tokens)
+    synchronize()
+    return time.perf_counter() - started
+
+
+def _p95(values: list[float]) -> float:
+    return sorted(values)[-(-95 * len(values) // 100) - 1]

@@ -1,0 +1,246 @@
+"""Training measured: memory by phase, time of a step, and how far a budget of memory goes."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+from trl import SFTTrainer
+
+from ..benchmark_cases import WARM_UP_STEPS, Case, largest
+from ..benchmark_config import BenchmarkConfig
+from ..choices import choose, refuse
+from ..config import TrainConfig
+from ..errors import NoRoom
+from ..flops import train_flops
+from ..memory import ModelShape
+from ..memory_plan import adapter_parameters, compare, parse_memory, plan
+from ..settings import Settings
+from ..sources import resolve, shape_of
+from ..units import memory
+from .data import Splits, load_splits
+from .limits import matmul_rate
+from .load import device, load_base, load_tokenizer
+from .peak import give_back, peak_memory_bytes, reset_peak
+from .train import score_answers
+from .trainer import build_trainer, device_kind, loss_kernels, make_trainer, situation
+
+_NEVER = 100_000
+_FRONTIER_STEPS = 2
+_FIRST_ID, _SEED = 3, 0
+_MOST_ROWS, _GRAIN_TOKENS = 1024, 64
+
+
+def measure_training(case: Case, options: BenchmarkConfig, settings: Settings) -> Iterator[dict[str, Any]]:
+    """One row: peaks by phase, step time, tokens/s, and the score where the settings' own rows are trained."""
+    config, splits = _prepared(case.config, options, settings)
+    shape = shape_of(resolve(settings, config.model))
+    give_back()
+    reset_peak()
+    with TemporaryDirectory() as folder:
+        trainer, chosen = build_trainer(Path(folder), config, settings, splits)
+        phases = Phases(trainer)
+        phases.peaks["load_peak_bytes"] = peak_memory_bytes()
+        trainer.add_callback(phases)
+        trainer.train()
+        figures = phases.figures()
+    trained = adapter_parameters(shape, config)
+    row = {
+        **figures,
+        "device_peak_bytes": device_peak_bytes(figures["peak_bytes"]),
+        "planned_bytes": _planned(shape, config, chosen.gradient_checkpointing),
+        "trainable_parameters": trained,
+        "all_parameters": shape.linear_parameters + shape.other_parameters + trained,
+        "checkpointing": chosen.gradient_checkpointing,
+        "optim": chosen.optim,
+    }
+    if config.score_rows:
+        yield row | {"score": score_answers(trainer, splits.heldout["test"][: config.score_rows])}
+        return
+    rate = matmul_rate(device())
+    needed = train_flops(shape, trained, config.max_length) * row["tokens_per_second"]
+    yield row | {"matmul_flops_per_second": rate, "flops_share": needed / rate}
+
+
+def measure_frontier(case: Case, options: BenchmarkConfig, settings: Settings) -> Iterator[dict[str, Any]]:
+    """One row: the longest row and the largest batch that train within the budget, and every try."""
+    budget = parse_memory(options.gpu_memory)
+    refuse(case.config, device_kind())
+    source = resolve(settings, case.config.model)
+    shape = shape_of(source)
+    limit_memory(budget)
+    loaded = [load_base(source, case.config.base_form, "exact"), load_tokenizer(source)]
+    tries: list[dict[str, Any]] = []
+
+    def fits(rows: int, tokens: int) -> bool:
+        config = case.config.changed(
+            per_device_train_batch_size=rows,
+            gradient_accumulation_steps=1,
+            max_length=tokens,
+            max_steps=_FRONTIER_STEPS,
+        )
+        tries.append({"rows": rows, "tokens": tokens} | _try(config, shape, loaded, budget))
+        return bool(tries[-1]["fits"])
+
+    recomputed = case.config.gradient_checkpointing == "on"
+    reckoned = compare(shape, case.config, device_kind(), budget, checkpointing=recomputed)
+    reckoned_row = compare(
+        shape, case.config.changed(per_device_train_batch_size=1), device_kind(), budget, checkpointing=recomputed
+    ).longest_row
+    most = int(loaded[0].config.get_text_config().max_position_embeddings)
+    longest = largest(lambda tokens: fits(1, tokens), reckoned_row, most, _GRAIN_TOKENS)
+    batch = largest(lambda rows: fits(rows, case.config.max_length), reckoned.largest_batch, _MOST_ROWS, 1)
+    yield {
+        "longest_row": longest,
+        "largest_batch": batch,
+        "batch_row_tokens": case.config.max_length,
+        "budget_bytes": budget,
+        "planned_longest_row": min(reckoned_row, most),
+        "planned_largest_batch": reckoned.largest_batch,
+        "tries": tries,
+    }
+
+
+class Phases(TrainerCallback):
+    """Watches one step's phases for memory and times the steps after it; seconds on the synchronised device."""
+
+    def __init__(self, trainer: SFTTrainer) -> None:
+        self.peaks: dict[str, int] = {}
+        self.seconds: list[float] = []
+        self._tokens: list[int] = []
+        self._watching = False
+        self._began = 0.0
+        trainer.compute_loss = self._watched("forward_peak_bytes", trainer.compute_loss)
+        trainer.accelerator.backward = self._watched("backward_peak_bytes", trainer.accelerator.backward)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._watching = state.global_step == WARM_UP_STEPS - 1
+        if state.global_step == WARM_UP_STEPS:
+            reset_peak()
+        synchronize()
+        self._began = time.perf_counter()
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self._watching:
+            reset_peak()
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self._watching:
+            synchronize()
+            self.peaks["optimizer_peak_bytes"] = peak_memory_bytes()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        synchronize()
+        self.seconds.append(time.perf_counter() - self._began)
+        control.should_evaluate = False
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
+        if "num_tokens" in logs:
+            self._tokens.append(int(logs["num_tokens"]))
+
+    def figures(self) -> dict[str, Any]:
+        """The figures of the steps after the warm-up."""
+        seconds = self.seconds[WARM_UP_STEPS:]
+        tokens = self._tokens[-1] - self._tokens[WARM_UP_STEPS - 1]
+        return {
+            **self.peaks,
+            "peak_bytes": max(*self.peaks.values(), peak_memory_bytes()),
+            "steps": len(seconds),
+            "step_median_seconds": statistics.median(seconds),
+            "step_p95_seconds": sorted(seconds)[-(-95 * len(seconds) // 100) - 1],
+            "tokens_per_second": tokens / sum(seconds),
+        }
+
+    def _watched(self, name: str, work: Callable[..., Any]) -> Callable[..., Any]:
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            if not self._watching:
+                return work(*args, **kwargs)
+            reset_peak()
+            result = work(*args, **kwargs)
+            synchronize()
+            self.peaks[name] = max(self.peaks.get(name, 0), peak_memory_bytes())
+            return result
+
+        return watched
+
+
+def full_rows(vocabulary: int, count: int, tokens: int) -> list[dict[str, list[int]]]:
+    """Rows of random tokens, every one trained, each of exactly so many tokens."""
+    ids = torch.randint(_FIRST_ID, vocabulary, (count, tokens), generator=torch.Generator().manual_seed(_SEED))
+    return [{"input_ids": row} for row in ids.tolist()]
+
+
+def synchronize() -> None:
+    """Wait until the device has done what it was given."""
+    if device().type == "cuda":
+        torch.cuda.synchronize()
+
+
+def limit_memory(budget: int) -> None:
+    """Hold this process's allocator on a GPU to a budget, less what the driver took for the process itself.
+
+    Raises `NoRoom` where the device is smaller than the budget.
+    """
+    if device().type != "cuda":
+        return
+    torch.zeros(1, device=device())
+    free, total = torch.cuda.mem_get_info()
+    if budget > free:
+        raise NoRoom(
+            f"gpu_memory: {memory(budget)} are not free on this device ({memory(free)} are); name a smaller budget"
+        )
+    taken = total - free - torch.cuda.memory_reserved()
+    torch.cuda.set_per_process_memory_fraction(min(1.0, (budget - taken) / total))
+
+
+def device_peak_bytes(peak: int) -> int:
+    """Of a GPU all that is taken of it, the driver's part and the allocator's reserve with it; elsewhere the peak."""
+    if device().type != "cuda":
+        return peak
+    free, total = torch.cuda.mem_get_info()
+    return int(total - free)
+
+
+def _prepared(config: TrainConfig, options: BenchmarkConfig, settings: Settings) -> tuple[TrainConfig, Splits]:
+    if config.score_rows:
+        return config.changed(eval_steps=_NEVER), load_splits(config)
+    steps = WARM_UP_STEPS + options.steps
+    rows = config.per_device_train_batch_size * config.gradient_accumulation_steps
+    shape = shape_of(resolve(settings, config.model))
+    made = full_rows(shape.vocab_size, rows * steps, config.max_length)
+    return config.changed(max_steps=steps, eval_steps=_NEVER, loss_on="all"), Splits(made, {"test": made[:1]})
+
+
+def _planned(shape: ModelShape, config: TrainConfig, checkpointing: bool) -> int:
+    return plan(shape, config, device_kind(), checkpointing=checkpointing).total_bytes
+
+
+def _try(config: TrainConfig, shape: ModelShape, loaded: list[Any], budget: int) -> dict[str, Any]:
+    """Two real steps; whether they stayed within the budget, and the most that they took."""
+    rows = full_rows(shape.vocab_size, config.per_device_train_batch_size * _FRONTIER_STEPS, config.max_length)
+    give_back()
+    reset_peak()
+    fitted = True
+    with TemporaryDirectory() as folder:
+        try:
+            _train(Path(folder), config.changed(loss_on="all"), shape, rows, loaded)
+        except torch.OutOfMemoryError:
+            fitted = False
+    peak = peak_memory_bytes()
+    within = fitted and (device().type == "cuda" or peak <= budget)
+    return {"fits": within, "peak_bytes": peak}
+
+
+def _train(folder: Path, config: TrainConfig, shape: ModelShape, rows: list[Any], loaded: list[Any]) -> None:
+    chosen = choose(config, shape, situation())
+    loss_kernels()
+    trainer = make_trainer(folder, config, chosen, Splits(rows, {"test": rows[:1]}), (loaded[0], loaded[1]))
+    loaded[0] = trainer.model
+    trainer.add_callback(Phases(trainer))
+    trainer.train()

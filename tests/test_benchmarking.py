@@ -1,0 +1,161 @@
+"""Real benchmarks of a tiny shape, each case a process: sane figures, stop, refusals, what is kept."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qlora_demo import benchmark_cases, benchmarking
+from qlora_demo.benchmark_config import BenchmarkConfig
+from qlora_demo.benchmark_tables import comparison, figures, machine, table
+from qlora_demo.benchmarking import Benchmarks
+from qlora_demo.config import TrainConfig
+from qlora_demo.errors import ConfigError, DeviceBusy, RequestError, RunError
+from qlora_demo.gpu import Lease
+from qlora_demo.records import Progress
+
+TINY = TrainConfig(model="shape:tiny", max_length=64, per_device_train_batch_size=2, target_modules="attention", r=4)
+
+
+def quiet(progress: Progress) -> None:
+    """Nobody watches."""
+
+
+@pytest.fixture
+def benchmarks(home: Path) -> Benchmarks:
+    return Benchmarks(home / "benchmarks", Lease(home))
+
+
+def measured(benchmarks: Benchmarks, options: BenchmarkConfig, monkeypatch: pytest.MonkeyPatch, *keep: int) -> Any:
+    """A benchmark's result with only some of its cases: each costs a process that imports torch."""
+    every = benchmark_cases.cases
+    monkeypatch.setattr("qlora_demo.benchmarking.cases", lambda *asked: [every(*asked)[at] for at in keep])
+    return benchmarks.run(benchmarks.create(options, TINY), quiet)
+
+
+@pytest.mark.processes
+def test_training_lora_and_qlora_gives_sane_figures(
+    benchmarks: Benchmarks, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    result = measured(benchmarks, BenchmarkConfig(steps=2), monkeypatch, 0, 1)
+    assert (result["state"], result["error"]) == ("finished", "")
+    lora, qlora = result["rows"]
+    for row in (lora, qlora):
+        phases = [row[f"{name}_peak_bytes"] for name in ("load", "forward", "backward", "optimizer")]
+        assert row["fits"] and row["peak_bytes"] >= max(phases) and min(phases) > 100 << 20
+        assert 0 < row["step_median_seconds"] <= row["step_p95_seconds"]
+        assert 0 < row["tokens_per_second"] <= 2 * 2 * 64 / row["step_median_seconds"]
+        assert 0 < row["flops_share"] < 1
+        assert row["trainable_parameters"] == 2 * 4 * (128 + 128 + 2 * (128 + 64) + 128 + 128)
+        assert row["steps"] == 2
+    assert "torch" in result["machine"] and "CPU" in machine(result)
+    assert benchmarks.get(result["id"]) == result
+    assert len(table(result).rows) == 2 and len(figures(result)) == 3
+    same = comparison(result, result)
+    assert {row[-1] for row in same.rows} == {"1.00"} and len(same.rows) == 6
+
+
+@pytest.mark.processes
+def test_inference_times_a_column_beside_the_librarys_own_loop(
+    benchmarks: Benchmarks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = BenchmarkConfig(kind="inference", prompt_tokens="8,40000", batch_sizes="2", new_tokens=4)
+    result = measured(benchmarks, options, monkeypatch, 1)
+    row, too_long = result["rows"]
+    assert (row["case"], row["batch"], row["repeats"], row["fits"]) == ("adapter", 2, 5, True)
+    assert 0 < row["tpot_median_seconds"] <= row["tpot_p95_seconds"]
+    assert row["tokens_per_second"] == pytest.approx(2 / row["tpot_median_seconds"])
+    assert 0 < row["bandwidth_share"] < 1 and row["read_bytes"] <= row["model_bytes"]
+    assert row["over_generate"] > 0
+    assert not too_long["fits"] and "context of 32768 tokens is too short" in too_long["error"]
+    assert "does not fit: 40000 tokens, batch 2" in table(result).rows[1][1]
+
+
+@pytest.mark.processes
+def test_the_frontier_is_where_real_steps_stop_fitting(benchmarks: Benchmarks, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A budget under what Python and its libraries take: nothing fits, and each search says so after few tries."""
+    options = BenchmarkConfig(kind="frontier", gpu_memory="0.2GB")
+    row = measured(benchmarks, options, monkeypatch, 0)["rows"][0]
+    assert (row["longest_row"], row["largest_batch"]) == (0, 0)
+    assert all(not one["fits"] and one["peak_bytes"] > row["budget_bytes"] for one in row["tries"])
+    assert {one["rows"] for one in row["tries"]} == {1}
+
+
+@pytest.mark.processes
+def test_a_stop_ends_the_case_that_is_measured_and_keeps_the_rows(benchmarks: Benchmarks) -> None:
+    name = benchmarks.create(BenchmarkConfig(kind="rank", ranks="2,4", targets="attention"), TINY)
+    benchmarks.start(name)
+    with pytest.raises(DeviceBusy, match="benchmark"):
+        benchmarks.lease.acquire("chat")
+    with pytest.raises(RunError, match="still being measured"):
+        benchmarks.delete(name)
+    benchmarks.stop(name)
+    deadline = time.monotonic() + 60
+    while benchmarks.lease.holder() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert benchmarks.get(name)["state"] == "stopped"
+    benchmarks.delete(name)
+    assert benchmarks.names() == []
+
+
+@pytest.mark.processes
+def test_a_wrong_request_names_itself_and_a_broken_process_its_log(
+    benchmarks: Benchmarks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = benchmarks.create(BenchmarkConfig(kind="rank", ranks="2", targets="q_projj"), TINY)
+    with pytest.raises(RequestError, match="'q_projj' is no layer that can be adapted"):
+        benchmarks.run(name, quiet)
+    assert benchmarks.get(name)["state"] == "failed" and "q_projj" in benchmarks.get(name)["error"]
+
+
+def test_one_whose_process_died_reads_as_failed(benchmarks: Benchmarks) -> None:
+    name = benchmarks.create(BenchmarkConfig(), TINY)
+    assert benchmarks.get(name)["state"] == "failed"
+    assert "died" in benchmarks.get(name)["error"]
+
+
+def test_names_lead_nowhere_else_and_what_cannot_be_read_is_left_out(benchmarks: Benchmarks) -> None:
+    name = benchmarks.create(BenchmarkConfig(), TINY)
+    (benchmarks.path(name) / "result.json").write_text("{", "utf-8")
+    assert benchmarks.all() == []
+    for wrong in ("../home", "x", name + "/.."):
+        with pytest.raises(RunError, match="no such benchmark"):
+            benchmarks.path(wrong)
+
+
+@pytest.mark.parametrize("text", ["[]", "{", '{"kind": "training"}', '{"kind": "training", "rows": [1]}'])
+def test_a_file_that_is_no_result_is_refused_with_its_name(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "sent.json"
+    path.write_text(text, "utf-8")
+    with pytest.raises(ConfigError, match=r"sent\.json"):
+        benchmarking.read_result_file(path)
+
+
+def test_a_process_that_the_system_killed_had_no_room(benchmarks: Benchmarks, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.executable", str(_script(benchmarks.root, "kill -9 $$")))
+    name = benchmarks.create(BenchmarkConfig(kind="rank", ranks="2", targets="mlp"), TINY)
+    row = benchmarks.run(name, quiet)["rows"][0]
+    assert row == {"case": "r 2, mlp", "fits": False, "error": "the system killed the process: out of memory"}
+
+
+def _script(folder: Path, text: str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "python"
+    path.write_text(f"#!/bin/sh\ncat > /dev/null\n{text}\n", "utf-8")
+    path.chmod(0o755)
+    return path
+
+
+def test_the_result_of_a_run_is_json_that_the_diff_takes(benchmarks: Benchmarks, tmp_path: Path) -> None:
+    row = {"case": "a", "fits": True, "peak_bytes": 4, "step_median_seconds": 2.0, "tokens_per_second": 1.0}
+    older = {"kind": "training", "rows": [row]}
+    newer = {"kind": "training", "rows": [row | {"peak_bytes": 2}, row | {"case": "other"}]}
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(older), "utf-8")
+    found = comparison(benchmarking.read_result_file(path), newer)
+    assert [cells[-1] for cells in found.rows] == ["0.50", "1.00", "1.00"]
+    assert comparison(older, {"kind": "frontier", "rows": []}).rows == ()
