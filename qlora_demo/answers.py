@@ -22,6 +22,7 @@ def kept(answer: Answer) -> dict[str, Any]:
         "tpot_p95_seconds": timing.tpot_p95_seconds,
         "bandwidth_share": answer.bandwidth_share,
         "model_bytes": answer.model_bytes,
+        "decode": answer.decode,
         "finish": answer.finish,
         "error": answer.error,
         "proof": asdict(answer.proof) if answer.proof else None,

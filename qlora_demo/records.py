@@ -100,6 +100,8 @@ class GenerationChunk:
     seconds: float
     finish: Finish | None
     fingerprint: str
+    decode: str
+    """How the passes after the first are done: eagerly and why, or by a captured step."""
 
 
 @dataclass(frozen=True)
@@ -185,7 +187,7 @@ class Answer:
     """One column's answer so far; ``finish`` is empty while it grows; ``error`` is set instead where it failed.
 
     ``read_bytes`` is what each new token reads of the weights, ``bandwidth`` the bytes per second that reading memory
-    reached on this device.
+    reached on this device.  ``decode`` is how its tokens after the first were decoded.
     """
 
     column: str
@@ -198,6 +200,7 @@ class Answer:
     read_bytes: int = 0
     bandwidth: float = 0.0
     error: str = ""
+    decode: str = ""
 
     @property
     def bandwidth_share(self) -> float | None:

@@ -79,6 +79,7 @@ def test_the_foot_has_the_answer_s_own_figures() -> None:
     for words in ("250 ms", "5.0 tokens/s", "200 ms", "300 ms", "11 tokens", "2.2 s", "1.0 GiB", "50.0%"):
         assert f"<dd>{words}</dd>" in html
     assert "answered by: bf16 weights, adapter none, logits ab12" in html
+    assert "decode: eager (no CUDA device)" in show.slot_foot(replace(ANSWER, decode="eager (no CUDA device)"), False)
 
 
 def test_a_foot_that_has_not_begun_claims_no_speed() -> None:

@@ -56,7 +56,7 @@ class Engine:
         self._held: HeldLock | None = None
         self.settings = settings
         self._variants = Variants(settings, runs)
-        self._worker = Worker()
+        self._worker = Worker(self._variants.build_a_piece)
         self._bandwidth = 0.0
 
     def plan(self, columns: Sequence[Column]) -> Placement:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from ..config import GenerationSettings
 from ..errors import ConfigError
 from ..records import AnswerTiming, Finish, GenerationChunk, Message
+from .fast_step import EAGER, FastPath, FastStep, Route
 from .load import context_length
 
 Activate = Callable[[], AbstractContextManager[Any]]
@@ -34,6 +35,8 @@ class Step:
     seconds: float
     logits: torch.Tensor
     """Next-token logits of the first row, shape (vocabulary,), as the model gave them."""
+    decode: str
+    """How this answer is decoded: `Route.name`."""
 
 
 def decode(
@@ -41,22 +44,43 @@ def decode(
     inputs: dict[str, torch.Tensor],
     settings: GenerationSettings,
     activate: Activate = nullcontext,
-) -> Iterator[Step]:
+    fast: FastPath | None = None,
+) -> Generator[Step]:
     """Decode a left-padded batch, one pass per `next()`, until every row has ended.
 
     ``inputs``: ``input_ids`` and ``attention_mask``, each (rows, tokens).  ``activate`` is entered for each pass alone:
-    it switches the adapter of a model that another column shares.
+    it switches the adapter of a model that another column shares.  ``fast`` is the same model's in the same state:
+    where it has a step, the prompt goes eagerly into the step's cache and the step does every pass after it.
     """
-    rows = len(inputs["input_ids"])
+    started = time.perf_counter()
+    rows, prompt_tokens = inputs["input_ids"].shape
+    route = fast.route(rows, prompt_tokens + settings.max_new_tokens) if fast else Route(EAGER)
+    try:
+        yield from _decode(model, inputs, settings, activate, route=route, started=started)
+    finally:
+        if route.step is not None:
+            route.step.end()
+
+
+def _decode(
+    model: PreTrainedModel,
+    inputs: dict[str, torch.Tensor],
+    settings: GenerationSettings,
+    activate: Activate,
+    *,
+    route: Route,
+    started: float,
+) -> Generator[Step]:
     stop_ids = _stop_ids(model)
-    alive = [True] * rows
+    alive = [True] * len(inputs["input_ids"])
     with torch.inference_mode(), activate():
-        started = time.perf_counter()
         passes = model.generate(
             **{name: tensor.to(model.device) for name, tensor in inputs.items()},
+            **({"past_key_values": route.step.cache} if route.step else {}),
             generation_config=_generation_config(model, settings),
             custom_generate=_passes,
             draw=_sampler(model, settings),
+            step=route.step,
         )
     for count in range(1, settings.max_new_tokens + 1):
         with torch.inference_mode(), activate():
@@ -70,6 +94,7 @@ def decode(
             tuple(how if live else None for how, live in zip(finish, alive, strict=True)),
             seconds,
             logits,
+            route.name,
         )
         alive = [live and how is None for live, how in zip(alive, finish, strict=True)]
         if not any(alive):
@@ -82,7 +107,9 @@ def stream(
     conversation: Sequence[Message],
     settings: GenerationSettings,
     activate: Activate = nullcontext,
-) -> Iterator[GenerationChunk]:
+    *,
+    fast: FastPath | None = None,
+) -> Generator[GenerationChunk]:
     """Answer one conversation, one chunk per forward pass.  The last chunk has its ``finish`` set."""
     started = time.perf_counter()
     inputs = encode(tokenizer, [conversation])
@@ -91,17 +118,24 @@ def stream(
     preparation = time.perf_counter() - started
     ids: list[int] = []
     text = shown = fingerprint = ""
-    for step in decode(model, inputs, settings, activate):
-        if step.tokens[0] is not None:
-            ids.append(step.tokens[0])
-        fingerprint = fingerprint or fingerprint_of(step.logits)
-        text = tokenizer.decode(ids, skip_special_tokens=True)
-        finish = step.finish[0]
-        whole = text if finish or not text.endswith("\ufffd") else shown
-        yield GenerationChunk(
-            whole[len(shown) :], tuple(ids), prompt_tokens, step.seconds + preparation, finish, fingerprint
-        )
-        shown, preparation = whole, 0.0
+    with closing(decode(model, inputs, settings, activate, fast)) as steps:
+        for step in steps:
+            if step.tokens[0] is not None:
+                ids.append(step.tokens[0])
+            fingerprint = fingerprint or fingerprint_of(step.logits)
+            text = tokenizer.decode(ids, skip_special_tokens=True)
+            finish = step.finish[0]
+            whole = text if finish or not text.endswith("\ufffd") else shown
+            yield GenerationChunk(
+                text=whole[len(shown) :],
+                token_ids=tuple(ids),
+                prompt_tokens=prompt_tokens,
+                seconds=step.seconds + preparation,
+                finish=finish,
+                fingerprint=fingerprint,
+                decode=step.decode,
+            )
+            shown, preparation = whole, 0.0
 
 
 def complete(
@@ -181,21 +215,26 @@ def _passes(
     input_ids: torch.Tensor,
     *,
     logits_processor: Any,
-    stopping_criteria: Any,
     generation_config: GenerationConfig,
     draw: Callable[[torch.Tensor], torch.Tensor],
+    step: FastStep | None,
     **model_kwargs: Any,
 ) -> Iterator[tuple[list[int], torch.Tensor]]:
+    del model_kwargs["stopping_criteria"]
     outputs = model._prefill(input_ids, generation_config, model_kwargs)
     while True:
-        model_kwargs = model._update_model_kwargs_for_generation(outputs, model_kwargs, is_encoder_decoder=False)
+        if step is None:
+            model_kwargs = model._update_model_kwargs_for_generation(outputs, model_kwargs, is_encoder_decoder=False)
         logits = outputs.logits[:, -1].to(copy=True, dtype=torch.float32)
         del outputs
         tokens = draw(logits_processor(input_ids, logits))
         input_ids = torch.cat([input_ids, tokens[:, None]], dim=-1)
         yield tokens.tolist(), logits[0]
-        inputs = model.prepare_inputs_for_generation(input_ids, next_sequence_length=1, **model_kwargs)
-        outputs = model(**inputs, return_dict=True)
+        if step is None:
+            inputs = model.prepare_inputs_for_generation(input_ids, next_sequence_length=1, **model_kwargs)
+            outputs = model(**inputs, return_dict=True)
+        else:
+            outputs = step(tokens)
 
 
 def _generation_config(model: PreTrainedModel, settings: GenerationSettings) -> GenerationConfig:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 
 import torch
@@ -74,6 +75,7 @@ def turn(answer: Answer, column: Column) -> Answer:
         timing=add_pass(answer.timing, chunk),
         finish=chunk.finish,
         proof=proof,
+        decode=chunk.decode,
     )
 
 
@@ -86,5 +88,8 @@ def _begin(one: Loaded, bandwidth: float) -> Answer:
 
 def _column(one: Loaded, request: AnswerRequest) -> Column:
     conversation = request.conversations[one.resident.column.name]
-    for chunk in stream(one.model, one.tokenizer, conversation, request.settings, one.activate):
-        yield chunk, prove(one, chunk.fingerprint)
+    with closing(
+        stream(one.model, one.tokenizer, conversation, request.settings, one.activate, fast=one.fast)
+    ) as chunks:
+        for chunk in chunks:
+            yield chunk, prove(one, chunk.fingerprint)

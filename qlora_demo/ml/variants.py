@@ -21,6 +21,7 @@ from ..records import AdapterUse, Column, Precision, Progress, Proof, Resident
 from ..runs import RunStore
 from ..settings import Settings
 from ..sources import Origin, find_adapter, weights_digest
+from .fast_step import FastPath
 from .generate import warm_up
 from .load import device, load_base, load_tokenizer, precision_of, quantize_nf4, sixteen_bit
 from .merge import load_merged
@@ -49,6 +50,11 @@ class Loaded:
     @property
     def model(self) -> Any:
         return self.weights.model
+
+    @property
+    def fast(self) -> FastPath:
+        """How it decodes."""
+        return self.weights.fast(self.adapter)
 
     def activate(self) -> AbstractContextManager[None]:
         """Its adapter on, every other one off."""
@@ -86,6 +92,10 @@ class Variants:
             yield Progress(f"loading {title(one.column)}", at / len(columns))
             made[one.column.name] = self._load(one, origins[one.column.source])
         self.loaded = {column.name: made[column.name] for column in columns}
+
+    def build_a_piece(self) -> bool:
+        """Do one bounded piece of what makes the loaded columns decode faster; whether there was any."""
+        return any(one.fast.piece() for one in self.loaded.values())
 
     def free(self, unit: Unit) -> None:
         """Forget one unit's weights and give its memory back."""

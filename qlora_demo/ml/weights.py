@@ -12,6 +12,7 @@ from peft.tuners.lora import LoraLayer
 from ..errors import WrongModel
 from ..records import AdapterUse
 from ..sources import Origin
+from .fast_step import FastPath
 from .load import load_adapter, tensor_bytes, untied_table_bytes
 
 
@@ -25,6 +26,7 @@ class Weights:
         self.warm_up_seconds = 0.0
         self._names: dict[str, str] = {}
         self._layers: list[LoraLayer] = []
+        self._fast: dict[str, FastPath] = {}
 
     @property
     def adapters(self) -> tuple[str, ...]:
@@ -38,6 +40,14 @@ class Weights:
             self.model = load_adapter(self.model, origin.adapter, name)
             self._names[origin.name] = name
             self._layers = [layer for layer in self.model.modules() if isinstance(layer, LoraLayer)]
+            self._fast.clear()
+
+    def fast(self, origin: str) -> FastPath:
+        """How the model decodes with one adapter on, or none: a captured step holds for that state alone, and for the
+        layers as they were captured, so attaching another adapter drops it."""
+        if origin not in self._fast:
+            self._fast[origin] = FastPath(self.model, lambda: self.using(origin))
+        return self._fast[origin]
 
     @contextmanager
     def using(self, origin: str) -> Iterator[None]:

@@ -18,9 +18,13 @@ _PATIENCE_SECONDS = 0.25
 
 
 class Worker:
-    """One thread that does everything it is asked, in order, for as long as the process lives."""
+    """One thread that does everything it is asked, in order, for as long as the process lives.
 
-    def __init__(self) -> None:
+    When nobody asks, it does `idle` work: one bounded piece per call, which says whether there was any.
+    """
+
+    def __init__(self, idle: Callable[[], bool] = lambda: False) -> None:
+        self._idle = idle
         self._jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         threading.Thread(target=self._work, name="models", daemon=True).start()
 
@@ -70,6 +74,8 @@ class Worker:
 
     def _work(self) -> None:
         while True:
+            if self._jobs.empty() and self._idle():
+                continue
             self._jobs.get()()
 
 

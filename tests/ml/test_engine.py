@@ -120,10 +120,10 @@ def test_out_of_memory_in_one_column_leaves_the_others_talking(
     services: Services, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
 
-    def failing(model: Any, tokenizer: Any, conversation: Any, settings: Any, activate: Any) -> Any:
+    def failing(model: Any, tokenizer: Any, conversation: Any, settings: Any, activate: Any, *, fast: Any) -> Any:
         if type(model).__name__.startswith("Peft"):
             raise torch.OutOfMemoryError("injected")
-        yield from stream(model, tokenizer, conversation, settings, activate)
+        yield from stream(model, tokenizer, conversation, settings, activate, fast=fast)
 
     monkeypatch.setattr("qlora_demo.ml.turns.stream", failing)
     *_, answers = services.engine().answer(ask(run), Halt())

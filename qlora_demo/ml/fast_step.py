@@ -1,0 +1,327 @@
+"""A captured decode step: one token through a static cache, replayed as one CUDA graph.
+
+Decoded eagerly, a token of a 7B model waits for Python and for a thousand kernel launches.  `FastStep` writes the same
+pass over buffers that never move, with each decoder layer compiled, and records it once.  `FastPath` decides for one
+model in one activation state (its adapter on, or off) whether such a step answers, and keeps the reason where not.
+
+A step is used only after it has given what the eager pass gives.  Nothing here runs beside an answer: `piece` does one
+bounded piece of the building at a time, on the thread that owns the models, when that has nothing else to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import psutil
+import torch
+from peft import PeftModel
+from transformers import DynamicCache, StaticCache
+from transformers.cache_utils import StaticLayer
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from ..memory import ModelShape, kv_bytes
+from ..units import memory
+
+START_TOKENS = 512
+"""The first step's context; a token attends to all of it, so it is no longer than most chats are."""
+TOLERANCE = 0.05
+"""How far a step's logits may be from the eager pass's: root mean square, as a share of the logits' own spread.  A
+compiled layer rounds to bf16 at other places than an eager one."""
+EAGER = "eager"
+_ROOM = 0.5
+"""Share of the free memory that a static cache may take."""
+_PROMPT, _POSITIONS = 16, 8
+"""Tokens that the comparison begins with, and decodes."""
+
+Forward = Callable[..., Any]
+Run = Callable[[], torch.Tensor]
+
+
+class Recorder(Protocol):
+    """Makes a pass over fixed buffers cheap to repeat; ``name`` is what an answer says decoded it."""
+
+    name: str
+
+    def compile(self, forward: Forward) -> Forward: ...
+    def capture(self, run: Run) -> Run: ...
+
+
+class CudaGraphs:
+    """Layers compiled by Inductor, the whole pass captured in a CUDA graph.
+
+    Not Inductor's own graphs: those are bound to the thread that compiled, and never made for bitsandbytes' models.
+    """
+
+    name = "compiled step, CUDA graph"
+
+    def compile(self, forward: Forward) -> Forward:
+        options: dict[str, Any] = {"fullgraph": True, "dynamic": False, "isolate_recompiles": True}
+        compiled: Forward = torch.compile(forward, **options)
+        return compiled
+
+    def capture(self, run: Run) -> Run:
+        aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            for _ in range(3):
+                run()
+        torch.cuda.current_stream().wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            logits = run()
+
+        def replay() -> torch.Tensor:
+            graph.replay()
+            return logits
+
+        return replay
+
+
+class FastStep:
+    """One model's decode step over a static cache of ``bucket`` tokens, for one row.
+
+    Between `begin` and `end` it belongs to one answer, which fills ``cache`` with its prompt and then calls the step
+    with each token: (1,) -> next-token logits (1, 1, vocabulary), which the next call overwrites.
+    """
+
+    def __init__(self, model: Any, bucket: int, recorder: Recorder) -> None:
+        self.bucket = bucket
+        self.busy = False
+        config = model.config.get_text_config()
+        self.cache = StaticCache(config=config, max_cache_len=bucket)
+        self._model = model
+        self._recorder = recorder
+        self._layers = list(model.get_decoder().layers)
+        self._forwards: list[Forward] = []
+        self._token = torch.zeros((1, 1), dtype=torch.long, device=model.device)
+        self._slots = torch.arange(bucket, device=model.device)
+        self._replay: Run = self._run
+
+    def begin(self) -> None:
+        """Empty the cache for an answer; nothing of the former one is left."""
+        self.busy = True
+        self.cache.reset()
+
+    def end(self) -> None:
+        """The answer is over, or was given up."""
+        self.busy = False
+
+    def __call__(self, tokens: torch.Tensor) -> CausalLMOutputWithPast:
+        self._token.copy_(tokens[:, None])
+        return CausalLMOutputWithPast(logits=self._replay())
+
+    def build(self) -> Iterator[str]:
+        """Compile layer by layer, capture, compare: one piece per `next()`.  What it yields is why the step may not be
+        used; only the last piece may have any."""
+        tokens, expected = self._eager()
+        yield ""
+        self._prefill(tokens[:, :_PROMPT])
+        for layer in self._layers:
+            self._forwards.append(self._recorder.compile(layer.forward))
+            self._rehearse()
+            yield ""
+        with self._compiled():
+            self.cache.reset()
+            self._replay = self._recorder.capture(self._run)
+        yield ""
+        yield difference(expected, self._logits(tokens))
+
+    def _run(self) -> torch.Tensor:
+        position = self.cache.layers[0].cumulative_length.reshape(1, 1).clone()
+        seen = (self._slots <= position)[:, None, None, :]
+        logits: torch.Tensor = self._model(
+            input_ids=self._token,
+            position_ids=position,
+            attention_mask=torch.where(seen, 0.0, float("-inf")).to(self._model.dtype),
+            past_key_values=self.cache,
+            use_cache=True,
+        ).logits
+        return logits
+
+    def _rehearse(self) -> None:
+        """One pass with the layers that are compiled so far; the newest compiles in it."""
+        self.cache.reset()
+        with self._compiled():
+            self._run()
+
+    @contextmanager
+    def _compiled(self) -> Iterator[None]:
+        """The compiled layers in the place of the eager ones, which every other pass of the model runs."""
+        pairs = list(zip(self._layers, self._forwards, strict=False))
+        eager = [vars(layer).get("forward") for layer, _ in pairs]
+        for layer, forward in pairs:
+            layer.forward = forward
+        try:
+            yield
+        finally:
+            for (layer, _), forward in zip(pairs, eager, strict=True):
+                del layer.forward
+                if forward is not None:
+                    layer.forward = forward
+
+    def _prefill(self, prompt: torch.Tensor) -> torch.Tensor:
+        self.cache.reset()
+        logits: torch.Tensor = self._model(input_ids=prompt, past_key_values=self.cache, use_cache=True).logits[0, -1:]
+        return logits
+
+    def _eager(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """A prompt and what the plain pass says after it: tokens (1, prompt + positions), logits (positions + 1,
+        vocabulary)."""
+        cache = DynamicCache(config=self._model.config.get_text_config())
+        vocabulary = self._model.config.get_text_config().vocab_size
+        tokens = torch.arange(1, _PROMPT + 1, device=self._model.device)[None] % vocabulary
+        logits = self._model(input_ids=tokens, past_key_values=cache, use_cache=True).logits[0, -1:]
+        found = [logits]
+        for _ in range(_POSITIONS):
+            tokens = torch.cat([tokens, found[-1].argmax(dim=-1)[None]], dim=-1)
+            found.append(self._model(input_ids=tokens[:, -1:], past_key_values=cache, use_cache=True).logits[0, -1:])
+        return tokens, torch.cat(found)
+
+    def _logits(self, tokens: torch.Tensor) -> torch.Tensor:
+        """What the step says of the same tokens."""
+        found = [self._prefill(tokens[:, :_PROMPT])]
+        for token in tokens[0, _PROMPT:]:
+            found.append(self(token[None]).logits[0].clone())
+        return torch.cat(found)
+
+
+@dataclass(frozen=True)
+class Route:
+    """How one answer is decoded; ``step`` is free for this answer alone until its `end`."""
+
+    name: str
+    step: FastStep | None = None
+
+
+class FastPath:
+    """How one model in one activation state decodes: by a captured step once one is proven, eagerly until then.
+
+    ``activate`` is entered for every pass, as `generate.decode` does.  Without a CUDA device there is no recorder.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        activate: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        recorder: Recorder | None = None,
+    ) -> None:
+        self._model = model.get_base_model() if isinstance(model, PeftModel) else model
+        self._activate = activate
+        self._recorder = recorder or recorder_for(self._model.device)
+        self._step: FastStep | None = None
+        self._draft: tuple[FastStep, Iterator[str]] | None = None
+        self._bucket = 0
+        self._refused = unsuitable(self._model) if self._recorder else "no CUDA device"
+        self.want(START_TOKENS)
+
+    def want(self, tokens: int) -> None:
+        """Have a step built for contexts of so many tokens, prompt and answer, if there is none."""
+        bucket = 1 << (tokens - 1).bit_length()
+        if bucket > self._bucket:
+            self._bucket, self._draft = bucket, None
+
+    def prepare(self, tokens: int = START_TOKENS) -> str:
+        """Build to the end, now; how an answer of one row and so many tokens will be decoded, and why."""
+        self.want(tokens)
+        while self.piece():
+            pass
+        return self._route(1, tokens).name
+
+    def route(self, rows: int, tokens: int) -> Route:
+        """How an answer decodes that has so many rows, and tokens at its longest; a step in it has begun."""
+        route = self._route(rows, tokens)
+        if route.step is not None:
+            with torch.inference_mode():
+                route.step.begin()
+        return route
+
+    def piece(self) -> bool:
+        """Do one bounded piece of what is to be built; whether there was any."""
+        if self._refused or (self._step is not None and self._step.bucket >= self._bucket):
+            return False
+        try:
+            with torch.inference_mode(), self._activate(), _patient_compiler():
+                self._refused = self._advance()
+        except Exception as exc:  # noqa: BLE001 - whatever a compiler raises, answers go on eagerly and say why
+            self._refused = f"the step could not be built: {' '.join(f'{type(exc).__name__}: {exc}'.split())[:200]}"
+        if self._refused:
+            self._draft = None
+            torch.cuda.empty_cache()
+        return True
+
+    def _advance(self) -> str:
+        """One piece; the reason to build no more, if any."""
+        if self._draft is None:
+            lacking = _no_room(self._model, self._bucket)
+            if lacking:
+                return lacking
+            step = FastStep(self._model, self._bucket, self._recorder)  # type: ignore[arg-type]
+            self._draft = (step, step.build())
+        step, pieces = self._draft
+        problem = next(pieces, None)
+        if problem is None:
+            self._step, self._draft = step, None
+        return problem or ""
+
+    def _route(self, rows: int, tokens: int) -> Route:
+        step, recorder = self._step, self._recorder
+        if step is not None and recorder and rows == 1 and tokens <= step.bucket and not step.busy:
+            return Route(recorder.name, step)
+        return Route(f"{EAGER} ({self._why(rows, tokens)})")
+
+    def _why(self, rows: int, tokens: int) -> str:
+        if rows > 1:
+            return f"{rows} rows at once"
+        if self._step is not None and tokens <= self._step.bucket:
+            return "the compiled step is answering another column"
+        self.want(tokens)
+        return self._refused or f"the compiled step for {self._bucket:,} tokens is being built"
+
+
+def recorder_for(device: torch.device) -> Recorder | None:
+    """The device's way to record a step, if it has one."""
+    return CudaGraphs() if device.type == "cuda" else None
+
+
+def unsuitable(model: Any) -> str:
+    """Why a model cannot have a step, or nothing."""
+    kinds = {type(layer) for layer in StaticCache(config=model.config.get_text_config(), max_cache_len=1).layers}
+    if kinds != {StaticLayer}:
+        return "its layers do not all attend to the whole context"
+    return "" if hasattr(model.get_decoder(), "layers") else "its layers are not in a list"
+
+
+def difference(eager: torch.Tensor, fast: torch.Tensor) -> str:
+    """Why a step's logits are not those of the eager pass, or nothing; both (positions, vocabulary).
+
+    They must be within `TOLERANCE` and name the same most likely token, but where the eager pass itself has the two
+    tokens closer together than that.
+    """
+    eager, fast = eager.float(), fast.float()
+    spread = eager.std(dim=-1)
+    far = ((fast - eager).square().mean(dim=-1).sqrt() / spread).max().item()
+    if not far <= TOLERANCE:
+        return f"the compiled step's logits differ from the eager pass's by {far:.1%} of their spread"
+    behind = eager.amax(dim=-1) - eager.gather(-1, fast.argmax(dim=-1, keepdim=True))[:, 0]
+    if (behind > TOLERANCE * spread).any():
+        return "the compiled step's most likely token is another than the eager pass's"
+    return ""
+
+
+@contextmanager
+def _patient_compiler() -> Iterator[None]:
+    """Each layer is its own compilation of the same code: many are no sign of a recompiling loop."""
+    with torch._dynamo.config.patch(accumulated_recompile_limit=1 << 16, fail_on_recompile_limit_hit=True):
+        yield
+
+
+def _no_room(model: Any, bucket: int) -> str:
+    """Why a static cache of so many tokens does not fit, or nothing."""
+    needed = bucket * kv_bytes(ModelShape.from_config(model.config.get_text_config().to_dict()))
+    free = torch.cuda.mem_get_info()[0] if model.device.type == "cuda" else psutil.virtual_memory().available
+    if needed <= _ROOM * free:
+        return ""
+    return f"a static cache of {bucket:,} tokens takes {memory(needed)} and {memory(free)} are free"

@@ -1,0 +1,389 @@
+"""A captured step answers what the eager pass answers, or does not answer: tried on the CPU, where nothing captures."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import closing, nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from qlora_demo.columns import parse_all
+from qlora_demo.config import GenerationSettings
+from qlora_demo.halt import Halt
+from qlora_demo.ml import fast_step, load
+from qlora_demo.ml.fast_step import CudaGraphs, FastPath, Forward, Run, difference
+from qlora_demo.ml.generate import decode, encode, stream
+from qlora_demo.ml.variants import Variants
+from qlora_demo.ml.worker import Worker
+from qlora_demo.records import AnswerRequest, GenerationChunk, Message
+from qlora_demo.services import Services
+from tests.ml.test_variants import finished_run
+from tests.tiny import save_adapter
+
+ASKED: list[Message] = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hello, wörld"}]
+OTHER: list[Message] = [{"role": "user", "content": "quite another and rather longer question, isn't it?"}]
+SETTINGS = GenerationSettings(max_new_tokens=24)
+READY = "static cache, rerun"
+
+
+class Rerun:
+    """Records a step where nothing captures: a replay runs it again, into the buffer of the first time."""
+
+    name = READY
+
+    def __init__(self, compiled: Callable[[Forward], Forward] = lambda forward: forward) -> None:
+        self.compile = compiled
+        self.replays = 0
+
+    def capture(self, run: Run) -> Run:
+        logits = run().clone()
+
+        def replay() -> torch.Tensor:
+            self.replays += 1
+            return logits.copy_(run())
+
+        return replay
+
+
+class Broken(Rerun):
+    """A step that computes something else than it recorded."""
+
+    def __init__(self, spoil: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.spoil = spoil
+
+    def capture(self, run: Run) -> Run:
+        return lambda: self.spoil(run())
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_model: Path) -> Any:
+    return load.load_tokenizer(str(tiny_model))
+
+
+@pytest.fixture(scope="module")
+def adapted(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = save_adapter(tiny_model, tmp_path_factory.mktemp("adapter") / "adapter")
+    return load.load_adapter(load.load_quantized(str(tiny_model), "inference"), folder)
+
+
+@pytest.fixture(scope="module")
+def plain(tiny_model: Path) -> Any:
+    return load.load_16bit(str(tiny_model))
+
+
+@pytest.fixture(params=["bf16", "nf4 + adapter"])
+def model(request: pytest.FixtureRequest) -> Any:
+    return request.getfixturevalue("plain" if request.param == "bf16" else "adapted")
+
+
+def _assert_same(model: Any, tokenizer: Any, fast: FastPath, asked: list[Message]) -> None:
+    """The step says what the eager pass says, to the first token where the eager pass itself has a tie in bf16."""
+    inputs = encode(tokenizer, [asked])
+    eager = list(decode(model, inputs, SETTINGS))
+    stepped = list(decode(model, inputs, SETTINGS, fast=fast))
+    assert torch.equal(eager[0].logits, stepped[0].logits)
+    same = [left.tokens == right.tokens for left, right in zip(eager, stepped, strict=False)]
+    shared = (same.index(False) + 1) if False in same else len(same)
+    said = [torch.stack([step.logits for step in steps[:shared]]) for steps in (eager, stepped)]
+    assert (difference(*said), {step.decode for step in stepped}) == ("", {READY})
+
+
+def _chunks(model: Any, tokenizer: Any, fast: FastPath | None, asked: list[Message] = ASKED) -> list[GenerationChunk]:
+    return list(stream(model, tokenizer, asked, SETTINGS, fast=fast))
+
+
+def test_a_step_answers_the_eager_tokens_and_says_that_it_answered(model: Any, tokenizer: Any) -> None:
+    recorder = Rerun()
+    fast = FastPath(model, recorder=recorder)
+    assert fast.prepare() == READY
+    recorder.replays = 0
+    eager, stepped = _chunks(model, tokenizer, None), _chunks(model, tokenizer, fast)
+    assert stepped[-1].token_ids == eager[-1].token_ids
+    assert stepped[0].fingerprint == eager[0].fingerprint
+    assert recorder.replays == len(stepped) - 1
+    assert ({chunk.decode for chunk in stepped}, {chunk.decode for chunk in eager}) == ({READY}, {"eager"})
+
+
+def test_an_answer_stopped_in_the_middle_leaves_nothing_to_the_next(model: Any, tokenizer: Any) -> None:
+    fast = FastPath(model, recorder=Rerun())
+    fast.prepare()
+    expected = _chunks(model, tokenizer, None)[-1].token_ids
+    with closing(stream(model, tokenizer, OTHER, SETTINGS, fast=fast)) as stopped:
+        for _ in range(7):
+            next(stopped)
+    assert _chunks(model, tokenizer, fast)[-1].token_ids == expected
+    _chunks(model, tokenizer, fast, OTHER)
+    assert _chunks(model, tokenizer, fast)[-1].token_ids == expected
+
+
+def test_the_states_of_shared_weights_have_steps_of_their_own_and_answer_in_turn(adapted: Any, tokenizer: Any) -> None:
+    on = FastPath(adapted, recorder=Rerun())
+    off = FastPath(adapted, adapted.disable_adapter, Rerun())
+    assert (on.prepare(), off.prepare()) == (READY, READY)
+    on_alone = _chunks(adapted, tokenizer, None)[-1].token_ids
+    off_alone = list(stream(adapted, tokenizer, ASKED, SETTINGS, adapted.disable_adapter))[-1].token_ids
+    both = zip(
+        stream(adapted, tokenizer, ASKED, SETTINGS, fast=on),
+        stream(adapted, tokenizer, ASKED, SETTINGS, adapted.disable_adapter, fast=off),
+        strict=False,
+    )
+    *_, (last_on, last_off) = both
+    shortest = min(len(last_on.token_ids), len(last_off.token_ids))
+    assert on_alone != off_alone
+    assert last_on.token_ids[:shortest] == on_alone[:shortest]
+    assert last_off.token_ids[:shortest] == off_alone[:shortest]
+
+
+def test_one_step_serves_one_answer_at_a_time(plain: Any, tokenizer: Any) -> None:
+    fast = FastPath(plain, recorder=Rerun())
+    fast.prepare()
+    first = stream(plain, tokenizer, ASKED, SETTINGS, fast=fast)
+    assert next(first).decode == READY
+    second = _chunks(plain, tokenizer, fast, OTHER)
+    assert second[0].decode == "eager (the compiled step is answering another column)"
+    assert second[-1].token_ids == _chunks(plain, tokenizer, None, OTHER)[-1].token_ids
+    assert list(first)[-1].token_ids == _chunks(plain, tokenizer, None)[-1].token_ids
+    assert _chunks(plain, tokenizer, fast)[0].decode == READY
+
+
+def test_a_longer_context_is_answered_eagerly_until_a_longer_step_is_built(
+    plain: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fast_step, "START_TOKENS", 64)
+    fast = FastPath(plain, recorder=Rerun())
+    assert fast.prepare(64) == READY
+    asked: list[Message] = [{"role": "user", "content": "x" * 60}]
+    eager = _chunks(plain, tokenizer, fast, asked)
+    assert eager[0].decode == "eager (the compiled step for 128 tokens is being built)"
+    assert _chunks(plain, tokenizer, fast, [{"role": "user", "content": "x"}])[0].decode == READY
+    while fast.piece():
+        pass
+    _assert_same(plain, tokenizer, fast, asked)
+
+
+def test_building_takes_one_piece_at_a_time_and_answers_are_eager_meanwhile(model: Any, tokenizer: Any) -> None:
+    fast = FastPath(model, recorder=Rerun())
+    expected = _chunks(model, tokenizer, None)[-1].token_ids
+    answers = []
+    while fast.piece():
+        answers.append(_chunks(model, tokenizer, fast)[-1])
+    assert {answer.token_ids for answer in answers} == {expected}
+    eager = {answer.decode for answer in answers[:-1]}
+    assert eager == {"eager (the compiled step for 512 tokens is being built)"}
+    assert (answers[-1].decode, len(answers)) == (READY, 1 + 2 + 1 + 1 + 1)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda logits: logits + torch.randn_like(logits), r"logits differ from the eager pass's by \d+\.\d% of"),
+        (lambda logits: logits * torch.nan, "logits differ from the eager pass's by nan% of"),
+    ],
+)
+def test_a_step_that_computes_something_else_is_not_used(
+    spoil: Callable[[torch.Tensor], torch.Tensor], reason: str, plain: Any, tokenizer: Any
+) -> None:
+    fast = FastPath(plain, recorder=Broken(spoil))
+    name = fast.prepare()
+    assert re.search(rf"^eager \(the compiled step's .*{reason}", name), name
+    assert fast.piece() is False
+    answer = _chunks(plain, tokenizer, fast)[-1]
+    assert answer.decode == name
+    assert answer.token_ids == _chunks(plain, tokenizer, None)[-1].token_ids
+
+
+def test_a_step_captured_in_the_wrong_state_is_not_used(adapted: Any) -> None:
+    inner = adapted.get_base_model()
+
+    class WithoutAdapter(Rerun):
+        def capture(self, run: Run) -> Run:
+            def off() -> torch.Tensor:
+                with adapted.disable_adapter():
+                    return run()
+
+            return off
+
+    assert "differ from the eager pass" in FastPath(adapted, recorder=WithoutAdapter()).prepare()
+    assert not any("forward" in vars(layer) for layer in inner.get_decoder().layers)
+
+
+def test_what_the_compiler_raises_is_kept_as_the_reason_and_the_layers_are_as_before(
+    plain: Any, tokenizer: Any
+) -> None:
+    def explode(forward: Forward) -> Forward:
+        def compiled(*args: Any, **kwargs: Any) -> Any:
+            raise RuntimeError("no\nsuch kernel")
+
+        return compiled
+
+    fast = FastPath(plain, recorder=Rerun(explode))
+    assert fast.prepare() == "eager (the step could not be built: RuntimeError: no such kernel)"
+    assert not any("forward" in vars(layer) for layer in plain.get_decoder().layers)
+    assert _chunks(plain, tokenizer, fast)[-1].token_ids == _chunks(plain, tokenizer, None)[-1].token_ids
+
+
+def test_every_layer_is_traced_whole_and_only_once(model: Any, tokenizer: Any) -> None:
+    """What the compiler is given on a GPU, run here without code generation: no graph breaks, no recompilation."""
+    graphs: list[Any] = []
+
+    def count(graph: Any, _: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    def trace(forward: Forward) -> Forward:
+        options: dict[str, Any] = {"fullgraph": True, "dynamic": False, "isolate_recompiles": True, "backend": count}
+        compiled: Forward = torch.compile(forward, **options)
+        return compiled
+
+    fast = FastPath(model, recorder=Rerun(trace))
+    assert fast.prepare() == READY
+    assert len(graphs) == 2
+    assert _chunks(model, tokenizer, fast)[-1].token_ids == _chunks(model, tokenizer, None)[-1].token_ids
+    torch._dynamo.reset()
+
+
+def test_without_room_for_its_cache_no_step_is_built(plain: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fast_step, "_ROOM", 1e-9)
+    reason = FastPath(plain, recorder=Rerun()).prepare(1 << 20)
+    assert reason.startswith("eager (a static cache of 1,048,576 tokens takes 256 MiB and ")
+
+
+def test_a_batch_and_a_device_without_cuda_are_answered_eagerly_and_say_so(plain: Any, tokenizer: Any) -> None:
+    fast = FastPath(plain, recorder=Rerun())
+    fast.prepare()
+    inputs = encode(tokenizer, [ASKED, OTHER])
+    assert next(decode(plain, inputs, SETTINGS, nullcontext, fast)).decode == "eager (2 rows at once)"
+    assert _chunks(plain, tokenizer, FastPath(plain))[0].decode == "eager (no CUDA device)"
+    assert not FastPath(plain).piece()
+
+
+def test_layers_that_see_a_window_only_have_no_step(plain: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plain.config, "sliding_window", 8, raising=False)
+    assert FastPath(plain, recorder=Rerun()).prepare() == "eager (its layers do not all attend to the whole context)"
+
+
+def test_a_near_tie_may_turn_and_a_clear_choice_may_not() -> None:
+    eager = torch.randn(3, 500, generator=torch.Generator().manual_seed(0))
+    eager[:, 7], eager[:, 9] = 5.0, 5.0 - 0.03
+    turned = eager.clone()
+    turned[:, 9] = 5.01
+    assert difference(eager, turned) == ""
+    eager[:, 9] = turned[:, 9] - 0.5
+    assert "most likely token" in difference(eager, turned)
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Names of what was asked of CUDA, in order."""
+    asked: list[str] = []
+
+    class Aside:
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            asked.append(f"{type(self).__name__}{args[1:]}{kwargs}")
+
+        def __enter__(self) -> None:
+            asked.append("enter")
+
+        def __exit__(self, *exc: object) -> None:
+            asked.append("exit")
+
+        def wait_stream(self, other: Any) -> None:
+            asked.append("wait")
+
+        def replay(self) -> None:
+            asked.append("replay")
+
+    for name in ("Stream", "CUDAGraph", "graph", "stream"):
+        monkeypatch.setattr(torch.cuda, name, type(name, (Aside,), {}))
+    monkeypatch.setattr(torch.cuda, "current_stream", Aside)
+    yield asked
+
+
+def test_a_graph_is_captured_after_rehearsals_and_only_replayed_from_then_on(calls: list[str]) -> None:
+    runs: list[str] = []
+
+    def run() -> torch.Tensor:
+        runs.append("run")
+        calls.append("run")
+        return torch.zeros(1)
+
+    replay = CudaGraphs().capture(run)
+    captured = calls.index("graph(){'capture_error_mode': 'thread_local'}")
+    assert calls[captured + 1 : captured + 4] == ["enter", "run", "exit"]
+    assert len(runs) == 4
+    assert replay() is replay()
+    assert (len(runs), calls[-2:]) == (4, ["replay", "replay"])
+
+
+def test_idle_time_makes_the_columns_steps_and_the_proof_still_holds(
+    services: Services, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = finished_run(services, tiny_model, "lora")
+    names = ("base", "adapter")
+    request = AnswerRequest(parse_all(names, run.id), dict.fromkeys(names, tuple(ASKED)), SETTINGS)
+    *_, eager = services.engine().answer(request, Halt())
+    services.engine().release()
+    monkeypatch.setattr(fast_step, "recorder_for", lambda device: Rerun())
+    stepped = eager
+    deadline = time.monotonic() + 120
+    while {answer.decode for answer in stepped} != {READY} and time.monotonic() < deadline:
+        *_, stepped = services.engine().answer(request, Halt())
+    assert {answer.decode for answer in stepped} == {READY}
+    assert {answer.decode for answer in eager} == {"eager (no CUDA device)"}
+    assert [answer.text for answer in stepped] == [answer.text for answer in eager]
+    assert [answer.proof for answer in stepped] == [answer.proof for answer in eager]
+
+
+def test_another_adapter_on_the_weights_drops_the_steps_that_were_captured_without_it(
+    services: Services, tiny_model: Path
+) -> None:
+    run, other = (finished_run(services, tiny_model, "lora") for _ in range(2))
+    held = Variants(services.settings, services.runs)
+    for _ in held.load(parse_all(["base", "adapter"], run.id)):
+        pass
+    [weights] = held.held.values()
+    before = weights.fast("")
+    assert weights.fast("") is before
+    for _ in held.load(parse_all(["base", "adapter"], other.id)):
+        pass
+    assert weights.fast("") is not before
+
+
+def test_released_weights_are_freed_with_their_steps(services: Services, tiny_model: Path) -> None:
+    run = finished_run(services, tiny_model, "lora")
+    held = Variants(services.settings, services.runs)
+    for _ in held.load(parse_all(["adapter"], run.id)):
+        pass
+    [weights] = held.held.values()
+    one = held.loaded["adapter"]
+    weights._fast[one.adapter] = FastPath(weights.model, one.activate, Rerun())
+    assert one.fast.prepare() == READY
+    seen = weakref.ref(weights.model.get_base_model())
+    del weights, one
+    held.release()
+    assert seen() is None
+
+
+def test_the_worker_works_on_its_own_until_somebody_asks() -> None:
+    pieces = list(range(1000))
+    begun = threading.Event()
+
+    def idle() -> bool:
+        begun.set()
+        time.sleep(0.005)
+        return bool(pieces) and pieces.pop() >= 0
+
+    worker = Worker(idle)
+    begun.wait(10)
+    left = worker.call(lambda: len(pieces))
+    assert left > 0
+    worker.call(pieces.clear)
+    assert worker.call(lambda: "asked") == "asked"
