@@ -47,6 +47,15 @@ def device_info() -> DeviceInfo:
     return _nvidia() or _processor()
 
 
+def bf16_in_words() -> str:
+    """Whether the device computes in bf16, without importing torch: GPUs do from compute capability 8.0 on."""
+    try:
+        capability = float(_smi("compute_cap")[0])
+    except (ValueError, IndexError):
+        return "yes, on the processor"
+    return f"{'yes' if capability >= 8 else 'no, fp16 is used instead'} (compute capability {capability})"
+
+
 def _processor() -> DeviceInfo:
     memory = psutil.virtual_memory()
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

@@ -1,4 +1,4 @@
-"""A finished folder to a repository of a model hub.
+"""What a model hub is asked for: to take a finished folder, to hold runs, to pause a Space.
 
 The token is the caller's: it is read from nowhere else, kept nowhere, and stands in no message, log or error.  The
 libraries below put the whole request, headers and all, into their errors, so none of those is passed on or linked to.
@@ -6,18 +6,23 @@ libraries below put the whole request, headers and all, into their errors, so no
 
 from __future__ import annotations
 
+import hashlib
 import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
-from huggingface_hub import HfApi, constants
+from huggingface_hub import CommitOperationAdd, HfApi, constants
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from .disk import folder_bytes
 from .errors import ConfigError, DemoError, WorkError
 from .records import Progress, Report
 from .units import memory
+
+T = TypeVar("T")
 
 SUFFIXES = frozenset({".safetensors", ".json", ".md", ".txt", ".model", ".jinja"})
 """What is published; nothing among it can run code where it is loaded."""
@@ -39,6 +44,15 @@ class Hub(Protocol):
         """
         ...
 
+    def sync(self, files: Mapping[str, Path], repo_id: str, *, token: str) -> int:
+        """Have a private repository hold the files under their names, in one commit; how many were not there as they
+        are, told by their hashes, and were sent.  Raises as `push` does."""
+        ...
+
+    def pause(self, space: str, *, token: str) -> None:
+        """Stop a Space's hardware until its owner starts it again.  Raises as `push` does."""
+        ...
+
 
 class HuggingFaceHub:
     """The Hugging Face Hub, or another server that speaks its API at `endpoint`."""
@@ -48,11 +62,22 @@ class HuggingFaceHub:
 
     def push(self, folder: Path, repo_id: str, *, private: bool, token: str, report: Report) -> str:
         """See `Hub.push`.  A repository that exists keeps its visibility, so nothing private goes to a public one."""
+        _check_folder(folder)
+        return self._ask(repo_id, token, lambda api: _push(api, folder, repo_id, private, report))
+
+    def sync(self, files: Mapping[str, Path], repo_id: str, *, token: str) -> int:
+        """See `Hub.sync`."""
+        return self._ask(repo_id, token, lambda api: _sync(api, files, repo_id))
+
+    def pause(self, space: str, *, token: str) -> None:
+        """See `Hub.pause`."""
+        self._ask(space, token, lambda api: api.pause_space(space))
+
+    def _ask(self, repo_id: str, token: str, what: Callable[[HfApi], T]) -> T:
         _check_repo_id(repo_id)
         _check_token(token)
-        _check_folder(folder)
         try:
-            return _push(HfApi(self.endpoint, token), folder, repo_id, private, report)
+            return what(HfApi(self.endpoint, token))
         except DemoError:
             raise
         except Exception as exc:  # noqa: BLE001 - any of them may hold the token: only a line about it goes on
@@ -95,13 +120,39 @@ def _check_folder(folder: Path) -> None:
 
 def _push(api: HfApi, folder: Path, repo_id: str, private: bool, report: Report) -> str:
     report(Progress(f"opening the repository {repo_id}"))
-    repo = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-    if private and not api.repo_info(repo).private:
-        raise ConfigError("private", f"{repo} exists already and is public; make it private on the hub or name another")
+    repo = _open(api, repo_id, private)
     report(Progress(f"uploading {memory(folder_bytes(folder))} to {repo}"))
     address = api.upload_folder(repo_id=repo, folder_path=folder).commit_url
     report(Progress(f"uploaded to {repo}", 1.0))
     return address
+
+
+def _open(api: HfApi, repo_id: str, private: bool) -> str:
+    repo = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    if private and not api.repo_info(repo).private:
+        raise ConfigError("private", f"{repo} exists already and is public; make it private on the hub or name another")
+    return repo
+
+
+def _sync(api: HfApi, files: Mapping[str, Path], repo_id: str) -> int:
+    repo = _open(api, repo_id, private=True)
+    tree = [entry for entry in api.list_repo_tree(repo, recursive=True) if isinstance(entry, RepoFile)]
+    there = {entry.path: entry.lfs.sha256 if entry.lfs else entry.blob_id for entry in tree}
+    missing = {name: path for name, path in files.items() if there.get(name) not in _hashes(path)}
+    if missing:
+        added = [CommitOperationAdd(name, path) for name, path in missing.items()]
+        api.create_commit(repo, added, commit_message=f"{len(added)} files of {len(files)}")
+    return len(missing)
+
+
+def _hashes(path: Path) -> tuple[str, str]:
+    """What a hub calls a file's content: by git LFS, and by git."""
+    git, lfs = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False), hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(1 << 20):
+            git.update(part)
+            lfs.update(part)
+    return lfs.hexdigest(), git.hexdigest()
 
 
 def _reason(exc: Exception, endpoint: str, token: str) -> str:

@@ -249,6 +249,16 @@ class Progress:
 
 
 @dataclass(frozen=True)
+class Note:
+    """What the line at the top says about something in the background: ``fraction`` in 0..1 while it is under way,
+    ``bad`` where somebody should see to it."""
+
+    text: str
+    fraction: float | None = None
+    bad: bool = False
+
+
+@dataclass(frozen=True)
 class Step:
     """One step of a long piece of work: where it stands, and the result so far, which is whole in the last step."""
 

@@ -56,10 +56,11 @@ class Settings:
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ) -> Settings:
         space = environ.get("SPACE_ID", "")
-        disk = environ.get("QLORA_DEMO_DISK") or (_SPACE_DISK if space else "")
+        named = environ.get("QLORA_DEMO_HOME", "")
+        disk = "" if named else environ.get("QLORA_DEMO_DISK") or (_SPACE_DISK if space else "")
         bundled = environ.get("QLORA_DEMO_BUNDLED", "")
         return cls(
-            home=_home(environ.get("QLORA_DEMO_HOME", ""), Path(disk) if disk else None),
+            home=_home(named, Path(disk) if disk else None),
             space=space,
             disk=Path(disk) if disk else None,
             bundled=Path(bundled) if bundled else None,

@@ -1,8 +1,12 @@
-"""What the app finds out in the background while the page is already up: the bundled model and the hub."""
+"""What the app found when it started, and what it does in the background while the page is already up."""
 
 from __future__ import annotations
 
+import functools
 import http.client
+import logging
+import platform
+import shutil
 import threading
 import urllib.error
 import urllib.request
@@ -10,42 +14,86 @@ from collections.abc import Callable
 
 from huggingface_hub import constants
 
+from . import __version__, logs
 from .catalog import BundledModel, is_fetched
 from .errors import DemoError
-from .records import Progress, Report
+from .gpu import bf16_in_words, device_info
+from .preload import preload
+from .records import Note, Progress, Report
 from .settings import Settings
+from .units import memory
 
 Fetch = Callable[[BundledModel, Report], object]
 
 
 class AppStatus:
-    """Progress of fetching a bundled model, and whether the hub answers.  Written by threads, read by the page."""
+    """What the app found when it started and what it does in the background.  Written by threads, read by the page.
+
+    ``found`` holds words by subject; ``hub`` is one line.
+    """
 
     def __init__(self) -> None:
-        self.fetching: Progress | None = None
-        self.fetch_error = ""
         self.hub = "hub: checking"
+        self.found: dict[str, str] = {}
+        self._notes: dict[str, Note] = {}
+        self._others: list[Callable[[], Note | None]] = []
 
     def begin(self, settings: Settings, model: BundledModel, fetch: Fetch) -> None:
-        """Start finding out; returns at once."""
+        """Look around, log what is found, and start what takes longer; returns at once."""
+        self.found = look_around(settings)
+        logs.event("app.started", logging.INFO, **self.found)
         threading.Thread(target=self._check_hub, daemon=True).start()
         if not is_fetched(settings, model.name):
-            self.fetching = Progress("waiting to fetch the bundled model", 0.0)
-            threading.Thread(target=self._fetch, args=(model, fetch), daemon=True).start()
+            self._begin("bundled model", lambda report: fetch(model, report))
+        for name in settings.preload:
+            self._begin(f"preload {name}", functools.partial(preload, name))
+
+    def add(self, note: Callable[[], Note | None]) -> None:
+        """Have what else goes on in the background tell its note."""
+        self._others.append(note)
+
+    def notes(self) -> list[Note]:
+        """What there is to say, in the order it began."""
+        others = [note for other in self._others if (note := other()) is not None]
+        return [Note(self.hub), *self._notes.values(), *others]
 
     def _check_hub(self) -> None:
-        self.hub = f"hub: {'reachable' if hub_answers() else 'not reachable'}"
+        answers = hub_answers()
+        self.hub = f"hub: {'reachable' if answers else 'not reachable'}"
+        logs.event("hub.checked", reachable=answers)
 
-    def _fetch(self, model: BundledModel, fetch: Fetch) -> None:
+    def _begin(self, what: str, work: Callable[[Report], object]) -> None:
+        self._notes[what] = Note(f"{what}: waiting", 0.0)
+        threading.Thread(target=self._do, args=(what, work), daemon=True).start()
+
+    def _do(self, what: str, work: Callable[[Report], object]) -> None:
+        def note(progress: Progress) -> None:
+            self._notes[what] = Note(f"{what}: {progress.text}", progress.fraction or 0.0)
+
+        logs.event("fetch.started", what=what)
         try:
-            fetch(model, self._note)
+            work(note)
         except DemoError as exc:
-            self.fetch_error = str(exc)
-        finally:
-            self.fetching = None
+            self._notes[what] = Note(f"{what}: {exc}", bad=True)
+            logs.event("fetch.failed", logging.ERROR, what=what, why=str(exc))
+        else:
+            del self._notes[what]
+            logs.event("fetch.ended", what=what)
 
-    def _note(self, progress: Progress) -> None:
-        self.fetching = progress
+
+def look_around(settings: Settings) -> dict[str, str]:
+    """The device, its memory, whether it has bf16, and where runs are kept, in words; torch is not asked."""
+    device, home = device_info(), settings.home
+    lost = f"; {settings.disk} cannot be used, so what is kept here is lost with the container"
+    return {
+        "version": f"{__version__}, Python {platform.python_version()}",
+        "device": device.name,
+        "memory": f"{memory(device.free_bytes)} of {memory(device.total_bytes)} free",
+        "bf16": bf16_in_words(),
+        "home": f"{home}{lost if settings.disk and settings.disk not in home.parents else ''}",
+        "disk": f"writable, {memory(shutil.disk_usage(home).free)} free",
+        "space": settings.space or "no",
+    }
 
 
 def hub_answers(timeout: float = 3.0) -> bool:

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,6 +14,8 @@ from qlora_demo.catalog import SMOLLM2
 from qlora_demo.compose import build_services
 from qlora_demo.services import Services
 from qlora_demo.settings import Settings, quiet_libraries
+
+from .hub_server import OWNERS_TOKEN, HubServer
 
 quiet_libraries()
 
@@ -72,3 +75,18 @@ def chat_file(tmp_path: Path) -> Path:
     ]
     path.write_text("\n".join(map(json.dumps, rows)), "utf-8")
     return path
+
+
+@pytest.fixture
+def hub_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """An empty hub that may be reached, asked again without waiting, and whose uploads leave no cache behind."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils._xet import abort_xet_session
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.utils._http.time", SimpleNamespace(sleep=lambda _: None))
+    monkeypatch.setenv("HF_XET_CACHE", str(tmp_path / "xet"))
+    abort_xet_session()  # type: ignore[no-untyped-call]
+    with HubServer(tmp_path / "hub", OWNERS_TOKEN) as running:
+        yield running
+    abort_xet_session()  # type: ignore[no-untyped-call]

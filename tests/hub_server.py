@@ -1,8 +1,9 @@
 """A model hub on this machine: what a push asks of the real one, over real HTTP, with the files kept on disk.
 
-Covers creating a repository, checking a model card, choosing how each file travels, commits, and both ways that large
-files travel: git LFS, and Xet (chunks in xorbs, then a shard that says which chunks make a file) as far as chunks that
-do not compress go, so that no decompressor is needed: give it random bytes.
+Covers reading a repository's files, pausing a Space, creating a repository, checking a model card, choosing how each
+file travels, commits, and both ways that large files travel: git LFS, and Xet (chunks in xorbs, then a shard that says
+which chunks make a file) as far as chunks that do not compress go, so that no decompressor is needed: give it random
+bytes.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-Answer = tuple[int, dict[str, Any]]
-OWNER, STORAGE_TOKEN = "ada", "storage-token"
+Answer = tuple[int, Any]
+OWNER, OWNERS_TOKEN, STORAGE_TOKEN = "ada", "hf_S3cretOfAda", "storage-token"
 
 
 @dataclass
@@ -39,6 +40,7 @@ class HubServer:
     requests: list[str] = field(default_factory=list)
     private: dict[str, bool] = field(default_factory=dict)
     xorbs: dict[str, list[bytes]] = field(default_factory=dict)
+    paused: list[str] = field(default_factory=list)
 
     def __enter__(self) -> HubServer:
         handler = type("Handler", (_Handler,), {"hub": self})
@@ -76,7 +78,17 @@ class HubServer:
         """A repository's visibility and the name of its last commit."""
         if repo not in self.private:
             return 404, {"error": "Repository not found"}
-        return 200, {"id": repo, "private": self.private[repo], "sha": self._head(repo)}
+        siblings = [{"rfilename": name, "size": len(data)} for name, data in sorted(self.files(repo).items())]
+        return 200, {"id": repo, "private": self.private[repo], "sha": self._head(repo), "siblings": siblings}
+
+    def tree(self, repo: str) -> Answer:
+        """A repository's files with the hash of each."""
+        return 200, [self._entry(name, data) for name, data in self.files(repo).items()]
+
+    def pause(self, space: str) -> Answer:
+        """Stop a Space."""
+        self.paused.append(space)
+        return 200, {"stage": "PAUSED", "hardware": {"current": None, "requested": "t4-small"}}
 
     def preupload(self, repo: str, body: dict[str, Any]) -> Answer:
         """How each file is to travel, and the hash of what is there under its name."""
@@ -116,6 +128,7 @@ class HubServer:
         """Write the files of one commit."""
         for line in lines:
             value, path = line["value"], self.root / repo / str(line["value"].get("path"))
+            path.parent.mkdir(parents=True, exist_ok=True)
             if line["key"] == "file":
                 path.write_bytes(base64.b64decode(value["content"]))
             elif line["key"] == "lfsFile":
@@ -126,6 +139,12 @@ class HubServer:
     def _store(self, data: bytes) -> None:
         (self.root / ".large").mkdir(exist_ok=True)
         (self.root / ".large" / hashlib.sha256(data).hexdigest()).write_bytes(data)
+
+    def _entry(self, name: str, data: bytes) -> dict[str, Any]:
+        entry: dict[str, Any] = {"type": "file", "path": name, "size": len(data), "oid": _oid(data, lfs=False)}
+        if self.lfs and name.endswith(self.lfs):
+            entry["lfs"] = {"oid": _oid(data, lfs=True), "size": len(data), "pointerSize": 130}
+        return entry
 
     def _mode(self, repo: str, name: str) -> dict[str, Any]:
         path, lfs = self.root / repo / name, name.endswith(self.lfs) if self.lfs else False
@@ -148,6 +167,9 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._serve()
 
+    def do_HEAD(self) -> None:
+        self._serve()
+
     def do_POST(self) -> None:
         self._serve()
 
@@ -166,16 +188,32 @@ class _Handler(BaseHTTPRequestHandler):
         needed = STORAGE_TOKEN if self.path.startswith(("/v1/", "/v2/")) else self.hub.token
         if self.command != "PUT" and self.headers.get("Authorization") != f"Bearer {needed}":
             return self._send(401, {"error": "Invalid credentials in Authorization header"})
+        if "/resolve/" in self.path:
+            return self._send_file()
         return self._send(*self._route(body))
+
+    def _send_file(self) -> None:
+        repo, _, rest = self.path.strip("/").partition("/resolve/")
+        data = self.hub.files(repo)[rest.partition("/")[2]]
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(data)))
+        self.send_header("ETag", f'"{_oid(data, lfs=False)}"')
+        self.send_header("X-Repo-Commit", self.hub._head(repo))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(data)
 
     def _route(self, body: bytes) -> Answer:
         path, hub = self.path.split("?")[0], self.hub
         repo, last = "/".join(path.removeprefix("/api/models").split("/")[1:3]), path.split("/")[-1]
+        space = path.removeprefix("/api/spaces/").removesuffix("/pause")
         routes: dict[str, Callable[[], Answer]] = {
             "/api/repos/create": lambda: hub.create(json.loads(body)),
             "/api/validate-yaml": lambda: (200, {"errors": [], "warnings": []}),
             f"/api/models/{repo}": lambda: hub.info(repo),
             f"/api/models/{repo}/revision/main": lambda: hub.info(repo),
+            f"/api/models/{repo}/tree/main": lambda: hub.tree(repo),
+            f"/api/spaces/{space}/pause": lambda: hub.pause(space),
             f"/api/models/{repo}/preupload/main": lambda: hub.preupload(repo, json.loads(body)),
             f"/api/models/{repo}/commit/main": lambda: hub.commit(repo, [json.loads(one) for one in body.splitlines()]),
             f"/api/models/{repo}/xet-write-token/main": hub.storage,
@@ -193,7 +231,7 @@ class _Handler(BaseHTTPRequestHandler):
             said = f"told to answer {status} to {self.headers.get('Authorization')}"
             self._send(status, {"error": f"{said} and to go on {'and on ' * 100}"})
 
-    def _send(self, status: int, body: dict[str, Any]) -> None:
+    def _send(self, status: int, body: Any) -> None:
         data = json.dumps(body).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")

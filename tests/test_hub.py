@@ -5,34 +5,25 @@ from __future__ import annotations
 import logging
 import os
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from huggingface_hub import constants
-from huggingface_hub.utils._xet import abort_xet_session
 
 from qlora_demo.errors import ConfigError, DemoError, WorkError
 from qlora_demo.hub import Hub, HuggingFaceHub
 from qlora_demo.records import Progress
 
-from .hub_server import HubServer
+from .hub_server import OWNERS_TOKEN, HubServer
 
-TOKEN = "hf_S3cretOfAda"
+TOKEN = OWNERS_TOKEN
 CARD = "---\ntags: [lora]\n---\n# An adapter\n"
 
 
 @pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    """An empty hub that may be reached, asked again without waiting, and whose uploads leave no cache behind."""
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("huggingface_hub.utils._http.time", SimpleNamespace(sleep=lambda _: None))
-    monkeypatch.setenv("HF_XET_CACHE", str(tmp_path / "xet"))
-    abort_xet_session()  # type: ignore[no-untyped-call]
-    with HubServer(tmp_path / "hub", TOKEN) as running:
-        yield running
-    abort_xet_session()  # type: ignore[no-untyped-call]
+def server(hub_server: HubServer) -> HubServer:
+    """The hub, by a shorter name."""
+    return hub_server
 
 
 @pytest.fixture

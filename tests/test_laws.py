@@ -39,6 +39,10 @@ TIERS = (
         "disk",
         "health",
         "visits",
+        "preload",
+        "syncing",
+        "idle",
+        "background",
     },
     {"records", "config", "benchmark_config", "knobs", "errors", "logs"},
 )

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from qlora_demo.errors import DeviceBusy
-from qlora_demo.gpu import Lease, device_info
+from qlora_demo.gpu import Lease, bf16_in_words, device_info
 from qlora_demo.locks import HeldLock, is_held, read_note
 from qlora_demo.records import DeviceInfo
 
@@ -171,6 +171,21 @@ def test_without_a_usable_gpu_the_processor_is_the_device(
 ) -> None:
     _fake_nvidia_smi(tmp_path, monkeypatch, script)
     assert device_info().kind == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ("echo 9.0", "yes (compute capability 9.0)"),
+        ("echo 7.5", "no, fp16 is used instead (compute capability 7.5)"),
+        ("exit 9", "yes, on the processor"),
+    ],
+)
+def test_whether_there_is_bf16_is_told_in_words(
+    script: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _fake_nvidia_smi(tmp_path, monkeypatch, script)
+    assert bf16_in_words() == words
 
 
 def _fake_nvidia_smi(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 
 from qlora_demo.config import TrainConfig
-from qlora_demo.records import Choice, DeviceInfo, Progress, RunState
+from qlora_demo.records import Choice, DeviceInfo, Note, RunState
 from qlora_demo.records import TrainMetrics as Line
 from qlora_demo.runs import Run
 from qlora_demo.ui import render
@@ -40,11 +40,13 @@ def steps(*times: float, seconds: float = 0.5) -> list[Line]:
         render.run_progress(a_run(RunState("running", choices=(Choice("w", HOSTILE, "w"),))), []),
         render.run_progress(a_run(RunState("running", choices=(Choice("w", "v", HOSTILE),))), []),
         render.run_progress(a_run(RunState(cast(Any, HOSTILE))), []),
-        render.status_line(DeviceInfo("cpu", HOSTILE, 1, 2), "", "hub", None, ""),
-        render.status_line(CPU, HOSTILE, "hub", None, ""),
-        render.status_line(CPU, "", HOSTILE, None, ""),
-        render.status_line(CPU, "", "hub", Progress(HOSTILE), ""),
-        render.status_line(CPU, "", "hub", None, HOSTILE),
+        render.status_line(DeviceInfo("cpu", HOSTILE, 1, 2), "", []),
+        render.status_line(CPU, HOSTILE, []),
+        render.status_line(CPU, "", [Note(HOSTILE)]),
+        render.status_line(CPU, "", [Note(HOSTILE, 0.5)]),
+        render.status_line(CPU, "", [Note(HOSTILE, bad=True)]),
+        render.found_at_start({HOSTILE: "value"}),
+        render.found_at_start({"home": HOSTILE}),
         render.bar(0.5, HOSTILE),
     ],
 )
@@ -126,12 +128,13 @@ def test_a_run_s_label_tells_it_apart() -> None:
 
 
 def test_the_line_at_the_top_says_where_one_is() -> None:
-    html = render.status_line(CPU, "", "hub: reachable", None, "")
+    html = render.status_line(CPU, "", [Note("hub: reachable")])
     for part in ("CPU, 2 cores", "3.0 GiB of 8.0 GiB free", "device is free", "hub: reachable"):
         assert f"<span>{part}</span>" in html
     assert "bundled model" not in html
 
 
 def test_the_line_at_the_top_shows_a_fetch_in_progress_and_its_error() -> None:
-    assert 'aria-valuenow="40"' in render.status_line(CPU, "chat", "hub", Progress("downloading", 0.4), "")
-    assert 'class="bad">bundled model: no room' in render.status_line(CPU, "chat", "hub", None, "no room")
+    assert 'aria-valuenow="40"' in render.status_line(CPU, "chat", [Note("downloading", 0.4)])
+    no_room = Note("bundled model: no room", bad=True)
+    assert 'class="bad">bundled model: no room' in render.status_line(CPU, "chat", [no_room])

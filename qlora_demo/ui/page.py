@@ -7,8 +7,7 @@ from typing import Any
 import gradio as gr
 
 from .. import __version__
-from ..catalog import SMOLLM2
-from ..dispatch import Dispatcher
+from ..background import begin
 from ..gpu import device_info
 from ..services import Services
 from ..status import AppStatus
@@ -64,6 +63,8 @@ def build_page(services: Services, status: AppStatus) -> gr.Blocks:
     with gr.Blocks(title=TITLE, delete_cache=(3600, 3600)) as page:
         gr.Markdown(f"# {TITLE}\nTrain a LoRA adapter on a 4-bit model, then judge it beside its base and its merge.")
         line = gr.HTML(elem_id="status")
+        with gr.Accordion("What was found at the start", open=False, elem_id="found-at-start"):
+            found_at_start = gr.HTML()
         with gr.Tabs() as tabs:
             with gr.Tab("Train", id="train"):
                 train_tab.build(services, page)
@@ -78,9 +79,7 @@ def build_page(services: Services, status: AppStatus) -> gr.Blocks:
                 explain = explain_tab.build(services)
 
         def where() -> str:
-            return render.status_line(
-                device_info(), services.lease.holder(), status.hub, status.fetching, status.fetch_error
-            )
+            return render.status_line(device_info(), services.lease.holder(), status.notes())
 
         def refresh(chosen: str | None) -> list[Any]:
             found = chat_tab.runs_with_adapter(services.runs, chosen)
@@ -88,6 +87,7 @@ def build_page(services: Services, status: AppStatus) -> gr.Blocks:
 
         gr.Timer(5).tick(where, None, line, concurrency_limit=None, **QUIET)
         page.load(where, None, line, **QUIET)
+        page.load(lambda: render.found_at_start(status.found), None, found_at_start, **QUIET)
         explained.select(explain.open, explain.inputs, explain.outputs, **QUIET)
         for tab, dropdown, first in zip((chat, judge, explained), (run, judged, explain.run), untrained, strict=True):
             if tab is not explained:  # which reads the model when it is opened, and not before
@@ -108,8 +108,7 @@ def launch(services: Services, host: str | None, port: int | None) -> None:
     """Answer until interrupted; the bundled model is fetched in the background where it is missing."""
     status = AppStatus()
     page = build_page(services, status)
-    status.begin(services.settings, SMOLLM2, services.fetch)
-    Dispatcher(services).start()
+    begin(services, status)
     page.launch(
         server_name=host,
         server_port=port,

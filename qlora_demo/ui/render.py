@@ -10,7 +10,7 @@ from html import escape
 import pandas as pd
 
 from ..history import read_note, score_of
-from ..records import Choice, DeviceInfo, Progress, TrainMetrics
+from ..records import Choice, DeviceInfo, Note, TrainMetrics
 from ..runs import Run
 from ..units import duration, memory
 
@@ -43,19 +43,27 @@ def bar(fraction: float, label: str) -> str:
     )
 
 
-def status_line(device: DeviceInfo, holder: str, hub: str, fetching: Progress | None, fetch_error: str) -> str:
+def status_line(device: DeviceInfo, holder: str, notes: Sequence[Note]) -> str:
     """The line at the top of the page."""
     parts = [
         escape(device.name),
         f"{memory(device.free_bytes)} of {memory(device.total_bytes)} free",
         f"in use by {escape(holder)}" if holder else "device is free",
-        escape(hub),
+        *map(_note, notes),
     ]
-    if fetching is not None:
-        parts.append(f"bundled model: {escape(fetching.text)}{bar(fetching.fraction or 0, fetching.text)}")
-    if fetch_error:
-        parts.append(f'<span class="bad">bundled model: {escape(fetch_error)}</span>')
     return '<div class="status">' + "".join(f"<span>{part}</span>" for part in parts) + "</div>"
+
+
+def _note(note: Note) -> str:
+    if note.bad:
+        return f'<span class="bad">{escape(note.text)}</span>'
+    return escape(note.text) + ("" if note.fraction is None else bar(note.fraction, note.text))
+
+
+def found_at_start(facts: Mapping[str, str]) -> str:
+    """What the app found when it started."""
+    rows = "".join(f"<dt>{escape(what)}</dt><dd>{escape(value)}</dd>" for what, value in facts.items())
+    return f'<dl class="about">{rows}</dl>'
 
 
 def run_label(run: Run) -> str:

@@ -1,0 +1,85 @@
+"""Copies ended runs and their reports to a private repository of a model hub, where QLORA_DEMO_SYNC_REPO names one.
+
+A thread of its own compares with what is there by hash, so that nothing is sent twice and a restart goes on where it
+was.  Of a run go: settings, state, metrics, versions, adapter, report; not its log, and not its held-out rows.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from pathlib import Path
+
+from . import logs
+from .errors import DemoError
+from .records import Note
+from .runs import Run
+from .services import Services
+
+_SECONDS = 60.0
+_PARTS = ("config.json", "state.json", "metrics.jsonl", "versions.json", "adapter/*", "report/*")
+Mark = tuple[tuple[str, int, int], ...]
+"""Names, sizes and times of a run's files: what is looked at to see whether anything changed."""
+
+
+class Syncer:
+    """Looks every minute, for as long as the app lives."""
+
+    def __init__(self, services: Services) -> None:
+        self.services = services
+        self.repo = services.settings.sync_repo
+        self.trouble = ""
+        self._there: dict[str, Mark] = {}
+        self._looked = False
+
+    def start(self) -> None:
+        threading.Thread(target=self._loop, daemon=True).start()
+
+    @property
+    def pending(self) -> bool:
+        """Whether something may still have to be sent."""
+        return not self._looked or any(self._there.get(run.id) != _mark(run) for run in self._ended())
+
+    def look(self) -> None:
+        """Send what changed since the last look; whatever goes wrong is told, and tried again at the next."""
+        try:
+            for run in self._ended():
+                if self._there.get(run.id) != (mark := _mark(run)):
+                    self._send(run)
+                    self._there[run.id] = mark
+            self._looked, self.trouble = True, ""
+        except (DemoError, OSError) as exc:
+            if str(exc) != self.trouble:
+                logs.event("sync.failed", logging.ERROR, why=str(exc))
+            self.trouble = str(exc)
+
+    def note(self) -> Note:
+        """Where it stands."""
+        if self.trouble:
+            return Note(f"sync: {self.trouble}", bad=True)
+        return Note(f"sync: {len(self._there)} runs are at {self.repo}")
+
+    def _send(self, run: Run) -> None:
+        files = {f"runs/{run.id}/{path.relative_to(run.path).as_posix()}": path for path in _files(run)}
+        sent = self.services.hub.sync(files, self.repo, token=os.environ.get("HF_TOKEN", ""))
+        logs.event("sync.ended", run=run.id, files=len(files), sent=sent)
+
+    def _ended(self) -> list[Run]:
+        return [run for run in self.services.runs.all() if run.state.ended and not run.alive]
+
+    def _loop(self) -> None:
+        pause = threading.Event()
+        while True:
+            self.look()
+            pause.wait(_SECONDS)
+
+
+def _files(run: Run) -> list[Path]:
+    found = [path for part in _PARTS for path in run.path.glob(part)]
+    return sorted(path for path in found if path.is_file() and not path.is_symlink())
+
+
+def _mark(run: Run) -> Mark:
+    stats = [(str(path), path.stat()) for path in _files(run)]
+    return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
