@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from . import logs
+from .access import Access
 from .benchmarking import Benchmarks
 from .catalog import BundledModel
 from .gpu import Lease
@@ -16,6 +17,7 @@ from .runs import RunStore
 from .services import Engine, OnDemand, Services
 from .settings import Settings, quiet_libraries
 from .votes import VoteStore
+from .waiting import Waiting
 
 
 def build_services(settings: Settings) -> Services:
@@ -45,6 +47,8 @@ def build_services(settings: Settings) -> Services:
         VoteStore(settings.home / "votes.sqlite3"),
         HuggingFaceHub(),
         Benchmarks(settings.home / "benchmarks", lease),
+        Access(settings),
+        Waiting(settings.limits.queue_length),
     )
 
 

@@ -8,7 +8,9 @@
     │   ├── AdapterError     an adapter that is missing, damaged or made for another base
     │   ├── RunError         a run that does not exist or is in the wrong state
     │   ├── DeviceBusy       somebody else holds the device
-    │   └── NoRoom           what was asked for cannot fit on the device
+    │   ├── NoRoom           what was asked for cannot fit on the device
+    │   ├── Forbidden        who asks may not do this
+    │   └── TooMany          a limit is reached
     └── WorkError            the request was right and the work failed        (exit 1)
         ├── FetchError       the bundled model could not be fetched
         ├── OutOfMemory      the device has no room
@@ -62,6 +64,14 @@ class DeviceBusy(RequestError):
 
 class NoRoom(RequestError):
     """What was asked for cannot fit on the device; nothing was loaded."""
+
+
+class Forbidden(RequestError):
+    """Who asks may not do this."""
+
+
+class TooMany(RequestError):
+    """A limit on requests, waiting people or stored things is reached."""
 
 
 class WorkError(DemoError):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from .access import Access
 from .benchmarking import Benchmarks
 from .catalog import BundledModel
 from .config import TrainConfig
@@ -22,6 +23,7 @@ from .records import Answer, AnswerRequest, Column, ExportRequest, Progress, Rep
 from .runs import RunStore
 from .settings import Settings
 from .votes import VoteStore
+from .waiting import Waiting
 
 
 class Engine(Protocol):
@@ -80,6 +82,8 @@ class Services:
     votes: VoteStore
     hub: Hub
     benchmarks: Benchmarks
+    access: Access
+    waiting: Waiting
 
     def plan(self, columns: Sequence[Column]) -> Placement:
         """What loading the columns would do; no engine is made for the question."""

@@ -1,4 +1,4 @@
-"""The app's environment, read once: where things live, whether this is a Space, how far it may go.
+"""The app's environment, read once: where things live, who may do what, how far it may go.
 
     QLORA_DEMO_HOME            where models, runs and reports live (default: qlora_demo on the disk below where it can
                                be written, else in the platform's user data directory)
@@ -8,8 +8,14 @@
     QLORA_DEMO_SYNC_REPO       a hub repository that ended runs and their reports are copied to; needs HF_TOKEN
     QLORA_DEMO_PAUSE_MINUTES   pause the Space's hardware after so many minutes without use; needs HF_TOKEN
     QLORA_DEMO_LOG             json or text (default: text on a terminal, json elsewhere); see logs.py
+    QLORA_DEMO_OPERATORS       hub usernames, separated by commas, who are operators when signed in with Hugging Face;
+                               on a Space its creator is one too
+    QLORA_DEMO_PASSWORD        who knows it can sign in as an operator; at least 8 characters
 
-Host and port follow Gradio's own GRADIO_SERVER_NAME and GRADIO_SERVER_PORT.
+On a Space, with GRADIO_SHARE, or where operators or a password are set, everyone else is a visitor; elsewhere everyone
+is an operator.  `Limits` lists the limits, each read from QLORA_DEMO_ and its name in capitals.  A Space sets SPACE_ID,
+and OAUTH_CLIENT_ID and its like where its README says ``hf_oauth: true``.  Host and port follow Gradio's own
+GRADIO_SERVER_NAME and GRADIO_SERVER_PORT; uvicorn's FORWARDED_ALLOW_IPS says which proxies may tell an address.
 """
 
 from __future__ import annotations
@@ -18,7 +24,7 @@ import contextlib
 import os
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import platformdirs
@@ -27,11 +33,62 @@ from .errors import ConfigError
 from .locks import HeldLock
 
 _SPACE_DISK = "/data"
+_OAUTH = ("OAUTH_CLIENT_ID", "OAUTH_CLIENT_SECRET", "OAUTH_SCOPES", "OPENID_PROVIDER_URL")
+_SHORTEST_PASSWORD = 8
+_PRIVATE_NETWORKS = "127.0.0.0/8,10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,100.64.0.0/10"
+"""Where a Space's own proxies are; a visitor's address is the last one outside of these."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How far visitors may go, and in the lower half everyone.  All are whole numbers >= 1."""
+
+    visitor_new_tokens: int = field(default=512, metadata={"meaning": "tokens in one of a visitor's answers"})
+    visitor_prompt_chars: int = field(
+        default=4000, metadata={"meaning": "characters in a visitor's prompt, and in the system prompt"}
+    )
+    visitor_talk_chars: int = field(
+        default=16_000, metadata={"meaning": "characters in a visitor's conversation, answers included"}
+    )
+    visitor_requests: int = field(
+        default=20, metadata={"meaning": "prompts, votes and looks into layers of one visitor's page in a minute"}
+    )
+    address_requests: int = field(default=120, metadata={"meaning": "the same from one address"})
+    all_requests: int = field(default=300, metadata={"meaning": "the same from all visitors"})
+    queue_length: int = field(
+        default=20, metadata={"meaning": "visitors who wait for an answer, at most half from one address"}
+    )
+    sign_ins: int = field(default=5, metadata={"meaning": "attempts at the password from one address in a minute"})
+    upload_mb: int = field(default=200, metadata={"meaning": "MB of one uploaded file"})
+    stored_runs: int = field(default=1000, metadata={"meaning": "runs that are kept"})
+    stored_gb: int = field(default=500, metadata={"meaning": "GB of all runs and uploads"})
+    votes_mb: int = field(default=500, metadata={"meaning": "MB of blind comparisons and votes"})
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str]) -> Limits:
+        """Each limit's variable where it is set, else its default; `ConfigError` names one that is no number."""
+        given = {limit.name: environ.get(variable(limit.name), "").strip() for limit in fields(cls)}
+        return cls(**{name: _count(name, text) for name, text in given.items() if text})
+
+
+def variable(limit: str) -> str:
+    """The environment variable of a limit."""
+    return f"QLORA_DEMO_{limit.upper()}"
+
+
+def _count(limit: str, text: str) -> int:
+    if not (text.isascii() and text.isdecimal()) or int(text) < 1:
+        raise ConfigError(variable(limit), f"{text!r} is not allowed; give a whole number >= 1")
+    return int(text)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Directories are absolute; none need exist yet.  ``space`` is the Space's id."""
+    """Directories are absolute; none need exist yet.
+
+    ``space`` is the Space's id, ``creator`` the hub's id of who made it, ``hub_sign_in`` whether people can sign in
+    with Hugging Face, ``shared`` whether strangers can reach the app by a link that Gradio makes.
+    """
 
     home: Path
     space: str = ""
@@ -40,6 +97,12 @@ class Settings:
     preload: tuple[str, ...] = ()
     sync_repo: str = ""
     pause_minutes: int = 0
+    operators: tuple[str, ...] = ()
+    password: str = field(default="", repr=False)
+    hub_sign_in: bool = False
+    creator: str = ""
+    shared: bool = False
+    limits: Limits = Limits()
 
     @property
     def is_space(self) -> bool:
@@ -53,6 +116,10 @@ class Settings:
     def runs(self) -> Path:
         return self.home / "runs"
 
+    @property
+    def uploads(self) -> Path:
+        return self.home / "uploads"
+
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ) -> Settings:
         space = environ.get("SPACE_ID", "")
@@ -64,10 +131,27 @@ class Settings:
             space=space,
             disk=Path(disk) if disk else None,
             bundled=Path(bundled) if bundled else None,
-            preload=tuple(name.strip() for name in environ.get("QLORA_DEMO_PRELOAD", "").split(",") if name.strip()),
+            preload=_names(environ.get("QLORA_DEMO_PRELOAD", "")),
             sync_repo=environ.get("QLORA_DEMO_SYNC_REPO", "").strip(),
             pause_minutes=_minutes(environ.get("QLORA_DEMO_PAUSE_MINUTES", "")),
+            operators=_names(environ.get("QLORA_DEMO_OPERATORS", "")),
+            password=_password(environ.get("QLORA_DEMO_PASSWORD", "")),
+            # Elsewhere Gradio signs everyone in as whoever is logged in on the machine.
+            hub_sign_in=bool(space) and environ.get("SYSTEM") == "spaces" and all(map(environ.get, _OAUTH)),
+            creator=environ.get("SPACE_CREATOR_USER_ID", ""),
+            shared=environ.get("GRADIO_SHARE", "").lower() == "true",
+            limits=Limits.from_environment(environ),
         )
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _password(text: str) -> str:
+    if text and len(text) < _SHORTEST_PASSWORD:
+        raise ConfigError("QLORA_DEMO_PASSWORD", f"has {len(text)} characters; give at least {_SHORTEST_PASSWORD}")
+    return text
 
 
 def _home(named: str, disk: Path | None) -> Path:
@@ -107,8 +191,17 @@ def _usable(home: Path, variable: str) -> Path:
     return home
 
 
+def trust_proxies(settings: Settings) -> None:
+    """On a Space, have uvicorn take a visitor's address from the Space's own proxies.  Call before it starts."""
+    if settings.is_space:
+        os.environ.setdefault("FORWARDED_ALLOW_IPS", _PRIVATE_NETWORKS)
+
+
 def quiet_libraries() -> None:
     """No telemetry leaves, and third-party progress bars stay out of our logs.  Call before importing them."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+    # Gradio sums up its last 10,000 calls after each one, for a page that is not offered.
+    os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "1")
+    os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", str(2**31))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")

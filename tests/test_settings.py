@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from uvicorn.middleware.proxy_headers import _TrustedHosts
 
 from qlora_demo.catalog import SMOLLM2, bundled_path, is_fetched
 from qlora_demo.errors import ConfigError
-from qlora_demo.settings import Settings, quiet_libraries
+from qlora_demo.settings import Limits, Settings, quiet_libraries, trust_proxies, variable
 
 
 @pytest.fixture
@@ -127,3 +129,56 @@ def test_what_a_person_has_set_for_the_libraries_is_kept(monkeypatch: pytest.Mon
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "true")
     quiet_libraries()
     assert os.environ["TOKENIZERS_PARALLELISM"] == "true"
+
+
+def test_roles_are_read_from_the_environment(tmp_path: Path) -> None:
+    environ = {"QLORA_DEMO_HOME": str(tmp_path), "QLORA_DEMO_OPERATORS": " ada, ,Grace ", "GRADIO_SHARE": "True"}
+    settings = Settings.from_environment(environ | {"QLORA_DEMO_PASSWORD": "correct horse"})
+    assert (settings.operators, settings.password, settings.shared) == (("ada", "Grace"), "correct horse", True)
+    assert "correct horse" not in repr(settings)
+
+
+def test_a_short_password_is_refused_without_being_told(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^QLORA_DEMO_PASSWORD: has 7 characters; give at least 8$"):
+        Settings.from_environment({"QLORA_DEMO_HOME": str(tmp_path), "QLORA_DEMO_PASSWORD": "secret7"})
+
+
+OAUTH = dict.fromkeys(("OAUTH_CLIENT_ID", "OAUTH_CLIENT_SECRET", "OAUTH_SCOPES", "OPENID_PROVIDER_URL"), "x")
+
+
+@pytest.mark.parametrize(
+    ("environ", "can"),
+    [
+        (OAUTH | {"SPACE_ID": "me/demo", "SYSTEM": "spaces"}, True),
+        (OAUTH | {"SPACE_ID": "me/demo"}, False),
+        (OAUTH | {"SYSTEM": "spaces"}, False),
+        (OAUTH | {"SPACE_ID": "me/demo", "SYSTEM": "spaces", "OAUTH_CLIENT_SECRET": ""}, False),
+    ],
+)
+def test_hub_sign_in_is_only_where_gradio_does_not_pretend(tmp_path: Path, environ: dict[str, str], can: bool) -> None:
+    assert Settings.from_environment(environ | {"QLORA_DEMO_HOME": str(tmp_path)}).hub_sign_in is can
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "1.5", "many", "²", "1e3"])
+def test_a_limit_that_is_no_number_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"^QLORA_DEMO_QUEUE_LENGTH: .* is not allowed; give a whole number >= 1$"):
+        Limits.from_environment({"QLORA_DEMO_QUEUE_LENGTH": text})
+
+
+def test_each_limit_has_its_variable_and_the_readme_lists_it_with_its_default() -> None:
+    given = Limits.from_environment({variable(limit.name): "7" for limit in fields(Limits)})
+    assert {getattr(given, limit.name) for limit in fields(Limits)} == {7}
+    readme = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
+    for limit in fields(Limits):
+        assert f"| `{variable(limit.name)}` | {limit.default} | {limit.metadata['meaning']} |" in readme
+
+
+def test_a_space_s_own_proxies_are_trusted_and_nobody_else_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORWARDED_ALLOW_IPS", "")
+    monkeypatch.delenv("FORWARDED_ALLOW_IPS")
+    trust_proxies(Settings(tmp_path))
+    assert "FORWARDED_ALLOW_IPS" not in os.environ
+    trust_proxies(Settings(tmp_path, space="me/demo"))
+    trusted = _TrustedHosts(os.environ["FORWARDED_ALLOW_IPS"])
+    for forged in ("", "1.2.3.4, ", "10.1.1.1, "):
+        assert trusted.get_trusted_client_address(f"{forged}8.8.8.8, 10.0.0.7")[0] == "8.8.8.8"

@@ -13,9 +13,12 @@ from typing import Any
 import gradio as gr
 
 from .. import columns as grammar
+from .. import visiting
+from ..access import Visitor
 from ..answers import kept
 from ..config import GenerationSettings
 from ..errors import ConfigError, DemoError, RunError
+from ..halt import Halt
 from ..records import AnswerRequest
 from ..reporting import keep_conversation
 from ..runs import RunStore
@@ -23,6 +26,7 @@ from ..services import Services
 from ..votes import NewComparison
 from . import controls
 from . import render_answers as show
+from .gate import visitor_of
 from .talk import Stops, Talk, conversation, copied, cut_before, messages, settle, take_back, with_prompt
 
 SLOTS = range(grammar.MOST)
@@ -124,13 +128,16 @@ class Chat:
             *self.draw(Talk()),
         ]
 
-    def place(self, run: str | None, names: list[str]) -> list[Any]:
+    def place(self, run: str | None, names: list[str], request: gr.Request) -> list[Any]:
         """The placement of the chosen columns, and as many slots as there are columns."""
         slots = [gr.Column(visible=at < len(names)) for at in SLOTS]
         if not run or not names:
             return ["", *slots]
         try:
-            return [show.placement(self.services.plan(grammar.parse_all(names, run))), *slots]
+            columns = grammar.parse_all(names, run)
+            if self._asker(request).role == "visitor":
+                visiting.finished_only(self.services.runs, columns)
+            return [show.placement(self.services.plan(columns)), *slots]
         except DemoError as exc:
             return [show.problem(str(exc)), *slots]
 
@@ -141,9 +148,11 @@ class Chat:
         return show.difference(talk.answers[left], talk.answers[right])
 
     def draw(self, talk: Talk, waiting: str = "loads with the first prompt") -> list[Any]:
-        """The talk, every slot's head, conversation and foot, the vote's buttons, the bars, what can be compared."""
+        """The talk, the place in the queue, every slot's head, conversation and foot, the vote's buttons, the bars,
+        what can be compared."""
         return [
             talk,
+            "",
             *self.draw_slots(talk, waiting),
             *_vote_buttons(talk),
             show.latency(talk.answers, talk.blind),
@@ -173,17 +182,22 @@ class Chat:
         self, talk: Talk, before: Talk, settings: GenerationSettings, order: Any, request: gr.Request
     ) -> Iterator[list[Any]]:
         """Draw the talk as its columns answer; what was said `before` stands again where none does."""
+        asker = self._asker(request)
         asked = tuple(column for column in talk.columns if column.name in talk.asked)
         conversations = {column.name: conversation(talk, column.name) for column in asked}
+        if asker.role == "visitor":
+            visiting.finished_only(self.services.runs, asked)
+            visiting.short_enough(self.services.settings.limits, settings, list(conversations.values()))
         halt = self.stops.new(_visitor(request))
-        rest = [gr.skip()] * (len(self.draw(talk)) - 1 - len(self.draw_slots(talk, "")))
         try:
-            yield self.draw(talk)
-            for progress in self.services.engine().load(asked, halt):
-                yield [gr.skip(), *self.draw_slots(talk, progress.text), *rest]
-            for answers in self.services.engine().answer(AnswerRequest(asked, conversations, settings, order), halt):
-                talk.answers |= {one.column: one for one in answers}
-                yield [gr.skip(), *self.draw_slots(talk, ""), *rest]
+            with self.services.waiting.turn(asker, halt) as places:
+                yield self.draw(talk)
+                for place in places:
+                    yield [gr.skip(), show.queued(place), *[gr.skip()] * (len(self.draw(talk)) - 2)]
+                if not halt.is_set():
+                    if asker.role == "visitor":
+                        visiting.evicts_nothing(self.services, asked)
+                    yield from self._stream(talk, AnswerRequest(asked, conversations, settings, order), halt)
         except DemoError:
             yield self.draw(before)
             raise
@@ -192,6 +206,18 @@ class Chat:
             self.stops.done(_visitor(request))
             settle(talk)
         yield self.draw(self._kept(talk, settings) if _answered(talk) else before)
+
+    def _stream(self, talk: Talk, request: AnswerRequest, halt: Halt) -> Iterator[list[Any]]:
+        """Load what is asked, then answer; both are seen as they go."""
+        rest = [gr.skip()] * (len(self.draw(talk)) - 2 - len(self.draw_slots(talk, "")))
+        for progress in self.services.engine().load(request.columns, halt):
+            yield [gr.skip(), "", *self.draw_slots(talk, progress.text), *rest]
+        for answers in self.services.engine().answer(request, halt):
+            talk.answers |= {one.column: one for one in answers}
+            yield [gr.skip(), "", *self.draw_slots(talk, ""), *rest]
+
+    def _asker(self, request: gr.Request) -> Visitor:
+        return visitor_of(self.services.access, request)
 
     def _kept(self, talk: Talk, settings: GenerationSettings) -> Talk:
         """A blind talk whose comparison is stored, to be voted on; one that has failed columns is shown as it is."""

@@ -21,43 +21,45 @@ from ..votes import ALL_BAD, TIE
 from . import controls, render
 from . import render_answers as show
 from .chat import SLOTS, Chat, new_seed
+from .gate import Gate
 from .talk import Talk
-from .told import QUIET, told
 
-_BUSY: dict[str, Any] = {**QUIET, "concurrency_id": "answers", "concurrency_limit": 8, "trigger_mode": "multiple"}
-"""A click right after Clear must not be dropped: the page still waits for the last answer, `Stops` decides."""
+_BUSY: dict[str, Any] = {
+    "counted": True,
+    "concurrency_id": "answers",
+    "concurrency_limit": None,
+    "trigger_mode": "multiple",
+}
+"""A click right after Clear must not be dropped: the page still waits for the last answer, `Stops` decides.  Who waits
+is `waiting.Waiting`'s to say, not Gradio's."""
 
 
-def build(services: Services) -> gr.Dropdown:
+def build(services: Services, gate: Gate) -> gr.Dropdown:
     """Draw the tab and wire it; the run dropdown, for the page to refresh when the tab opens."""
     parts = _draw()
     chat = Chat(services, list(parts.sampling))
     choices = [parts.run, parts.names, parts.system, parts.blind, parts.order, parts.talk, *parts.sampling.values()]
-    drawn = [parts.talk, *parts.heads, *parts.chats, *parts.feet, *parts.votes, parts.latency, *parts.compared]
-    asking = _wire_answers(parts, chat, choices, drawn)
-    freed = parts.free.click(told(chat.release), parts.talk, drawn, **QUIET)
+    drawn = [parts.talk, parts.queued, *parts.heads, *parts.chats, *parts.feet, *parts.votes, parts.latency]
+    drawn += parts.compared
+    placing = ([parts.run, parts.names], [parts.placement, *parts.columns])
+    asking = _wire_answers(parts, chat, choices, drawn, gate)
+    freed = gate.on(parts.free.click, chat.release, parts.talk, drawn, needs="operator")
     for event in (*asking, freed):
-        event.then(told(chat.place), [parts.run, parts.names], [parts.placement, *parts.columns], **QUIET)
-    parts.stop.click(chat.halt, None, None, **QUIET)
-    parts.clear.click(chat.forget, None, drawn, cancels=asking, **QUIET)
-    parts.keep.click(told(chat.keep), parts.talk, None, **QUIET)
+        gate.on(event.then, chat.place, *placing, needs="visitor")
+    gate.on(parts.stop.click, chat.halt, needs="visitor")
+    gate.on(parts.clear.click, chat.forget, None, drawn, needs="visitor", cancels=asking)
+    gate.on(parts.keep.click, chat.keep, parts.talk, needs="operator")
     for button, choice in zip(parts.votes, [*map(str, SLOTS), TIE, ALL_BAD], strict=True):
-        button.click(_voting(chat, choice), parts.talk, drawn, **QUIET)
+        gate.on(button.click, _voting(chat, choice), parts.talk, drawn, needs="visitor", counted=True)
     left, right, shown = parts.compared
     for picked in (left, right):
-        picked.input(chat.differences, [parts.talk, left, right], shown, **QUIET)
-    for chosen in (parts.run, parts.names):
-        chosen.change(told(chat.place), [parts.run, parts.names], [parts.placement, *parts.columns], **QUIET)
-    parts.run.change(
-        told(chat.choose_run),
-        parts.run,
-        [parts.names, parts.system, parts.examples, *drawn],
-        cancels=asking,
-        **QUIET,
-    )
-    parts.examples.click(lambda sample: sample[0], parts.examples, parts.prompt, **QUIET)
-    parts.new_seed.click(new_seed, None, parts.sampling["seed"], **QUIET)
-    parts.greedy.click(lambda: 0, None, parts.sampling["temperature"], **QUIET)
+        gate.on(picked.input, chat.differences, [parts.talk, left, right], shown, needs="visitor")
+    gate.on([parts.run.change, parts.names.change], chat.place, *placing, needs="visitor")
+    told = [parts.names, parts.system, parts.examples, *drawn]
+    gate.on(parts.run.change, chat.choose_run, parts.run, told, needs="visitor", cancels=asking)
+    gate.on(parts.examples.click, lambda sample: sample[0], parts.examples, parts.prompt, needs="visitor")
+    gate.on(parts.new_seed.click, new_seed, None, parts.sampling["seed"], needs="visitor")
+    gate.on(parts.greedy.click, lambda: 0, None, parts.sampling["temperature"], needs="visitor")
     run: gr.Dropdown = parts.run
     return run
 
@@ -70,18 +72,19 @@ def runs_with_adapter(runs: RunStore, chosen: str | None) -> gr.Dropdown:
     return gr.Dropdown([(render.run_label(run), run.id) for run in ready], value=value)
 
 
-def _wire_answers(parts: SimpleNamespace, chat: Chat, choices: list[Any], drawn: list[Any]) -> list[Any]:
+def _wire_answers(parts: SimpleNamespace, chat: Chat, choices: list[Any], drawn: list[Any], gate: Gate) -> list[Any]:
     """Everything that makes columns answer; the events that Clear cancels."""
+    asked = ([parts.prompt, *choices], [parts.prompt, *drawn])
     asking = [
-        trigger(told(chat.ask), [parts.prompt, *choices], [parts.prompt, *drawn], **_BUSY)
+        gate.on(trigger, chat.ask, *asked, needs="visitor", **_BUSY)
         for trigger in (parts.send.click, parts.prompt.submit)
     ]
-    asking.append(parts.retry.click(told(chat.retry), choices, drawn, **_BUSY))
+    asking.append(gate.on(parts.retry.click, chat.retry, choices, drawn, needs="visitor", **_BUSY))
     for place in SLOTS:
         again, halt, edit = _for_place(chat, place)
-        asking.append(parts.again[place].click(again, choices, drawn, **_BUSY))
-        asking.append(parts.chats[place].edit(edit, choices, drawn, **_BUSY))
-        parts.halts[place].click(halt, parts.talk, None, **QUIET)
+        asking.append(gate.on(parts.again[place].click, again, choices, drawn, needs="visitor", **_BUSY))
+        asking.append(gate.on(parts.chats[place].edit, edit, choices, drawn, needs="visitor", **_BUSY))
+        gate.on(parts.halts[place].click, halt, parts.talk, needs="visitor")
     return asking
 
 
@@ -96,14 +99,14 @@ def _for_place(chat: Chat, place: int) -> tuple[Any, Any, Any]:
         message = data.index if isinstance(data.index, int) else data.index[0]
         yield from chat.edit(place, message, str(data.value), request, *choices)
 
-    return told(again), halt, told(edit)
+    return again, halt, edit
 
 
 def _voting(chat: Chat, choice: str) -> Any:
     def vote(talk: Talk) -> list[Any]:
         return chat.vote(choice, talk)
 
-    return told(vote)
+    return vote
 
 
 def _draw() -> SimpleNamespace:
@@ -130,6 +133,7 @@ def _draw() -> SimpleNamespace:
     _draw_columns(parts)
     _draw_votes(parts)
     _draw_prompt(parts)
+    parts.queued = gr.HTML(elem_id="place-in-queue")
     parts.latency = gr.HTML(elem_id="latency")
     with gr.Accordion("Differences", open=True), gr.Row():
         left = gr.Dropdown([], label="Left", elem_id="left", interactive=True, scale=1)

@@ -11,10 +11,10 @@ import gradio as gr
 from ..config import TrainConfig
 from ..presets import PRESETS, apply_preset
 from . import controls
-from .told import QUIET, told
+from .gate import Gate
 
 
-def build(chosen: controls.Controls) -> gr.HTML:
+def build(chosen: controls.Controls, gate: Gate) -> gr.HTML:
     """Draw the panel and wire it to the form; the place for the form as a command."""
     names, inputs = list(chosen), list(chosen.values())
     with gr.Accordion("Presets and sharing", open=False):
@@ -37,7 +37,7 @@ def build(chosen: controls.Controls) -> gr.HTML:
     def read(path: str) -> list[Any]:
         return controls.fill(TrainConfig.from_file(Path(path)), names)
 
-    preset.input(told(use), [preset, *inputs], inputs, **QUIET)
-    save.click(told(keep), inputs, file, **QUIET)
-    load.upload(told(read), load, inputs, **QUIET)
+    gate.on(preset.input, use, [preset, *inputs], inputs, needs="operator")
+    gate.on(save.click, keep, inputs, file, needs="operator")
+    gate.on(load.upload, read, load, inputs, needs="operator")
     return command

@@ -13,7 +13,7 @@ from ..halt import Halt
 from ..services import Services
 from . import controls
 from . import render_training as show
-from .told import QUIET, told
+from .gate import Gate
 
 
 def draw() -> SimpleNamespace:
@@ -22,7 +22,7 @@ def draw() -> SimpleNamespace:
     return SimpleNamespace(button=button, found=gr.HTML(elem_id="preflight"))
 
 
-def wire(services: Services, parts: SimpleNamespace, chosen: controls.Controls) -> None:
+def wire(services: Services, parts: SimpleNamespace, chosen: controls.Controls, gate: Gate) -> None:
     """Have the button read the data that the form names."""
 
     def check(*values: Any) -> Iterator[str]:
@@ -36,4 +36,4 @@ def wire(services: Services, parts: SimpleNamespace, chosen: controls.Controls) 
             halt.set()
         yield show.preflight(result)
 
-    parts.button.click(told(check), list(chosen.values()), parts.found, **QUIET)
+    gate.on(parts.button.click, check, list(chosen.values()), parts.found, needs="operator")

@@ -5,7 +5,7 @@ Work runs as a job beside the page: closing the tab leaves it running, and what 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal, get_args
@@ -25,13 +25,13 @@ from ..reporting import gather
 from ..services import Services
 from . import render_results as show
 from .chat import OWN_COLUMNS, column_choices, examples, needed_run
-from .told import QUIET, told
+from .gate import Gate, visitor_of
 
 _POLL_SECONDS = 2
 _WHICH = ["all", "best", "worst", "most changed"]
 
 
-def build(services: Services) -> gr.Dropdown:
+def build(services: Services, gate: Gate) -> gr.Dropdown:
     """Draw the tab and wire it; the run dropdown, for the page to refresh when the tab opens."""
     parts = _draw()
     judge = Judge(services)
@@ -39,17 +39,24 @@ def build(services: Services) -> gr.Dropdown:
     drawn += [parts.prompts_table, parts.votes, parts.exported, parts.seen]
     where = [parts.run, parts.split, parts.which, parts.page, parts.prompts_page, parts.seen]
     chosen = [parts.run, parts.names]
-    _begin(parts.evaluate, judge.evaluate, [*chosen, parts.limit], parts.job)
-    _begin(parts.faithful, judge.fidelity, [parts.run, parts.limit], parts.job)
-    _begin(parts.ask, judge.ask, [*chosen, parts.prompts, parts.prompts_file], parts.job)
-    _begin(parts.export, judge.export, [parts.run, parts.what, parts.onto], parts.job)
-    _begin(parts.push, judge.push, [parts.run, parts.what, parts.onto, parts.repo, parts.token], parts.job)
-    parts.stop.click(services.jobs.stop, None, None, **QUIET)
-    gr.Timer(_POLL_SECONDS).tick(judge.poll, where, drawn, concurrency_limit=None, **QUIET)
+    export = [parts.run, parts.what, parts.onto]
+    for button, begin, inputs in (
+        (parts.evaluate, judge.evaluate, [*chosen, parts.limit]),
+        (parts.faithful, judge.fidelity, [parts.run, parts.limit]),
+        (parts.ask, judge.ask, [*chosen, parts.prompts, parts.prompts_file]),
+        (parts.export, judge.export, export),
+    ):
+        gate.on(button.click, begin, inputs, parts.job, needs="operator")
+    gate.on(
+        parts.push.click, judge.push, [*export, parts.repo, parts.token], [parts.job, parts.token], needs="operator"
+    )
+    gate.on(parts.stop.click, services.jobs.stop, needs="operator")
+    gate.on(gr.Timer(_POLL_SECONDS).tick, judge.poll, where, drawn, needs="visitor", concurrency_limit=None)
     for control in (parts.run, parts.split, parts.which, parts.page, parts.prompts_page):
-        control.change(judge.redraw, where, drawn, **QUIET)
-    parts.run.change(judge.columns, parts.run, parts.names, **QUIET)
-    parts.report.click(told(judge.report), parts.run, parts.files, api_visibility="private")
+        gate.on(control.change, judge.redraw, where, drawn, needs="visitor")
+    gate.on(parts.run.change, judge.columns, parts.run, parts.names, needs="visitor")
+    gate.on(parts.report.click, judge.report, parts.run, parts.files, needs="operator", show_progress="full")
+    gate.guard(parts.prompts, parts.prompts_file, parts.what, parts.onto, parts.repo, parts.token)
     run: gr.Dropdown = parts.run
     return run
 
@@ -90,11 +97,16 @@ class Judge:
         request = ExportRequest(needed_run(run), what, onto or None)
         return self._start("export", run, lambda halt: self.services.engine().export(request, halt))
 
-    def push(self, run: str | None, what: ExportKind, onto: MergeBase | Literal[""], repo: str, token: str) -> str:
-        """Send what was exported to the hub."""
+    def push(
+        self, request: gr.Request, run: str | None, what: ExportKind, onto: MergeBase | Literal[""], *where: str
+    ) -> list[str]:
+        """Send what was exported to a repository of the hub, with the token given, else that of who is signed in, else
+        HF_TOKEN; the page's token box is emptied."""
+        repo, typed = where
+        token = typed or visitor_of(self.services.access, request).token or os.environ.get("HF_TOKEN", "")
         found = self.services.runs.get(needed_run(run))
         folder = export_folder(found, what, base_for(found, what, onto or None))
-        return self._start("push", run, lambda halt: push(self.services.hub, folder, repo, token))
+        return [self._start("push", run, lambda halt: push(self.services.hub, folder, repo, token)), ""]
 
     def report(self, run: str | None) -> list[str]:
         """Write the report beside the run; the files to download."""
@@ -144,10 +156,6 @@ class Judge:
         folder = self.services.runs.path(run) / "results"
         stamps = [path.stat().st_mtime_ns for path in sorted(folder.glob("*.json"))] if folder.is_dir() else []
         return [run, split, which, page, prompts_page, self.services.votes.count(run), *stamps]
-
-
-def _begin(button: gr.Button, work: Callable[..., str], inputs: list[Any], job: gr.HTML) -> None:
-    button.click(told(work), inputs, job, **QUIET)
 
 
 def _limit(value: float | None) -> int | None:
@@ -231,5 +239,11 @@ def _draw_export(parts: SimpleNamespace) -> None:
     parts.exported = gr.HTML(elem_id="exported")
     with gr.Row():
         parts.repo = gr.Textbox(label="Hub repository", placeholder="you/your-model", elem_id="repo")
-        parts.token = gr.Textbox(label="Hub token", type="password", info="used once, never kept", elem_id="token")
+        parts.token = gr.Textbox(
+            label="Hub token",
+            type="password",
+            info="used once, never kept; empty: that of who is signed in with Hugging Face, or HF_TOKEN",
+            elem_id="token",
+            html_attributes=gr.InputHTMLAttributes(autocomplete="off"),
+        )
         parts.push = gr.Button("Push to the hub", elem_id="push")

@@ -17,22 +17,23 @@ from ..runs import Run
 from ..services import Services
 from . import render_explain as show
 from .chat import needed_run
+from .gate import Gate
 from .render_training import problem
-from .told import QUIET, told
 
 _SIZE = 4096
 
 
-def build(services: Services) -> SimpleNamespace:
+def build(services: Services, gate: Gate) -> SimpleNamespace:
     """Draw the tab and wire it: ``run`` for the page to refresh, ``open`` and its parts for when the tab opens."""
     parts, explain = _draw(), Explain(services)
     found = [parts.nf4, parts.bits, parts.one_pass]
-    parts.r.change(explain.size, parts.r, parts.size, **QUIET)
-    parts.run.change(told(explain.layers), parts.run, [parts.layer, parts.merging], **QUIET)
-    parts.show.click(told(explain.layer), [parts.run, parts.layer], [parts.spectrum, *found], api_visibility="private")
+    gate.on(parts.r.change, explain.size, parts.r, parts.size, needs="visitor")
+    gate.on(parts.run.change, explain.layers, parts.run, [parts.layer, parts.merging], needs="visitor")
+    look = ([parts.run, parts.layer], [parts.spectrum, *found])
+    gate.on(parts.show.click, explain.layer, *look, needs="visitor", counted=True, show_progress="full")
     ledger = [parts.shape, parts.method, parts.card]
     for control in ledger:
-        control.change(explain.ledger, ledger, parts.ledger, **QUIET)
+        gate.on(control.change, explain.ledger, ledger, parts.ledger, needs="visitor")
     opening = [parts.r, *ledger]
     return SimpleNamespace(run=parts.run, open=explain.open, inputs=opening, outputs=[parts.size, parts.ledger])
 

@@ -12,17 +12,19 @@ from ..errors import RunError
 from ..services import Services
 from . import render
 from . import render_training as show
-from .told import QUIET, told
+from .gate import Gate
 
 _MOST = 6
 
 
-def build(services: Services) -> SimpleNamespace:
+def build(services: Services, gate: Gate) -> SimpleNamespace:
     """Draw the panel and wire it; ``refresh`` brings ``drawn`` up to date where something changed."""
     parts = _draw()
     panel = History(services)
-    parts.chosen.change(told(panel.compare), parts.chosen, [parts.compared, parts.note, parts.tags], **QUIET)
-    parts.save.click(told(panel.annotate), [parts.chosen, parts.note, parts.tags], parts.seen, **QUIET)
+    noted = [parts.note, parts.tags]
+    gate.on(parts.chosen.change, panel.compare, parts.chosen, [parts.compared, *noted], needs="visitor")
+    gate.on(parts.save.click, panel.annotate, [parts.chosen, *noted], parts.seen, needs="operator")
+    gate.guard(*noted)
     drawn = [parts.table, parts.chosen, parts.compared, parts.seen]
     return SimpleNamespace(refresh=panel.refresh, read=[parts.seen, parts.chosen], drawn=drawn, chosen=parts.chosen)
 

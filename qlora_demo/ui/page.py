@@ -5,17 +5,24 @@ from __future__ import annotations
 from typing import Any
 
 import gradio as gr
+from starlette.middleware import Middleware
 
 from .. import __version__
 from ..background import begin
 from ..gpu import device_info
 from ..services import Services
+from ..settings import trust_proxies
 from ..status import AppStatus
-from . import chat_tab, evaluate_tab, explain_tab, render, train_tab
+from . import account, chat_tab, evaluate_tab, explain_tab, render, train_tab
+from .door import Door, role_needed
+from .gate import Gate
 from .healthz import healthz
-from .told import QUIET
 
 TITLE = "QLoRA demo"
+_SESSIONS = 1000
+"""Pages whose conversations are kept; beyond, the one that was used longest ago is forgotten."""
+_THREADS = 40
+"""For handlers, beside those that wait for an answer."""
 CSS = """
 .status {display:flex; flex-wrap:wrap; gap:.25rem 1.25rem; font-size:.85rem; opacity:.85}
 .bar {height:8px; border-radius:4px; background:var(--border-color-primary); overflow:hidden; margin:.3rem 0}
@@ -54,29 +61,37 @@ mark.gone {background:#fecaca; color:#7f1d1d} mark.new {background:#bbf7d0; colo
   #answers > div {min-width:86% !important; scroll-snap-align:start} .foot {min-height:0}
 }
 #stop {align-self:end; max-height:3rem}
+.account {display:flex; flex-wrap:wrap; gap:.4rem 1.2rem; align-items:center; font-size:.9rem}
+.account form {display:flex; gap:.5rem; margin:0} .disabled-why {font-size:.9rem; opacity:.85; margin:.2rem 0}
+.account input, .account button {border:1px solid var(--border-color-primary); border-radius:4px; padding:.2rem .6rem}
 """
 
 
 def build_page(services: Services, status: AppStatus) -> gr.Blocks:
     """The whole page over the services it is handed; nothing is loaded until it is asked for."""
     page: gr.Blocks
+    gate = Gate(services.access)
+    hub_button = account.hub_button(services.access)
     with gr.Blocks(title=TITLE, delete_cache=(3600, 3600)) as page:
         gr.Markdown(f"# {TITLE}\nTrain a LoRA adapter on a 4-bit model, then judge it beside its base and its merge.")
+        account.build(gate, page, hub_button)
         line = gr.HTML(elem_id="status")
         with gr.Accordion("What was found at the start", open=False, elem_id="found-at-start"):
             found_at_start = gr.HTML()
         with gr.Tabs() as tabs:
             with gr.Tab("Train", id="train"):
-                train_tab.build(services, page)
+                account.explain(gate)
+                train_tab.build(services, page, gate)
             with gr.Tab("Chat", id="chat") as chat:
-                untrained = [_train_first(tabs)]
-                run = chat_tab.build(services)
+                untrained = [_train_first(tabs, gate)]
+                run = chat_tab.build(services, gate)
             with gr.Tab("Evaluate", id="evaluate") as judge:
-                untrained.append(_train_first(tabs))
-                judged = evaluate_tab.build(services)
+                account.explain(gate)
+                untrained.append(_train_first(tabs, gate))
+                judged = evaluate_tab.build(services, gate)
             with gr.Tab("Explain", id="explain") as explained:
-                untrained.append(_train_first(tabs))
-                explain = explain_tab.build(services)
+                untrained.append(_train_first(tabs, gate))
+                explain = explain_tab.build(services, gate)
 
         def where() -> str:
             return render.status_line(device_info(), services.lease.holder(), status.notes())
@@ -85,37 +100,54 @@ def build_page(services: Services, status: AppStatus) -> gr.Blocks:
             found = chat_tab.runs_with_adapter(services.runs, chosen)
             return [found, gr.Button(visible=not found.choices)]
 
-        gr.Timer(5).tick(where, None, line, concurrency_limit=None, **QUIET)
-        page.load(where, None, line, **QUIET)
-        page.load(lambda: render.found_at_start(status.found), None, found_at_start, **QUIET)
-        explained.select(explain.open, explain.inputs, explain.outputs, **QUIET)
+        gate.on(gr.Timer(5).tick, where, None, line, needs="visitor", concurrency_limit=None)
+        gate.on(page.load, where, None, line, needs="visitor")
+        gate.on(page.load, lambda: render.found_at_start(status.found), None, found_at_start, needs="visitor")
+        gate.on(explained.select, explain.open, explain.inputs, explain.outputs, needs="visitor")
         for tab, dropdown, first in zip((chat, judge, explained), (run, judged, explain.run), untrained, strict=True):
             if tab is not explained:  # which reads the model when it is opened, and not before
-                page.load(refresh, dropdown, [dropdown, first], **QUIET)
-            tab.select(refresh, dropdown, [dropdown, first], **QUIET)
+                gate.on(page.load, refresh, dropdown, [dropdown, first], needs="visitor")
+            gate.on(tab.select, refresh, dropdown, [dropdown, first], needs="visitor")
         gr.Markdown(f"<small>qlora-demo {__version__}</small>")
+        gate.close(page)
     return page
 
 
-def _train_first(tabs: gr.Tabs) -> gr.Button:
+def _train_first(tabs: gr.Tabs, gate: Gate) -> gr.Button:
     """What leads on where there is no run yet."""
     button = gr.Button("No run is finished yet: train one", variant="primary", visible=False)
-    button.click(lambda: gr.Tabs(selected="train"), None, tabs, **QUIET)
+    gate.on(button.click, lambda: gr.Tabs(selected="train"), None, tabs, needs="visitor")
     return button
 
 
 def launch(services: Services, host: str | None, port: int | None) -> None:
     """Answer until interrupted; the bundled model is fetched in the background where it is missing."""
     status = AppStatus()
-    page = build_page(services, status)
+    page = open_page(services, status, host, port)
     begin(services, status)
+    page.block_thread()
+
+
+def open_page(services: Services, status: AppStatus, host: str | None, port: int | None) -> gr.Blocks:
+    """Begin to answer, behind the door; returns at once."""
+    limits = services.settings.limits
+    page = build_page(services, status)
+    trust_proxies(services.settings)
     page.launch(
         server_name=host,
         server_port=port,
         css=CSS,
         theme=gr.themes.Default(primary_hue="amber"),
         footer_links=[],
-        max_file_size="200mb",
+        max_file_size=f"{limits.upload_mb}mb",
+        run_history=False,
         ssr_mode=False,
-        app_kwargs={"routes": [healthz(services)]},
+        state_session_capacity=_SESSIONS,
+        max_threads=_THREADS + limits.queue_length,
+        app_kwargs={
+            "routes": [healthz(services)],
+            "middleware": [Middleware(Door, access=services.access, needs=role_needed(page))],
+        },
+        prevent_thread_lock=True,
     )
+    return page

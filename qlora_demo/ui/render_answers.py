@@ -39,6 +39,12 @@ def slot_head(talk: Talk, place: int, resident: Resident | None, waiting: str) -
     )
 
 
+def queued(place: int) -> str:
+    """Where somebody stands who waits for an answer; told to screen readers as it changes."""
+    before = "you are next" if place == 1 else f"{place - 1} before you"
+    return f'<p class="queued" role="status">Place {place} in the queue: {before}.</p>'
+
+
 def slot_foot(answer: Answer | None, blind: bool) -> str:
     """What the answer cost, how it ended, what answered; in blind mode only whether it has ended."""
     if answer is None:

@@ -21,7 +21,7 @@ from ..runs import Run, RunStore
 from ..services import Services
 from . import controls, render
 from . import render_training as show
-from .told import QUIET, told
+from .gate import Gate, visitor_of
 
 _PLOT_POINTS = 400
 _PLOT_STEPS = 20
@@ -65,13 +65,14 @@ def draw() -> dict[str, Any]:
     return shown
 
 
-def wire(services: Services, chosen: controls.Controls, shown: dict[str, Any], page: gr.Blocks) -> None:
+def wire(services: Services, chosen: controls.Controls, shown: dict[str, Any], page: gr.Blocks, gate: Gate) -> None:
     """Have the components follow the chosen run."""
     read = [shown["run"], shown["seen"]]
     written = [shown[name] for name in WRITTEN]
 
-    def look(run_id: str | None, seen: dict[str, Any]) -> list[Any]:
-        _drop_refused(services.runs, run_id)
+    def look(run_id: str | None, seen: dict[str, Any], request: gr.Request) -> list[Any]:
+        if visitor_of(services.access, request).role == "operator":
+            _drop_refused(services.runs, run_id)
         return poll(services, run_id, seen)
 
     def stop(run_id: str | None) -> None:
@@ -88,15 +89,17 @@ def wire(services: Services, chosen: controls.Controls, shown: dict[str, Any], p
     def reuse(run_id: str | None) -> list[Any]:
         return controls.fill(services.runs.get(_named(run_id)).config, list(chosen))
 
-    shown["stop"].click(told(stop), shown["run"], None, **QUIET)
-    shown["resume"].click(told(resume), shown["run"], written, **QUIET)
-    shown["delete"].click(told(delete), shown["run"], written, **QUIET)
-    shown["reuse"].click(told(reuse), shown["run"], list(chosen.values()), **QUIET)
+    form = list(chosen.values())
+    gate.on(shown["stop"].click, stop, shown["run"], needs="operator")
+    gate.on(shown["resume"].click, resume, shown["run"], written, needs="operator")
+    gate.on(shown["delete"].click, delete, shown["run"], written, needs="operator")
+    gate.on(shown["reuse"].click, reuse, shown["run"], form, needs="operator")
     for place, button in enumerate(shown["lighter"]):
-        button.click(told(_lightening(services, list(chosen), place)), shown["run"], list(chosen.values()), **QUIET)
-    shown["run"].input(look, read, written, **QUIET)
-    gr.Timer(POLL_SECONDS).tick(look, read, written, concurrency_limit=None, **QUIET)
-    page.load(look, read, written, **QUIET)
+        lighten = _lightening(services, list(chosen), place)
+        gate.on(button.click, lighten, shown["run"], form, needs="operator")
+    gate.on(shown["run"].input, look, read, written, needs="visitor")
+    gate.on(gr.Timer(POLL_SECONDS).tick, look, read, written, needs="visitor", concurrency_limit=None)
+    gate.on(page.load, look, read, written, needs="visitor")
 
 
 def poll(services: Services, run_id: str | None, seen: dict[str, Any]) -> list[Any]:

@@ -1,7 +1,8 @@
-"""How listeners are wired: nothing flickers, no endpoint is offered, errors for people are shown as they are."""
+"""Errors for people are shown as they are."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import logging
@@ -11,26 +12,25 @@ from typing import Any
 import gradio as gr
 
 from .. import logs
-from ..errors import DemoError
+from ..errors import DemoError, Forbidden
 from ..visits import VISITS, each, new_request
 
-QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-"""For every listener; an endpoint can still be reached by hand, so what it may do is decided in the handler."""
 
-
-def told(handler: Callable[..., Any]) -> Callable[..., Any]:
+def told(handler: Callable[..., Any], *, visit: bool = True) -> Callable[..., Any]:
     """A handler whose `DemoError`s appear as a message and leave the page as it was.
 
-    Raising `gr.Error` instead would stamp "Error" over everything the handler might have drawn.  What the handler logs
-    bears the request's name.
+    Raising `gr.Error` instead would stamp "Error" over everything the handler might have drawn; that is right only for
+    who may not use the handler at all.  What the handler logs bears the request's name; ``visit``: a person asked for
+    it, not a page by itself.
     """
     name = getattr(handler, "__qualname__", "handler")
+    going = VISITS.one if visit else contextlib.nullcontext
     if inspect.isgeneratorfunction(handler):
 
         @functools.wraps(handler)
         def generator(*args: Any, **kwargs: Any) -> Iterator[Any]:
             request = new_request()
-            with VISITS.one():
+            with going():
                 try:
                     yield from each(handler(*args, **kwargs), request)
                 except DemoError as exc:
@@ -41,7 +41,7 @@ def told(handler: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(handler)
     def function(*args: Any, **kwargs: Any) -> Any:
-        with VISITS.one(), logs.of(request=new_request()):
+        with going(), logs.of(request=new_request()):
             try:
                 return handler(*args, **kwargs)
             except DemoError as exc:
@@ -52,5 +52,7 @@ def told(handler: Callable[..., Any]) -> Callable[..., Any]:
 
 def _shown(name: str, exc: DemoError) -> Any:
     logs.event("request.refused", logging.WARNING, handler=name, error=type(exc).__name__)
+    if isinstance(exc, Forbidden):
+        raise gr.Error(str(exc), duration=20, print_exception=False) from exc
     gr.Warning(str(exc), duration=20, title="Not done")
     return gr.skip()

@@ -21,27 +21,28 @@ from ..runs import Run
 from ..services import Services
 from . import config_panel, controls, data_panel, history_panel, run_panel
 from . import render_training as show
-from .told import QUIET, told
+from .gate import Gate, visitor_of
 
 _GROUPS = ("Model", "Data", "Method", "Schedule")
 
 
-def build(services: Services, page: gr.Blocks) -> None:
+def build(services: Services, page: gr.Blocks, gate: Gate) -> None:
     """Draw the tab and wire it."""
     with gr.Row():
         with gr.Column(scale=2, min_width=360):
             buttons = _draw_start()
-            chosen = _draw_controls(services)
-            command = config_panel.build(chosen)
+            chosen = _draw_controls(services, gate)
+            command = config_panel.build(chosen, gate)
         with gr.Column(scale=3, min_width=360):
             planned = gr.HTML(elem_id="plan")
             shown = run_panel.draw()
-    history = history_panel.build(services)
-    _wire_start(services, buttons, chosen, shown, history.chosen)
-    run_panel.wire(services, chosen, shown, page)
-    _wire_plan(services, buttons.processes, chosen, [planned, command], page)
-    page.load(history.refresh, history.read, history.drawn, **QUIET)
-    gr.Timer(run_panel.POLL_SECONDS).tick(history.refresh, history.read, history.drawn, concurrency_limit=None, **QUIET)
+    history = history_panel.build(services, gate)
+    _wire_start(services, buttons, chosen, shown | {"side by side": history.chosen}, gate)
+    run_panel.wire(services, chosen, shown, page, gate)
+    _wire_plan(services, {"processes": buttons.processes, **chosen}, [planned, command], page, gate)
+    refresh = (history.refresh, history.read, history.drawn)
+    gate.on(page.load, *refresh, needs="visitor")
+    gate.on(gr.Timer(run_panel.POLL_SECONDS).tick, *refresh, needs="visitor", concurrency_limit=None)
 
 
 def _draw_start() -> SimpleNamespace:
@@ -57,7 +58,7 @@ def _wire_start(
     buttons: SimpleNamespace,
     chosen: controls.Controls,
     shown: dict[str, Any],
-    side_by_side: gr.Dropdown,
+    gate: Gate,
 ) -> None:
     written = [shown[name] for name in run_panel.WRITTEN]
 
@@ -89,54 +90,58 @@ def _wire_start(
         return [*run_panel.poll(services, names[0], {}), gr.Dropdown(choices=names, value=names)]
 
     inputs = [buttons.processes, *chosen.values()]
-    buttons.start.click(told(begin), inputs, written, **QUIET)
-    buttons.pair.click(told(begin_pair), inputs, [*written, side_by_side], **QUIET)
+    gate.on(buttons.start.click, begin, inputs, written, needs="operator")
+    gate.on(buttons.pair.click, begin_pair, inputs, [*written, shown["side by side"]], needs="operator")
 
 
-def _wire_plan(
-    services: Services, processes: gr.Number, chosen: controls.Controls, shown: list[gr.HTML], page: gr.Blocks
-) -> None:
+def _wire_plan(services: Services, form: controls.Controls, shown: list[gr.HTML], page: gr.Blocks, gate: Gate) -> None:
     """What was chosen is planned, or refused with the reason, as it is chosen; and shown as a command."""
+    names = list(form)[1:]
 
     def plan(count: float, *values: Any) -> list[str]:
         try:
-            config = controls.read(TrainConfig, list(chosen), values)
+            config = controls.read(TrainConfig, names, values)
             refuse(config, device_info().kind)
             plan = show.memory_plan(plan_training(services.settings, config))
         except DemoError as exc:
             return [show.problem(str(exc)), ""]
         return [plan, show.equivalent(config, int(count or 1))]
 
-    inputs = [processes, *chosen.values()]
-    gr.on([control.change for control in inputs], plan, inputs, shown, trigger_mode="always_last", **QUIET)
-    page.load(plan, inputs, shown, **QUIET)
+    def first(request: gr.Request, *values: Any) -> list[str]:
+        """A visitor could name any folder or hub id of a model: theirs is the plan of the defaults."""
+        operator = visitor_of(services.access, request).role == "operator"
+        return plan(*(values if operator else [1, *controls.fill(TrainConfig(), names)]))
+
+    inputs = list(form.values())
+    gate.on([control.change for control in inputs], plan, inputs, shown, needs="operator", trigger_mode="always_last")
+    gate.on(page.load, first, inputs, shown, needs="visitor")
 
 
-def _draw_controls(services: Services) -> controls.Controls:
+def _draw_controls(services: Services, gate: Gate) -> controls.Controls:
     chosen: controls.Controls = {}
     for group in _GROUPS:
         with gr.Accordion(group, open=True):
             with gr.Row():
                 chosen |= controls.draw(TrainConfig, group)
             if group == "Data":
-                _draw_upload(services, chosen["dataset"])
+                _draw_upload(services, chosen["dataset"], gate)
                 check = data_panel.draw()
     with gr.Accordion("Advanced", open=False), gr.Row():
         chosen |= controls.draw(TrainConfig, "Advanced")
-    data_panel.wire(services, check, chosen)
+    data_panel.wire(services, check, chosen, gate)
     return chosen
 
 
-def _draw_upload(services: Services, dataset: Any) -> None:
+def _draw_upload(services: Services, dataset: Any, gate: Gate) -> None:
     upload = gr.UploadButton(
         "Upload a data file", file_types=[".jsonl", ".json", ".csv", ".tsv", ".parquet"], size="sm", elem_id="upload"
     )
 
     def keep(path: str) -> str:
-        folder = services.settings.home / "uploads"
+        folder = services.settings.uploads
         folder.mkdir(parents=True, exist_ok=True)
         target = folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{Path(path).name}"
         shutil.copyfile(path, target)
         return str(target)
 
-    upload.upload(told(keep), upload, dataset, api_visibility="private")
+    gate.on(upload.upload, keep, upload, dataset, needs="operator", show_progress="full")

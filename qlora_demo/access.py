@@ -1,0 +1,153 @@
+"""Who asks, and what they may do: visitors look, chat and vote; operators do everything else.
+
+A *visitor* is an address and a page.  The address is the connection's, or what the last trusted proxy says it is; what
+a caller writes into X-Forwarded-For itself stands further left and is not read.  The page is Gradio's session hash,
+which the browser draws when the page is opened: a script can pretend to be many pages, so limits are counted by page
+(people in one room share an address), by address, and in all.
+
+An *operator* holds a session: a random name in a cookie out of scripts' reach, given for the password or for a listed
+name that the hub vouches for.  The hub's token stays with the session, in this process's memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import ipaddress
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from .errors import ConfigError, Forbidden
+from .rates import Rate
+from .settings import Settings, variable
+
+Role = Literal["visitor", "operator"]
+SESSION_SECONDS = 12 * 3600
+_MOST_SESSIONS = 100
+
+
+@dataclass(frozen=True)
+class Visitor:
+    """Who asks.  ``name`` and ``token`` are an operator's on the hub, where that is how they signed in."""
+
+    role: Role = "visitor"
+    address: str = ""
+    page: str = ""
+    name: str = ""
+    token: str = field(default="", repr=False)
+
+
+@dataclass(frozen=True)
+class HubUser:
+    """Who the hub says has signed in."""
+
+    id: str
+    name: str
+
+
+@dataclass(frozen=True)
+class _Session:
+    until: float
+    name: str = ""
+    token: str = field(default="", repr=False)
+
+
+class Access:
+    """Decides for one app.  Sessions live as long as the process, at most twelve hours."""
+
+    def __init__(self, settings: Settings, now: Callable[[], float] = time.monotonic) -> None:
+        self.settings = settings
+        self.limits = limits = settings.limits
+        self._now = now
+        self._sessions: dict[bytes, _Session] = {}
+        self._attempts = Rate(limits.sign_ins, now)
+        self._pages, self._addresses = Rate(limits.visitor_requests, now), Rate(limits.address_requests, now)
+        self._all = Rate(limits.all_requests, now)
+
+    @property
+    def open(self) -> bool:
+        """Whether everyone is an operator: on a machine of one's own where nothing else was asked for."""
+        chosen = self.settings
+        return not (chosen.is_space or chosen.shared or chosen.operators or chosen.password)
+
+    @property
+    def trouble(self) -> str:
+        """Why nobody can be an operator; empty where somebody can."""
+        chosen = self.settings
+        named = chosen.operators or chosen.creator
+        if self.open or chosen.password or (chosen.hub_sign_in and named):
+            return ""
+        why = "QLORA_DEMO_PASSWORD is not set"
+        if not chosen.hub_sign_in:
+            why += " and nobody can sign in with Hugging Face here (a Space whose README says hf_oauth: true)"
+        else:
+            why += " and QLORA_DEMO_OPERATORS names nobody"
+        return f"Training is off and nobody is an operator: {why}. Set one of them as a secret and restart."
+
+    def identify(self, address: str, session: str = "") -> Visitor:
+        """Who asks from an address, and may hold a session."""
+        place, held = _network(address), self._sessions.get(_digest(session))
+        if held is not None and held.until > self._now():
+            return Visitor("operator", place, name=held.name, token=held.token)
+        return Visitor("operator" if self.open else "visitor", place)
+
+    def require(self, visitor: Visitor, needs: Role) -> None:
+        """Raises `Forbidden` where the visitor is not what is needed."""
+        if needs == "operator" and visitor.role != "operator":
+            remedy = self.trouble or "sign in at the top of the page, or duplicate the app and use your own"
+            raise Forbidden(f"role: you are a visitor, and only operators may do this; {remedy}")
+
+    def sign_in(self, password: str, address: str) -> str:
+        """A new session for whoever knows the password; what the browser must show from then on.
+
+        Raises `TooMany` where this address tried too often, and `ConfigError` for a wrong password.
+        """
+        self._attempts.spend(_network(address), f"sign-in ({variable('sign_ins')})")
+        expected = self.settings.password
+        if not hmac.compare_digest(_digest(password), _digest(expected)) or not expected:
+            raise ConfigError("password", "it is wrong; ask whoever runs this app")
+        return self._begin(_Session(self._now() + SESSION_SECONDS))
+
+    def sign_in_from_hub(self, user: HubUser, token: str) -> str:
+        """A new session for whom the hub has signed in; empty where that is no operator."""
+        created = bool(self.settings.creator) and user.id == self.settings.creator
+        if not created and user.name.casefold() not in {name.casefold() for name in self.settings.operators}:
+            return ""
+        return self._begin(_Session(self._now() + SESSION_SECONDS, user.name, token))
+
+    def sign_out(self, session: str) -> None:
+        """Forget a session."""
+        self._sessions.pop(_digest(session), None)
+
+    def spend(self, visitor: Visitor) -> None:
+        """Count one request that costs something; raises `TooMany` beyond a visitor's, an address's or all limits."""
+        if visitor.role == "operator":
+            return
+        self._pages.spend(f"{visitor.address} {visitor.page}", f"requests ({variable('visitor_requests')})")
+        self._addresses.spend(visitor.address, f"requests from your address ({variable('address_requests')})")
+        self._all.spend("", f"requests of all visitors ({variable('all_requests')})")
+
+    def _begin(self, session: _Session) -> str:
+        name = secrets.token_urlsafe(32)
+        self._sessions = {key: held for key, held in self._sessions.items() if held.until > self._now()}
+        while len(self._sessions) >= _MOST_SESSIONS:
+            del self._sessions[next(iter(self._sessions))]
+        self._sessions[_digest(name)] = session
+        return name
+
+
+def _digest(text: str) -> bytes:
+    """Of one length whatever the text, so that comparing tells nothing; what is kept lets nobody in."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+
+
+def _network(address: str) -> str:
+    """An IPv4 address, or the /64 network of an IPv6 one: a single household has that many addresses."""
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return address[:64]
+    return str(parsed if parsed.version == 4 else ipaddress.ip_network((parsed, 64), strict=False))

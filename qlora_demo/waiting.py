@@ -1,0 +1,88 @@
+"""Who waits for an answer: one is answered at a time, operators first, then visitors in the order they came."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from .access import Visitor
+from .errors import TooMany
+from .halt import Halt
+from .settings import variable
+
+_LOOK_SECONDS = 0.5
+_numbers = itertools.count()
+
+
+@dataclass(frozen=True, order=True)
+class Ticket:
+    """A place in the queue; the least is next."""
+
+    rank: int
+    number: int
+    address: str
+
+
+class Waiting:
+    """The queue in front of the models' one thread."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self._changed = threading.Condition()
+        self._served: Ticket | None = None
+        self._tickets: list[Ticket] = []
+
+    @property
+    def waiting(self) -> int:
+        """How many have not begun yet."""
+        return len(self._tickets)
+
+    @contextmanager
+    def turn(self, visitor: Visitor, halt: Halt) -> Iterator[Iterator[int]]:
+        """A place in the queue, left at the end; inside, the places that one moves up through until it is one's turn
+        or `halt` is set.  Raises `TooMany` where the queue is full for this visitor."""
+        ticket = self._join(visitor)
+        try:
+            yield self._places(ticket, halt)
+        finally:
+            self._leave(ticket)
+
+    def _join(self, visitor: Visitor) -> Ticket:
+        ticket = Ticket(visitor.role == "visitor", next(_numbers), visitor.address)
+        with self._changed:
+            visitors = [one for one in self._tickets if one.rank]
+            same = sum(one.address == ticket.address for one in visitors)
+            if ticket.rank and (len(visitors) >= self.most or same >= max(1, self.most // 2)):
+                raise TooMany(
+                    f"queue: {len(visitors)} people wait for an answer, {same} of them from your address, and "
+                    f"{self.most} ({variable('queue_length')}) or half of it from one address is the most; "
+                    "try again in a minute"
+                )
+            self._tickets.append(ticket)
+            return ticket
+
+    def _places(self, ticket: Ticket, halt: Halt) -> Iterator[int]:
+        shown = 0
+        while not halt.is_set():
+            with self._changed:
+                place = 1 + sum(other < ticket for other in self._tickets)
+                if self._served is None and place == 1:
+                    self._tickets.remove(ticket)
+                    self._served = ticket
+                    return
+            if place != shown:
+                yield place
+                shown = place
+            with self._changed:
+                self._changed.wait(_LOOK_SECONDS)
+
+    def _leave(self, ticket: Ticket) -> None:
+        with self._changed:
+            if self._served == ticket:
+                self._served = None
+            elif ticket in self._tickets:
+                self._tickets.remove(ticket)
+            self._changed.notify_all()

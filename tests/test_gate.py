@@ -1,0 +1,87 @@
+"""Every listener of the page declares its role, and what only operators may use is out of visitors' reach."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import pytest
+
+from qlora_demo.access import Access
+from qlora_demo.compose import build_services
+from qlora_demo.settings import Settings
+from qlora_demo.status import AppStatus
+from qlora_demo.ui.gate import Gate
+from qlora_demo.ui.page import build_page
+from tests.calls import Client, quietly
+
+GUARDED = Settings(Path("/nowhere"), password="correct horse")
+
+
+def undeclared(page: gr.Blocks) -> list[str]:
+    """The page's handlers that were wired without a role."""
+    handlers = [handler for handler in page.fns.values() if handler.fn is not None and not handler.is_cancel_function]
+    return [
+        str(handler.name) for handler in handlers if getattr(handler.fn, "needs", "") not in ("visitor", "operator")
+    ]
+
+
+@pytest.mark.parametrize("changes", [{}, {"password": "correct horse"}, {"space": "me/demo", "hub_sign_in": True}])
+def test_every_listener_declares_its_role(home: Path, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    if changes.get("hub_sign_in"):
+        monkeypatch.setenv("SYSTEM", "spaces")
+        monkeypatch.setenv("SPACE_ID", "me/demo")
+        for name in ("CLIENT_ID", "CLIENT_SECRET", "SCOPES"):
+            monkeypatch.setattr(f"gradio.oauth.OAUTH_{name}", "x")
+        monkeypatch.setattr("gradio.oauth.OPENID_PROVIDER_URL", "http://127.0.0.1:1")
+    services = build_services(replace(Settings(home), **changes))
+    page = quietly(lambda: build_page(services, AppStatus()))
+    assert len(page.fns) > 80
+    assert undeclared(page) == []
+
+
+def test_a_listener_wired_past_the_gate_is_caught() -> None:
+    def begin() -> Any:
+        with gr.Blocks() as page:
+            gr.Button().click(lambda: None)
+            Gate(Access(GUARDED)).on(gr.Button().click, lambda: None, needs="visitor")
+        return page
+
+    assert undeclared(quietly(begin)) == ["<lambda>"]
+
+
+VISITORS = """
+    again ask change choose_run columns compare differences edit first forget halt layer layers ledger look new_seed
+    open open_to place poll redraw refresh retry size vote where who <lambda>
+"""
+COUNTED = "again ask edit layer retry vote"
+
+
+def test_visitors_may_use_these_handlers_and_no_others_and_those_that_cost_are_counted(home: Path) -> None:
+    services = build_services(replace(Settings(home), password="correct horse"))
+    page = quietly(lambda: build_page(services, AppStatus()))
+    every: list[Any] = [handler.fn for handler in page.fns.values()]
+    handlers = [handler for handler in every if getattr(handler, "needs", "") == "visitor"]
+    assert {handler.__name__ for handler in handlers} <= set(VISITORS.split())
+    assert {handler.__name__ for handler in handlers if handler.counted} == set(COUNTED.split())
+
+
+def test_a_handler_s_own_special_parameters_still_arrive() -> None:
+    seen: list[Any] = []
+
+    def handle(text: str, request: gr.Request, data: gr.EventData, *more: str) -> str:
+        seen.extend([text, type(request).__name__, data._data, more])
+        return text
+
+    def begin() -> Any:
+        with gr.Blocks() as page:
+            box = gr.Textbox()
+            Gate(Access(Settings(Path("/nowhere")))).on(box.submit, handle, [box, box, box], box, needs="visitor")
+        page.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True)
+        return page
+
+    with Client(str(quietly(begin).local_url)) as client:
+        client.call(0, ["a", "b", "c"], event_data={"x": 1})
+    assert seen == ["a", "Request", {"x": 1}, ("b", "c")]
