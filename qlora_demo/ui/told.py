@@ -35,7 +35,8 @@ def told(handler: Callable[..., Any], *, visit: bool = True) -> Callable[..., An
                     yield from each(handler(*args, **kwargs), request)
                 except DemoError as exc:
                     with logs.of(request=request):
-                        yield _shown(name, exc)
+                        shown = _shown(name, exc)
+                    yield shown
 
         return generator
 
