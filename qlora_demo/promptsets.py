@@ -14,10 +14,13 @@ from .config import GenerationSettings
 from .errors import DataError
 from .halt import Halt
 from .records import AnswerRequest, Column, Message, Progress, Step
+from .row_formats import check_characters
 from .services import Engine
 
 MOST = 1000
 """Prompts in one set."""
+_LARGEST = 1 << 24
+"""Bytes of their file."""
 
 
 def read_prompts(path: Path) -> list[str]:
@@ -26,6 +29,8 @@ def read_prompts(path: Path) -> list[str]:
     Raises `DataError` naming the file and the line.
     """
     try:
+        if path.stat().st_size > _LARGEST:
+            raise DataError(f"prompts: {path} is larger than {_LARGEST >> 20} MiB; give at most {MOST} prompts")
         text = path.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as exc:
         raise DataError(f"prompts: cannot read {path} ({exc}); give a UTF-8 text, CSV or JSONL file") from exc
@@ -38,6 +43,8 @@ def checked(prompts: Sequence[str], name: str) -> list[str]:
     found = [prompt.strip() for prompt in prompts if prompt.strip()]
     if not 1 <= len(found) <= MOST:
         raise DataError(f"prompts: {name} holds {len(found)}; give 1 to {MOST}, one a line")
+    for number, prompt in enumerate(found, 1):
+        check_characters(prompt, f"prompts: {name}, prompt {number}")
     return found
 
 

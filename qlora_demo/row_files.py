@@ -7,13 +7,17 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, TextIO
 
 from .errors import DataError
 from .row_formats import Row
 
-_LONGEST_CELL = 1 << 24
-_PARQUET_ROWS = 1000
+_LONGEST_ROW = 1 << 22
+"""Bytes; the longest row that is trained, 131,072 tokens, is a tenth of it."""
+_LARGEST_JSON = 1 << 28
+"""Bytes of a file that is read as a whole."""
+_PARQUET_ROWS, _PARQUET_BYTES = 1000, 1 << 26
+_TOO_LONG = f"is longer than {_LONGEST_ROW >> 20} MiB; split it"
 
 
 @dataclass(frozen=True)
@@ -45,10 +49,20 @@ def is_data_file(name: str) -> bool:
 
 def _jsonl(path: Path) -> Iterator[FoundRow]:
     with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
+        for number, line in enumerate(_lines(file), 1):
             text = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-            if text.strip():
+            if len(text) > _LONGEST_ROW:
+                yield FoundRow(f"{path}, line {number}", {}, _TOO_LONG)
+            elif text.strip():
                 yield _json_line(text, f"{path}, line {number}")
+
+
+def _lines(file: IO[bytes]) -> Iterator[bytes]:
+    """Lines; of one that is too long no more is kept than shows it."""
+    while line := file.readline(_LONGEST_ROW + 1):
+        yield line
+        while len(line) > _LONGEST_ROW and not line.endswith(b"\n"):
+            line = file.readline(_LONGEST_ROW + 1)
 
 
 def _json_line(line: bytes, where: str) -> FoundRow:
@@ -61,6 +75,8 @@ def _json_line(line: bytes, where: str) -> FoundRow:
 
 
 def _json(path: Path) -> Iterator[FoundRow]:
+    if path.stat().st_size > _LARGEST_JSON:
+        raise DataError(f"dataset: {path} is larger than {_LARGEST_JSON >> 20} MiB; save it as JSONL, one row a line")
     try:
         value = json.loads(path.read_text("utf-8-sig"))
     except (ValueError, RecursionError) as exc:
@@ -81,11 +97,13 @@ def _object(value: Any, where: str) -> FoundRow:
 
 def _table(delimiter: str) -> Callable[[Path], Iterator[FoundRow]]:
     def read(path: Path) -> Iterator[FoundRow]:
-        csv.field_size_limit(_LONGEST_CELL)
+        csv.field_size_limit(_LONGEST_ROW)
         try:
             with path.open(encoding="utf-8-sig", newline="") as file:
-                rows = csv.DictReader(file, delimiter=delimiter, strict=True)
+                pieces = _Pieces(file)
+                rows = csv.DictReader(pieces, delimiter=delimiter, strict=True)
                 for row in rows:
+                    pieces.taken = 0
                     where = f"{path}, line {rows.line_num}"
                     wrong = None in row or None in row.values()
                     cells = {str(name): value for name, value in row.items() if name is not None}
@@ -96,19 +114,44 @@ def _table(delimiter: str) -> Callable[[Path], Iterator[FoundRow]]:
     return read
 
 
+class _Pieces:
+    """A text file's lines for the csv module, which would read one row on and on, be it a file long."""
+
+    def __init__(self, file: TextIO) -> None:
+        self.file = file
+        self.taken = 0
+
+    def __iter__(self) -> Iterator[str]:
+        while line := self.file.readline(_LONGEST_ROW + 1):
+            self.taken += len(line)
+            if self.taken > _LONGEST_ROW:
+                raise csv.Error(f"a row {_TOO_LONG}")
+            yield line
+
+
 def _parquet(path: Path) -> Iterator[FoundRow]:
     import pyarrow
     import pyarrow.parquet
 
     number = 0
     try:
-        for batch in pyarrow.parquet.ParquetFile(path).iter_batches(_PARQUET_ROWS):
+        file = pyarrow.parquet.ParquetFile(path)
+        for batch in file.iter_batches(_parquet_rows(file.metadata)):
             for row in batch.to_pylist():
                 number += 1
+                if batch.nbytes > _LONGEST_ROW and len(repr(row)) > _LONGEST_ROW:
+                    raise DataError(f"dataset: {path}, row {number}: {_TOO_LONG}")
                 yield FoundRow(f"{path}, row {number}", row)
     except (pyarrow.ArrowException, ValueError) as exc:
         cause = " ".join(str(exc).split())
         raise DataError(f"dataset: {path} cannot be read ({cause[:200]}); correct the file") from exc
+
+
+def _parquet_rows(metadata: Any) -> int:
+    """Rows to unfold at once: a value may be stored once and meant by every row, and none is larger than its chunk."""
+    groups = [metadata.row_group(at) for at in range(metadata.num_row_groups)]
+    chunks = [group.column(at).total_uncompressed_size for group in groups for at in range(group.num_columns)]
+    return max(1, min(_PARQUET_ROWS, _PARQUET_BYTES // max(chunks, default=1)))
 
 
 _CELLS = "has more or fewer cells than the head; correct the line"

@@ -69,6 +69,7 @@ def to_messages(row: Row, mapping: Mapping[str, str], where: str) -> Row:
         text = row[meant["text"]]
         if not isinstance(text, str) or not text.strip():
             raise DataError(f"{where}: text is empty; remove the row or fill it")
+        check_characters(text, f"{where}: text")
         return {"text": text}
     raise DataError(f"{where}: columns {', '.join(map(str, row)) or '(none)'} are not understood; use {FORMATS}")
 
@@ -78,6 +79,14 @@ def out_of_order(messages: Iterable[Message]) -> bool:
     roles = [message["role"] for message in messages]
     rest = roles[1:] if roles[0] == "system" else roles
     return rest != ["user", "assistant"] * (len(rest) // 2)
+
+
+def check_characters(text: str, where: str) -> None:
+    """Raise `DataError` for half of a surrogate pair, which JSON can write: no file takes it and no tokenizer."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as exc:
+        raise DataError(f"{where} holds half a character ({text[exc.start]!r}); correct it") from exc
 
 
 def _chosen(meant: dict[str, str], mapping: Mapping[str, str]) -> dict[str, str]:
@@ -120,6 +129,7 @@ def _checked(turns: list[Any], where: str) -> list[Message]:
         if not isinstance(turn.get("content"), str) or not turn["content"].strip():
             what = "has no answer" if turn["role"] == "assistant" else f"has no {turn['role']} text"
             raise DataError(f"{where}, message {number}: {what}; remove the row or fill it")
+        check_characters(turn["content"], f"{where}, message {number}:")
     if not turns or turns[-1]["role"] != "assistant":
         last = turns[-1]["role"] if turns else "nothing"
         raise DataError(f"{where}: has no answer (it ends with {last}); add an assistant message")

@@ -10,11 +10,13 @@ from typing import Any
 
 import datasets
 from datasets import Dataset
+from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
 
 from .. import tickets
 from ..catalog import BUNDLED_DATASETS, TICKETS
 from ..config import LossOn, TrainConfig, column_mapping
 from ..errors import DataError
+from ..hub import is_repo_id
 from ..row_files import FoundRow, is_data_file, iter_file
 from ..row_formats import Row, to_messages
 
@@ -100,6 +102,7 @@ def training_set(rows: Iterable[Row], loss_on: LossOn) -> Dataset:
 def _read_hub(config: TrainConfig) -> Iterable[Any]:
     name = config.dataset
     try:
+        _check_hub_id(name)
         loaded: Any = datasets.load_dataset(name, config.dataset_config or None, split=config.dataset_split or None)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as exc:
         raise DataError(
@@ -112,3 +115,9 @@ def _read_hub(config: TrainConfig) -> Iterable[Any]:
         return split
     rows: Iterable[Any] = loaded["train"] if "train" in loaded else next(iter(loaded.values()))
     return rows
+
+
+def _check_hub_id(name: str) -> None:
+    """The library would also take a folder's name, or that of one of its readers, which reads what lies around here."""
+    if not is_repo_id(name) or name in _PACKAGED_DATASETS_MODULES or Path(name).exists():
+        raise ValueError(f"{name!r} is no data set's id")
