@@ -168,7 +168,7 @@ def test_prompts_that_are_no_text_or_too_many_are_refused(tmp_path: Path) -> Non
     half.write_bytes(f'{{"prompt": "a{HALF}"}}\n'.encode())
     with huge.open("wb") as file:
         file.truncate(1 << 30)
-    with pytest.raises(DataError, match="half.jsonl, prompt 1 holds half a character"):
+    with pytest.raises(DataError, match=r"half\.jsonl, prompt 1 holds half a character"):
         read_prompts(half)
-    with pytest.raises(DataError, match="huge.txt is larger than 16 MiB"):
+    with pytest.raises(DataError, match=r"huge\.txt is larger than 16 MiB"):
         read_prompts(huge)
