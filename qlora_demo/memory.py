@@ -49,7 +49,7 @@ class ModelShape:
                 vocab_size=int(config["vocab_size"]),
                 tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
             )
-        except (KeyError, TypeError, ValueError) as exc:
+        except (KeyError, TypeError, ValueError, ZeroDivisionError) as exc:
             raise ModelError(
                 f"config.json: {exc} is missing or no number; only Llama-like decoders can be planned"
             ) from exc

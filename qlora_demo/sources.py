@@ -21,6 +21,9 @@ from .settings import Settings
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 _DIGEST_BYTES = 4096
+_DAMAGED = (OSError, ValueError, TypeError, KeyError, RecursionError, struct.error)
+_LARGEST_HEADER = 100_000_000
+"""Bytes; safetensors itself reads no larger one."""
 _HUB_ERRORS = (OSError, ValueError, HfHubHTTPError, HFValidationError)
 
 
@@ -73,9 +76,12 @@ def shape_of(source: str) -> ModelShape:
         path = Path(source) / "config.json"
         path = path if path.is_file() else Path(hf_hub_download(source, "config.json"))
         config = json.loads(path.read_text("utf-8"))
-    except _HUB_ERRORS as exc:
+    except (*_HUB_ERRORS, RecursionError) as exc:
         raise not_given(source, exc) from exc
-    return ModelShape.from_config(config.get("text_config", config))
+    inner = config.get("text_config", config) if isinstance(config, dict) else None
+    if not isinstance(inner, dict):
+        raise ModelError(f"model: {path} holds no JSON object; give a folder saved by save_pretrained")
+    return ModelShape.from_config(inner)
 
 
 def planned_shape(settings: Settings, model: str) -> ModelShape:
@@ -125,7 +131,7 @@ def weights_digest(source: str) -> str:
     try:
         for path in sorted(folder.glob("*.safetensors")):
             _digest_file(path, seen)
-    except (OSError, ValueError, TypeError, KeyError, struct.error) as exc:
+    except _DAMAGED as exc:
         raise ModelError(f"model: {folder}: a safetensors file is damaged ({exc}); fetch the model again") from exc
     return seen.hexdigest()
 
@@ -136,7 +142,7 @@ def linear_layers(source: str) -> list[str]:
     try:
         headers = [_header(path) for path in sorted(Path(source).glob("*.safetensors"))]
         matrices = [name for header in headers for name, facts in header.items() if len(facts["shape"]) == 2]
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, struct.error) as exc:
+    except _DAMAGED as exc:
         raise ModelError(f"model: {source}: a safetensors file is damaged ({exc}); fetch the model again") from exc
     return [name.removesuffix(".weight") for name in matrices if name.endswith(".weight") and "embed" not in name]
 
@@ -160,7 +166,11 @@ def _header(path: Path) -> dict[str, Any]:
     """What a safetensors file says of its tensors: ``dtype``, ``shape`` and ``data_offsets`` by name."""
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
-        header: dict[str, Any] = json.loads(file.read(min(length, path.stat().st_size)))
+        if length > min(_LARGEST_HEADER, path.stat().st_size):
+            raise ValueError(f"{path.name} says its header has {length} bytes")
+        header: dict[str, Any] = json.loads(file.read(length))
+    if not isinstance(header, dict):
+        raise ValueError(f"{path.name} has a {type(header).__name__} for its header")
     header.pop("__metadata__", None)
     return header
 
@@ -171,6 +181,8 @@ def _digest_file(path: Path, seen: Any) -> None:
         (length,) = struct.unpack("<Q", file.read(8))
         for name in sorted(header):
             start, end = header[name]["data_offsets"]
+            if not 0 <= start <= end <= path.stat().st_size - 8 - length:
+                raise ValueError(f"{path.name}: {name[:80]!r} begins at byte {start} and ends at {end}")
             seen.update(f"{name} {header[name]['dtype']} {header[name]['shape']}".encode())
             file.seek(8 + length + start)
             seen.update(file.read(min(_DIGEST_BYTES, end - start)))

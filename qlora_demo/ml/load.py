@@ -11,12 +11,11 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import bitsandbytes
 import torch
 from peft import PeftConfig, PeftModel
-from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -30,9 +29,10 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar
 
 from ..catalog import is_shape
-from ..errors import AdapterError, ModelError
+from ..errors import AdapterError, DemoError, ModelError
 from ..records import BaseForm, Precision
 from ..sources import ADAPTER_FILES, not_given
+from .adapter_check import check_adapter
 from .shapes import build_shape, shape_config, shape_tokenizer
 
 disable_progress_bar()
@@ -46,8 +46,6 @@ PLAIN_TEMPLATE = (
     "{{ eos_token if message['role'] == 'assistant' }}{{ '\n\n' }}{% endfor %}"
     "{{ '### Assistant:\n' if add_generation_prompt }}"
 )
-
-_READ_ERRORS = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
 
 
 def device() -> torch.device:
@@ -77,9 +75,9 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     if is_shape(source):
         return shape_tokenizer(source)
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(source)
-    except _READ_ERRORS as exc:
-        raise _model_error(source, exc) from exc
+        tokenizer: Any = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    except Exception as exc:  # noqa: BLE001 - a damaged or hostile file fails in any class
+        _translate(_model_error(source, exc), exc)
     if tokenizer.chat_template is None:
         tokenizer.chat_template = PLAIN_TEMPLATE
     if tokenizer.pad_token is None:
@@ -159,6 +157,7 @@ def load_adapter(base: PreTrainedModel | PeftModel, folder: Path, name: str = "d
     Raises `AdapterError` where it is missing, damaged or of another shape.
     """
     config = read_adapter_config(folder)
+    check_adapter(config, folder)
     options: dict[str, Any] = {"adapter_name": name, "autocast_adapter_dtype": False}
     try:
         with _packing_hidden(base):
@@ -166,10 +165,11 @@ def load_adapter(base: PreTrainedModel | PeftModel, folder: Path, name: str = "d
                 base.load_adapter(str(folder), **options)
                 return base.eval()
             return PeftModel.from_pretrained(base, str(folder), config=config, **options).eval()
-    except (*_READ_ERRORS, TypeError, AttributeError) as exc:
-        raise AdapterError(
-            f"adapter {folder}: does not fit the base model or is damaged ({_line(exc)}); train again"
-        ) from exc
+    except Exception as exc:  # noqa: BLE001 - a damaged or hostile file fails in any class
+        _translate(
+            AdapterError(f"adapter {folder}: does not fit the base model or is damaged ({_line(exc)}); train again"),
+            exc,
+        )
 
 
 def read_adapter_config(folder: Path) -> PeftConfig:
@@ -179,8 +179,10 @@ def read_adapter_config(folder: Path) -> PeftConfig:
             raise AdapterError(f"adapter {folder}: {name} is missing; train again or restore the file")
     try:
         return PeftConfig.from_pretrained(str(folder))
-    except (*_READ_ERRORS, TypeError) as exc:
-        raise AdapterError(f"adapter {folder}: adapter_config.json cannot be read ({_line(exc)}); train again") from exc
+    except Exception as exc:  # noqa: BLE001 - a damaged or hostile file fails in any class
+        _translate(
+            AdapterError(f"adapter {folder}: adapter_config.json cannot be read ({_line(exc)}); train again"), exc
+        )
 
 
 def four_bit_layers(model: nn.Module) -> list[bitsandbytes.nn.Linear4bit]:
@@ -261,9 +263,9 @@ def read_config(source: str) -> PreTrainedConfig:
     if is_shape(source):
         return shape_config(source)
     try:
-        config: PreTrainedConfig = AutoConfig.from_pretrained(source)
-    except _READ_ERRORS as exc:
-        raise _model_error(source, exc) from exc
+        config: PreTrainedConfig = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    except Exception as exc:  # noqa: BLE001 - a damaged or hostile file fails in any class
+        _translate(_model_error(source, exc), exc)
     return config
 
 
@@ -274,7 +276,8 @@ def _load(
         return build_shape(source, quantization, compute_dtype(), (on, attention))
     config = read_config(source)
     try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        model: PreTrainedModel
+        model, found = AutoModelForCausalLM.from_pretrained(
             source,
             config=config,
             dtype=compute_dtype(),
@@ -282,12 +285,21 @@ def _load(
             device_map={"": on},
             use_safetensors=True,
             attn_implementation=attention,
+            trust_remote_code=False,
+            output_loading_info=True,
         )
-    except torch.OutOfMemoryError:
-        raise
-    except _READ_ERRORS as exc:
-        raise _model_error(source, exc) from exc
+    except Exception as exc:  # noqa: BLE001 - a damaged or hostile file fails in any class
+        _translate(_model_error(source, exc), exc)
+    if missing := sorted(found["missing_keys"]):  # which the library would fill with chance
+        raise ModelError(f"model: {source} holds no {missing[0]} ({len(missing)} missing in all); fetch it again")
     return model.eval()
+
+
+def _translate(error: DemoError, exc: Exception) -> NoReturn:
+    """Raise ours for theirs; no room is another matter, and is dealt with where memory is."""
+    if isinstance(exc, torch.OutOfMemoryError):
+        raise exc
+    raise error from exc
 
 
 def _model_error(source: str, exc: Exception) -> ModelError:

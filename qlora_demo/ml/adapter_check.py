@@ -1,0 +1,47 @@
+"""What PEFT would follow in an adapter's files, refused before it does: code to import, layers to multiply, ranks that
+its weights do not have, patterns that never end."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from peft import LoraConfig, PeftConfig
+from safetensors import SafetensorError, safe_open
+
+from ..errors import AdapterError
+from ..sources import ADAPTER_FILES
+
+_FOREIGN = ("megatron_config", "layer_replication", "arrow_config")
+_ENDLESS, _REPEATED, _MOST_REPEATED = re.compile(r"\)[*+{]"), re.compile(r"[*+}]"), 3
+"""A repeated group may take for ever on one name; so may many repetitions after each other."""
+
+
+def check_adapter(config: PeftConfig, folder: Path) -> None:
+    """Raise `AdapterError` for an adapter that asks for more than LoRA layers of its own rank."""
+    if not isinstance(config, LoraConfig):
+        raise AdapterError(f"adapter {folder}: is {config.peft_type}, not LORA; give a LoRA adapter")
+    if asked := [name for name in _FOREIGN if getattr(config, name)]:
+        raise AdapterError(f"adapter {folder}: {asked[0]} is not supported; remove it from adapter_config.json")
+    named = (config.target_modules, config.exclude_modules, config.layers_pattern, config.modules_to_save)
+    for pattern in (one for part in (*named, config.rank_pattern, config.alpha_pattern) for one in _texts(part)):
+        if _ENDLESS.search(pattern) or len(_REPEATED.findall(pattern)) > _MOST_REPEATED:
+            raise AdapterError(f"adapter {folder}: {pattern[:80]!r} repeats too much; name the layers instead")
+    asked_for, ranks = [config.r, *(config.rank_pattern or {}).values()], _ranks(folder)
+    if not all(isinstance(rank, int) and rank <= max(ranks, default=0) for rank in asked_for):
+        raise AdapterError(f"adapter {folder}: says rank {asked_for} and its weights have {ranks}; train again")
+
+
+def _texts(names: Any) -> list[str]:
+    return [names] if isinstance(names, str) else [str(name) for name in names or ()]
+
+
+def _ranks(folder: Path) -> list[int]:
+    try:
+        with safe_open(folder / ADAPTER_FILES[1], "pt") as file:
+            return sorted({file.get_slice(name).get_shape()[0] for name in file.keys() if "lora_A" in name})  # noqa: SIM118
+    except (OSError, SafetensorError) as exc:
+        raise AdapterError(
+            f"adapter {folder}: {ADAPTER_FILES[1]} does not fit the base model or is damaged ({exc}); train again"
+        ) from exc
