@@ -77,9 +77,34 @@ _COMPARED = {
 }
 
 
+_BRIEF = {
+    "training": ("peak_bytes", "planned_bytes", "step_median_seconds", "tokens_per_second"),
+    "frontier": ("longest_row", "largest_batch", "batch_row_tokens", "budget_bytes"),
+    "rank": tuple(_COLUMNS["rank"]),
+    "inference": (
+        "prompt_tokens",
+        "batch",
+        "ttft_median_seconds",
+        "tpot_median_seconds",
+        "tokens_per_second",
+        "bandwidth_share",
+        "over_generate",
+    ),
+}
+"""The figures that a short table keeps."""
+
+
 def table(result: Result) -> Table:
     """Every row with its figures; what does not fit says so."""
-    columns = _COLUMNS[result["kind"]]
+    return _table(result, _COLUMNS[result["kind"]])
+
+
+def brief(result: Result) -> Table:
+    """The same rows with the figures that matter most."""
+    return _table(result, {name: _COLUMNS[result["kind"]][name] for name in _BRIEF[result["kind"]]})
+
+
+def _table(result: Result, columns: Mapping[str, tuple[str, Form]]) -> Table:
     head = ("case", *(label for label, _ in columns.values()), *(["exact match"] if _scored(result) else []))
     return Table(head, tuple(_cells(row, columns, _scored(result)) for row in result["rows"]))
 
@@ -120,9 +145,10 @@ def settings(result: Result) -> str:
     config = result["config"]
     if result["kind"] == "inference":
         return result["options"]["run"] or f"{config['model']}, random adapter of rank {config['r']}"
+    ranks = "" if result["kind"] == "rank" else f", r {config['r']} on {config['target_modules']}"
     return (
         f"{config['model']}, batch {config['per_device_train_batch_size']}, rows of {config['max_length']} tokens, "
-        f"accumulation {config['gradient_accumulation_steps']}, r {config['r']} on {config['target_modules']}"
+        f"accumulation {config['gradient_accumulation_steps']}{ranks}"
     )
 
 

@@ -39,6 +39,9 @@ _ID = re.compile(r"[0-9]{8}-[0-9]{6}-[a-z]+-[0-9a-f]{4}")
 _POLL_SECONDS = 0.2
 _MOST_BYTES = 16 << 20
 RESULT = "result.json"
+_EXACT_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072", "MALLOC_ARENA_MAX": "2"}
+"""glibc then gives back at once what is freed, so that on a CPU a try does not count what an earlier one left; it costs
+speed, which the frontier does not tell."""
 
 
 class Benchmarks:
@@ -151,7 +154,7 @@ def measure(folder: Path, report: Report) -> dict[str, Any]:
             report(progress)
             result["progress"] = {"text": progress.text, "fraction": progress.fraction}
             write_result(folder, result)
-            for told in _told(folder, options, case):
+            for told in measure_case(folder, options, case):
                 _take(result, case, told)
                 write_result(folder, result)
             if (folder / "stop").exists():
@@ -204,8 +207,8 @@ def _take(result: dict[str, Any], case: Case, told: dict[str, Any]) -> None:
         result["rows"].append({"case": case.name} | told["row"])
 
 
-def _told(folder: Path, options: BenchmarkConfig, case: Case) -> Iterator[dict[str, Any]]:
-    """What a case's process says, until it ends, breaks, or somebody asks for the end."""
+def measure_case(folder: Path, options: BenchmarkConfig, case: Case) -> Iterator[dict[str, Any]]:
+    """What a case's process says (see `ml.measure`), until it ends, breaks, or the folder holds a `stop`."""
     asked = {"options": options.model_dump(), "config": case.config.model_dump()}
     with (folder / "log.txt").open("ab") as log:
         process = subprocess.Popen(
@@ -214,7 +217,7 @@ def _told(folder: Path, options: BenchmarkConfig, case: Case) -> Iterator[dict[s
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
-            env=_environment(),
+            env=_environment() | (_EXACT_MEMORY if options.kind == "frontier" else {}),
         )
     assert process.stdin is not None and process.stdout is not None
     watch = threading.Thread(target=_kill_when_asked, args=(process, folder / "stop"), daemon=True)

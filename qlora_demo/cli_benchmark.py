@@ -12,7 +12,8 @@ from .benchmark_tables import comparison
 from .benchmarking import read_result_file, write_result_file
 from .console import report_progress
 from .errors import RequestError
-from .presets import ARTICLE
+from .gpu import device_info
+from .presets import COMPARED
 from .services import Services
 
 _KINDS: tuple[str, ...] = get_args(BenchmarkKind)
@@ -20,7 +21,7 @@ _ACTIONS = (*_KINDS, "list", "show", "delete", "diff")
 
 
 def add_arguments(parser: Parser) -> None:
-    """What to measure and how; the training settings are the article's where they are not given."""
+    """What to measure and how; the training settings are those of `presets.COMPARED` where they are not given."""
     parser.add_argument("action", choices=_ACTIONS)
     parser.add_argument("which", nargs="*", help="show, delete: an id from `benchmark list`; diff: two result files")
     parser.add_argument("--full", action="store_true", help="the whole range instead of a quick look at it")
@@ -48,7 +49,7 @@ def benchmark(services: Services, args: argparse.Namespace) -> Any:
 
 def _measure(services: Services, args: argparse.Namespace) -> dict[str, Any]:
     options = with_given(BenchmarkConfig(kind=args.action, **(FULL if args.full else {})), args)
-    name = services.benchmarks.create(options, train_config(args, ARTICLE))
+    name = services.benchmarks.create(options, train_config(args, COMPARED[device_info().kind]))
     result = services.benchmarks.run(name, report_progress)
     if args.out:
         write_result_file(args.out, result)

@@ -7,6 +7,7 @@ from typing import Any
 
 from .config import TrainConfig
 from .knobs import field_names, knob
+from .memory_plan import Kind
 
 PRESETS: dict[str, TrainConfig] = {
     "First look": TrainConfig(max_steps=30, eval_steps=30, target_modules="attention", r=8, lora_alpha=16),
@@ -35,6 +36,12 @@ ARTICLE = TrainConfig(
     learning_rate=2e-4,
 )
 """The article's settings, on which its figures of LoRA against QLoRA stand."""
+LAPTOP = ARTICLE.changed(
+    model="shape:smollm2-135m", max_length=128, per_device_train_batch_size=2, gradient_accumulation_steps=1
+)
+"""What a machine without a GPU measures in minutes."""
+COMPARED: dict[Kind, TrainConfig] = {"cuda": ARTICLE, "cpu": LAPTOP}
+"""What benchmarks begin with, by device."""
 _PLACE = ("model", "dataset", "dataset_config", "dataset_split", "columns")
 """What a preset leaves as it is: it says how to train, not what."""
 

@@ -7,6 +7,7 @@ import json
 import secrets
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import gradio as gr
@@ -77,7 +78,8 @@ def opened(services: Services) -> gr.Blocks:
 def quietly(begin: Callable[[], gr.Blocks]) -> gr.Blocks:
     """Build or launch a page.
 
-    Without a running loop Gradio makes some of its own, and it tries ports with sockets; it closes neither.
+    Without a running loop Gradio makes some of its own, and it tries ports with sockets; it closes neither.  In a
+    thread of its own: the browser that other tests drive keeps a loop running in this one.
     """
 
     async def inside() -> gr.Blocks:
@@ -85,7 +87,9 @@ def quietly(begin: Callable[[], gr.Blocks]) -> gr.Blocks:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
-        return asyncio.run(inside())
+        with ThreadPoolExecutor(1) as thread:
+            made: gr.Blocks = thread.submit(asyncio.run, inside()).result()
+            return made
 
 
 def numbers(page: gr.Blocks, *names: str) -> list[int]:

@@ -111,7 +111,7 @@ class Engine:
         """What a run learned for one layer; see `explain.explain_update`."""
         run = self.runs.get(run_id)
         scale = run.config.lora_alpha / (math.sqrt(run.config.r) if run.config.use_rslora else run.config.r)
-        return explain_update(run.adapter, layer, scale)
+        return explain_update(resolve(self.settings, run.config.model), run.adapter, layer, scale)
 
     def _load(self, columns: Sequence[Column], halt: Halt, purpose: Purpose) -> Generator[Progress]:
         self._variants.plan(columns)

@@ -50,15 +50,17 @@ def explain_layer(source: str, name: str) -> dict[str, Any]:
     }
 
 
-def explain_update(adapter: Path, name: str, alpha_over_r: float) -> dict[str, Any]:
-    """A trained update's singular values: ``values``, and how many carry 90% and 99% of its energy."""
+def explain_update(source: str, adapter: Path, name: str, alpha_over_r: float) -> dict[str, Any]:
+    """A trained update's singular values: ``values``, and how many carry 90% and 99% of its energy; ``merged``: how
+    much of it is left once it is written into the layer."""
     with safe_open(str(adapter / "adapter_model.safetensors"), "pt") as file:
         keys = {key for key in file.keys() if f".{name}." in key}  # noqa: SIM118 - safe_open is no dictionary
         halves = [next((key for key in keys if f"lora_{half}." in key), "") for half in "AB"]
         if not all(halves):
             raise RunError(f"layer {name}: this run's adapter has no update for it; choose another layer or run")
         a, b = (file.get_tensor(key).float() for key in halves)
-    values = torch.linalg.svdvals(alpha_over_r * b @ a)[: a.shape[0]]
+    update = alpha_over_r * b @ a
+    values = torch.linalg.svdvals(update)[: a.shape[0]]
     energy = (values**2).cumsum(0) / (values**2).sum().clamp(min=1e-30)
     return {
         "rank": a.shape[0],
@@ -66,6 +68,32 @@ def explain_update(adapter: Path, name: str, alpha_over_r: float) -> dict[str, A
         "rank_for_90": int((energy < 0.9).sum()) + 1,
         "rank_for_99": int((energy < 0.99).sum()) + 1,
         "norm": float((values**2).sum().sqrt()),
+        "merged": merged(_read(source, f"{name}.weight").float(), update),
+    }
+
+
+def merged(weight: torch.Tensor, update: torch.Tensor) -> dict[str, dict[str, float]]:
+    """An update written into the NF4 layer it was trained on, in 16 bit and rounded to NF4 again.
+
+    ``error``: root mean square of what is off in the merged weights over the update's own; ``output``: the same for
+    the layer's output to normally distributed inputs, as the next layers see it.
+    """
+    packed, state = quantization.quantize_4bit(weight, blocksize=_BLOCK, quant_type="nf4", compress_statistics=True)
+    base = quantization.dequantize_4bit(packed, state)
+    again, state = quantization.quantize_4bit(
+        base + update, blocksize=_BLOCK, quant_type="nf4", compress_statistics=True
+    )
+    made = {
+        "in 16 bit": (base + update).to(compute_dtype()).float(),
+        "in NF4 again": quantization.dequantize_4bit(again, state),
+    }
+    x = torch.randn(_TOKENS, weight.shape[1], generator=torch.Generator().manual_seed(0))
+    return {
+        name: {
+            "error": _relative(found - base, update),
+            "output": _relative(x @ (found - base).T, x @ update.T),
+        }
+        for name, found in made.items()
     }
 
 
@@ -193,7 +221,7 @@ def _blocks(weight: torch.Tensor) -> torch.Tensor:
 
 
 def _relative(made: torch.Tensor, given: torch.Tensor) -> float:
-    return float((made - given).pow(2).mean().sqrt() / given.pow(2).mean().sqrt())
+    return float((made - given).pow(2).mean().sqrt() / given.pow(2).mean().sqrt().clamp(min=1e-30))
 
 
 def _checksum(tensor: torch.Tensor) -> str:

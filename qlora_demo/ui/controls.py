@@ -7,22 +7,29 @@ from typing import Any, TypeVar, get_args
 
 import gradio as gr
 
-from ..catalog import BUNDLED_DATASETS, BUNDLED_MODELS
+from ..benchmark_config import BenchmarkConfig
+from ..catalog import BUNDLED_DATASETS, BUNDLED_MODELS, SHAPE_PREFIX, SHAPES
 from ..config import GenerationSettings, TrainConfig
-from ..knobs import allowed, field_names, knob
+from ..knobs import Knobs, allowed, field_names, knob
 
-Config = TypeVar("Config", TrainConfig, GenerationSettings)
+Config = TypeVar("Config", TrainConfig, GenerationSettings, BenchmarkConfig)
 Controls = dict[str, Any]
 _SUGGESTIONS = {
-    "model": list(BUNDLED_MODELS),
+    "model": [*BUNDLED_MODELS, *(SHAPE_PREFIX + name for name in SHAPES)],
     "dataset": list(BUNDLED_DATASETS),
     "target_modules": ["all-linear", "attention", "mlp"],
 }
 
 
-def draw(config: type[TrainConfig] | type[GenerationSettings], group: str) -> Controls:
+def draw(config: type[Knobs], group: str) -> Controls:
     """Components for one group of fields, in the order they are declared, by field name."""
-    return {name: _control(config, name) for name in field_names(config) if _extra(config, name)["group"] == group}
+    names = (name for name in field_names(config) if _extra(config, name)["group"] == group)
+    return {name: _control(config, name, knob(config, name).default) for name in names}
+
+
+def draw_some(values: Knobs, names: Sequence[str], place: str) -> Controls:
+    """Components for some fields with a config's own values; ``place`` tells their ids from those of another tab."""
+    return {name: _control(type(values), name, getattr(values, name), place) for name in names}
 
 
 def read(config: type[Config], names: Sequence[str], values: Sequence[Any]) -> Config:
@@ -30,19 +37,19 @@ def read(config: type[Config], names: Sequence[str], values: Sequence[Any]) -> C
     return config(**dict(zip(names, values, strict=True)))
 
 
-def fill(config: TrainConfig | GenerationSettings, names: Sequence[str]) -> list[Any]:
+def fill(config: Knobs, names: Sequence[str]) -> list[Any]:
     """A config's values for the components, in the order of their names."""
     values = config.model_dump()
     return [values[name] for name in names]
 
 
-def _control(config: type[TrainConfig] | type[GenerationSettings], name: str) -> Any:
+def _control(config: type[Knobs], name: str, value: Any, place: str = "") -> Any:
     field = knob(config, name)
     common: dict[str, Any] = {
         "label": _extra(config, name)["label"],
         "info": field.description if field.default == "" else f"{field.description} (default {field.default})",
-        "value": field.default,
-        "elem_id": f"{config.__name__}-{name}",
+        "value": value,
+        "elem_id": f"{place}{config.__name__}-{name}",
         "interactive": True,
         "min_width": 160,
     }
@@ -58,7 +65,7 @@ def _control(config: type[TrainConfig] | type[GenerationSettings], name: str) ->
     return gr.Number(precision=0 if whole else None, **common)
 
 
-def _extra(config: type[TrainConfig] | type[GenerationSettings], name: str) -> dict[str, Any]:
+def _extra(config: type[Knobs], name: str) -> dict[str, Any]:
     extra = knob(config, name).json_schema_extra
     assert isinstance(extra, dict)
     return extra

@@ -26,6 +26,7 @@ from ..services import Services
 from . import render_results as show
 from .chat import OWN_COLUMNS, column_choices, examples, needed_run
 from .gate import Gate, visitor_of
+from .offered import offered
 
 _POLL_SECONDS = 2
 _WHICH = ["all", "best", "worst", "most changed"]
@@ -111,7 +112,7 @@ class Judge:
     def report(self, run: str | None) -> list[str]:
         """Write the report beside the run; the files to download."""
         found = self.services.runs.get(needed_run(run))
-        return [str(path) for path in reports.save(gather(self.services, found), found.path / "report").values()]
+        return [offered(path) for path in reports.save(gather(self.services, found), found.path / "report").values()]
 
     def poll(self, *where: Any) -> list[Any]:
         """What changed since the page was last drawn."""

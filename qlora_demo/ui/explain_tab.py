@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +12,7 @@ from ..catalog import SHAPES, SMOLLM2
 from ..config import TrainConfig
 from ..errors import ConfigError, DemoError
 from ..jobs import read_result
+from ..memory import activation_bytes
 from ..memory_plan import parse_memory
 from ..planning import plan_training
 from ..runs import Run
@@ -21,6 +23,7 @@ from .gate import Gate
 from .render_training import problem
 
 _SIZE = 4096
+_LAYER = Path(__file__).parent.parent / "ml" / "lora_linear.py"
 
 
 def build(services: Services, gate: Gate) -> SimpleNamespace:
@@ -29,13 +32,15 @@ def build(services: Services, gate: Gate) -> SimpleNamespace:
     found = [parts.nf4, parts.bits, parts.one_pass]
     gate.on(parts.r.change, explain.size, parts.r, parts.size, needs="visitor")
     gate.on(parts.run.change, explain.layers, parts.run, [parts.layer, parts.merging], needs="visitor")
-    look = ([parts.run, parts.layer], [parts.spectrum, *found])
+    look = ([parts.run, parts.layer], [parts.spectrum, parts.rounding, *found])
     gate.on(parts.show.click, explain.layer, *look, needs="visitor", counted=True, show_progress="full")
     ledger = [parts.shape, parts.method, parts.card]
     for control in ledger:
-        gate.on(control.change, explain.ledger, ledger, parts.ledger, needs="visitor")
+        gate.on(control.change, explain.ledger, ledger, [parts.ledger, parts.paging], needs="visitor")
     opening = [parts.r, *ledger]
-    return SimpleNamespace(run=parts.run, open=explain.open, inputs=opening, outputs=[parts.size, parts.ledger])
+    return SimpleNamespace(
+        run=parts.run, open=explain.open, inputs=opening, outputs=[parts.size, parts.ledger, parts.paging]
+    )
 
 
 class Explain:
@@ -46,7 +51,7 @@ class Explain:
 
     def open(self, r: int, shape: str, method: str, card: str) -> list[str]:
         """What needs no model."""
-        return [self.size(r), self.ledger(shape, method, card)]
+        return [self.size(r), *self.ledger(shape, method, card)]
 
     def size(self, r: int) -> str:
         """An update's parameters at a rank."""
@@ -65,23 +70,27 @@ class Explain:
             raise ConfigError("layer", "none is chosen; choose one of the model's layers")
         engine = self.services.engine()
         facts = engine.explain_layer(self._model(run), name)
-        return [self._spectrum(chosen, name), show.nf4(facts), show.bits(facts), show.one_pass(facts)]
+        return [*self._update(chosen, name), show.nf4(facts), show.bits(facts), show.one_pass(facts)]
 
-    def ledger(self, shape: str, method: str, card: str) -> str:
-        """The memory of training a shape on a card, part by part."""
+    def ledger(self, shape: str, method: str, card: str) -> list[str]:
+        """The memory of training a shape on a card, part by part; what of it pages, and what may be computed again."""
         try:
             config = TrainConfig(model=shape, method=method, max_length=512, target_modules="attention")
-            return show.ledger(plan_training(self.services.settings, config, parse_memory(card)))
+            found = plan_training(self.services.settings, config, parse_memory(card))
         except DemoError as exc:
-            return problem(str(exc))
+            return [problem(str(exc)), ""]
         except ValueError:
-            return problem(f"card: {card!r} is not allowed; give a size like 24GB")
+            return [problem(f"card: {card!r} is not allowed; give a size like 24GB"), ""]
+        tokens = config.per_device_train_batch_size * config.max_length
+        kept, recomputed = (activation_bytes(SHAPES[shape], tokens, checkpointing=on) for on in (False, True))
+        return [show.ledger(found), show.paging(found, kept, recomputed)]
 
-    def _spectrum(self, run: Run, name: str) -> str:
+    def _update(self, run: Run, name: str) -> list[str]:
         try:
-            return show.spectrum(self.services.engine().explain_update(run.id, name))
+            found = self.services.engine().explain_update(run.id, name)
         except DemoError as exc:
-            return problem(str(exc))
+            return [problem(str(exc)), ""]
+        return [show.spectrum(found), show.rounding(found)]
 
     def _model(self, run: str | None) -> str:
         return self.services.runs.get(run).config.model if run else SMOLLM2.name
@@ -92,6 +101,8 @@ def _draw() -> SimpleNamespace:
     with gr.Accordion("LoRA: a frozen layer and a thin update", open=True):
         parts.r = gr.Slider(1, 256, 8, step=1, label="Rank r", elem_id="explain-r")
         parts.size = gr.HTML(elem_id="explain-size")
+        with gr.Accordion("The layer, to read", open=False):
+            gr.Code(_LAYER.read_text("utf-8"), language="python", interactive=False, elem_id="lora-linear")
     with gr.Row():
         parts.run = gr.Dropdown([], label="Finished run", elem_id="explain-run", scale=3, interactive=True)
         parts.layer = gr.Dropdown(
@@ -107,6 +118,7 @@ def _draw() -> SimpleNamespace:
     with gr.Accordion("One pass, and what training changes", open=True):
         parts.one_pass = gr.HTML(elem_id="one-pass")
     with gr.Accordion("Merging", open=True):
+        parts.rounding = gr.HTML(elem_id="rounding")
         parts.merging = gr.HTML(elem_id="merging")
     with gr.Accordion("The memory ledger", open=True):
         with gr.Row():
@@ -116,4 +128,6 @@ def _draw() -> SimpleNamespace:
             )
             parts.card = gr.Textbox("24GB", label="Card", elem_id="ledger-card")
         parts.ledger = gr.HTML(elem_id="ledger")
+    with gr.Accordion("Paged optimizers and checkpointing", open=True):
+        parts.paging = gr.HTML(elem_id="paging")
     return parts

@@ -13,7 +13,7 @@ from ..gpu import device_info
 from ..services import Services
 from ..settings import trust_proxies
 from ..status import AppStatus
-from . import account, chat_tab, evaluate_tab, explain_tab, render, train_tab
+from . import account, benchmark_tab, chat_tab, evaluate_tab, explain_tab, render, train_tab
 from .door import Door, role_needed
 from .gate import Gate
 from .healthz import healthz
@@ -89,6 +89,9 @@ def build_page(services: Services, status: AppStatus) -> gr.Blocks:
                 account.explain(gate)
                 untrained.append(_train_first(tabs, gate))
                 judged = evaluate_tab.build(services, gate)
+            with gr.Tab("Benchmark", id="benchmark"):
+                account.explain(gate)
+                benchmark_tab.build(services, page, gate)
             with gr.Tab("Explain", id="explain") as explained:
                 untrained.append(_train_first(tabs, gate))
                 explain = explain_tab.build(services, gate)

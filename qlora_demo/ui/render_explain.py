@@ -99,6 +99,33 @@ def merging(fidelity: Facts | None) -> str:
     )
 
 
+def rounding(found: Facts) -> str:
+    """What is left of a trained update once it is written into the layer."""
+    rows = tuple(
+        (f"merged {name}", percent(one["error"]), percent(one["output"])) for name, one in found["merged"].items()
+    )
+    head = ("this layer and its update", "off in the weights", "off in the layer's output")
+    return (
+        "<p>The update, written into the NF4 layer it was trained on: what is off, as a share of the update itself. "
+        "Where rounding is off by as much as the update, nothing of what was learned is left for the logits.</p>"
+        + tables.html(tables.Table(head, rows))
+    )
+
+
+def paging(found: Comparison, kept: int, recomputed: int) -> str:
+    """What pages to the host, and what is computed again, of the plan that the ledger shows."""
+    sizes = {item.name: item for item in found.chosen.items}
+    state = sizes["optimizer state"]
+    return (
+        f"<p>Paged optimizers keep AdamW's two values per trained parameter in memory that moves to the host when the "
+        f"card is full and back for the step: of this plan {memory(state.bytes)} ({escape(state.how)}). "
+        f"A peak of the activations then slows a step down instead of ending the run.</p>"
+        f"<p>Checkpointing keeps each layer's input only and computes the rest again in the backward pass: "
+        f"{memory(recomputed)} of activations instead of {memory(kept)} here, for about one more forward pass. "
+        f"With it the plan is {memory(found.checkpointed_bytes)}.</p>"
+    )
+
+
 def ledger(found: Comparison) -> str:
     """A shape by every way of training, part by part."""
     plans: tuple[MemoryPlan, ...] = (found.chosen, *found.others)

@@ -34,7 +34,10 @@ class Server:
         self.start()
 
     def start(self) -> None:
+        temporary = self.log.with_name("temporary")  # where no home lies, as on a person's machine
+        temporary.mkdir(exist_ok=True)
         environ = os.environ | {"GRADIO_SERVER_PORT": str(self.port), "GRADIO_SERVER_NAME": "127.0.0.1"}
+        environ |= {"TMPDIR": str(temporary)}
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "app.py"], cwd=ROOT, env=environ, stdout=log, stderr=subprocess.STDOUT

@@ -1,0 +1,1 @@
+"""Scripts whose results are in results/; no timed assertion lives in tests/."""

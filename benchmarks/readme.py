@@ -1,0 +1,92 @@
+"""The README's measured figures, written from the result files in benchmarks/results/.
+
+python -m benchmarks.readme            write them
+python -m benchmarks.readme --check    exit 1 where the README says anything else
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from qlora_demo import benchmark_tables
+from qlora_demo.benchmark_cases import METHODS
+from qlora_demo.tables import Table
+from qlora_demo.units import memory
+
+ROOT = Path(__file__).resolve().parent.parent
+README, RESULTS = ROOT / "README.md", ROOT / "benchmarks" / "results"
+BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
+_TITLES = {
+    "training": "LoRA against QLoRA",
+    "rank": "Ranks and targets",
+    "frontier": "How far a budget of memory goes",
+    "inference": "Latency",
+}
+
+
+def main(argv: list[str]) -> int:
+    """Write, or check; the exit status."""
+    text = README.read_text("utf-8")
+    made = with_figures(text)
+    if argv == ["--check"]:
+        print("README.md is up to date" if made == text else "README.md: run `python -m benchmarks.readme`")
+        return int(made != text)
+    README.write_text(made, "utf-8")
+    return 0
+
+
+def with_figures(text: str) -> str:
+    """The README with what stands between its two marks replaced."""
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    parts = [told(json.loads(path.read_text("utf-8")), path.name) for path in sorted(RESULTS.glob("*.json"))]
+    return f"{before}{BEGIN}\n\n" + "\n".join(parts) + f"\n{END}{after}"
+
+
+def told(result: dict[str, Any], name: str) -> str:
+    """One result file as Markdown."""
+    if result.get("kind") in METHODS:
+        title = f"{_TITLES[result['kind']]}: {benchmark_tables.settings(result)}"
+        return _section(title, benchmark_tables.brief(result), result, name)
+    if "ratio_script_defaults" in result:
+        return _section("Training through the app against a plain TRL script", _overhead(result), result, name)
+    return _section("The memory plan against what was taken", _plan(result), result, name)
+
+
+def _section(title: str, table: Table, result: dict[str, Any], name: str) -> str:
+    head = f"**{title}** ([{name}](benchmarks/results/{name}), {_device(result)})\n"
+    lines = [table.head, tuple("---" for _ in table.head), *table.rows]
+    return head + "\n" + "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def _device(result: dict[str, Any]) -> str:
+    return str(result["machine"].get("device", "")) or benchmark_tables.machine(result)
+
+
+def _overhead(result: dict[str, Any]) -> Table:
+    rows = (
+        ("the script at the app's settings", f"{result['ratio_same_settings']:.2f} x"),
+        ("the script at its own defaults", f"{result['ratio_script_defaults']:.2f} x"),
+    )
+    return Table(("the app's tokens/s over", "ratio, median of the rounds"), rows)
+
+
+def _plan(result: dict[str, Any]) -> Table:
+    rows = tuple(
+        (
+            f"{row['shape']}, {row['tokens']} tokens",
+            row["case"],
+            memory(row["planned_bytes"]),
+            memory(row["measured_bytes"]),
+            f"{row['planned_over_measured']:.2f}",
+        )
+        for row in result["rows"]
+    )
+    return Table(("model", "case", "planned", "measured", "ratio"), rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

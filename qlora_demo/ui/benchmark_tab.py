@@ -1,0 +1,201 @@
+"""The Benchmark tab: what is measured and how, what is being measured, the results, and two of them side by side.
+
+A benchmark is a process with a directory: closing the tab leaves it running, and the page follows its files.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, get_args
+
+import gradio as gr
+
+from ..benchmark_config import FULL, BenchmarkConfig, BenchmarkKind
+from ..benchmarking import RESULT, read_result_file
+from ..config import TrainConfig
+from ..errors import ConfigError, DemoError, RequestError
+from ..gpu import device_info
+from ..knobs import knob
+from ..presets import ARTICLE, COMPARED
+from ..services import Services
+from . import controls
+from . import render_benchmark as show
+from .gate import Gate
+from .offered import offered
+
+_POLL_SECONDS = 2
+_GROUPS: dict[BenchmarkKind, str] = {
+    "training": "Training",
+    "frontier": "Frontier",
+    "rank": "Rank",
+    "inference": "Inference",
+}
+_SETTINGS = (
+    "model",
+    "method",
+    "r",
+    "target_modules",
+    "max_length",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "optim",
+    "dataset",
+    "max_steps",
+    "score_rows",
+)
+_PLACE = "benchmark-"
+
+
+def build(services: Services, page: gr.Blocks, gate: Gate) -> None:
+    """Draw the tab and wire it."""
+    parts = _draw()
+    bench = Bench(services, list(parts.options), list(parts.settings), parts.base)
+    chosen = [parts.kind, *parts.options.values(), *parts.settings.values()]
+    drawn = [parts.which, parts.other, parts.progress, parts.result, parts.file, parts.seen]
+    read = [parts.which, parts.seen]
+    gate.on(parts.kind.change, _groups_of, parts.kind, parts.groups, needs="visitor")
+    gate.on(parts.start.click, bench.start, chosen, drawn, needs="operator")
+    gate.on(parts.stop.click, bench.stop, parts.which, None, needs="operator")
+    gate.on(parts.delete.click, bench.delete, parts.which, drawn, needs="operator")
+    gate.on(
+        parts.full.click, lambda: _filled(parts.options, FULL), None, list(parts.options.values()), needs="operator"
+    )
+    article = list(parts.settings.values())
+    gate.on(parts.article.click, lambda: controls.fill(ARTICLE, _SETTINGS), None, article, needs="operator")
+    gate.on(parts.which.input, bench.look, read, drawn, needs="visitor")
+    gate.on(gr.Timer(_POLL_SECONDS).tick, bench.look, read, drawn, needs="visitor", concurrency_limit=None)
+    gate.on(page.load, bench.look, read, drawn, needs="visitor")
+    pair = [parts.which, parts.other, parts.sent]
+    gate.on(parts.compare.click, bench.compare, pair, parts.compared, needs="operator")
+
+
+class Bench:
+    """What the tab's buttons do; all state is in the benchmarks' directories."""
+
+    def __init__(self, services: Services, options: list[str], settings: list[str], base: TrainConfig) -> None:
+        self.services = services
+        self._options = options
+        self._settings = settings
+        self._base = base
+
+    def start(self, kind: BenchmarkKind, *values: Any) -> list[Any]:
+        """Measure what the form says, in a process of its own."""
+        options = controls.read(BenchmarkConfig, ["kind", *self._options], [kind, *values[: len(self._options)]])
+        given = dict(zip(self._settings, values[len(self._options) :], strict=True))
+        name = self.services.benchmarks.create(options, self._base.changed(**given))
+        if self.services.runs.active() is None and not self.services.jobs.going and self.services.engine.release():
+            gr.Info("The chat's models were freed to make room; the next prompt loads them again.")
+        try:
+            self.services.benchmarks.start(name)
+        except DemoError:
+            self.services.benchmarks.delete(name)
+            raise
+        return self.look(name, None)
+
+    def stop(self, which: str | None) -> None:
+        """End what is measured; its rows so far stay."""
+        self.services.benchmarks.stop(_named(which))
+        gr.Info("Stopping; what was measured so far is kept.")
+
+    def delete(self, which: str | None) -> list[Any]:
+        """Remove a result."""
+        self.services.benchmarks.delete(_named(which))
+        return self.look(None, None)
+
+    def look(self, which: str | None, seen: Any) -> list[Any]:
+        """The chosen benchmark, or the newest, where anything changed since the page was last drawn."""
+        names = self.services.benchmarks.names()
+        chosen = which if which in names else (names[0] if names else None)
+        marks = [chosen, *([name, *self._stamp(name)] for name in names)]
+        if seen == marks:
+            return [gr.skip()] * 6
+        known = self.services.benchmarks.all()
+        result = next((one for one in known if one["id"] == chosen), None)
+        choices = [(show.label(one), one["id"]) for one in known]
+        file = offered(self.services.benchmarks.path(chosen) / RESULT) if chosen else None
+        return [
+            gr.Dropdown(choices=choices, value=chosen),
+            gr.Dropdown(choices=choices),
+            show.progress(result),
+            show.result_shown(result),
+            gr.DownloadButton(value=file),
+            marks,
+        ]
+
+    def compare(self, which: str | None, other: str | None, sent: str | None) -> str:
+        """The chosen result beside another one, or beside a file that was sent."""
+        first = self.services.benchmarks.get(_named(which))
+        if sent:
+            return show.compared(first, read_result_file(Path(sent)))
+        return show.compared(first, self.services.benchmarks.get(_named(other)))
+
+    def _stamp(self, name: str) -> list[Any]:
+        folder = self.services.benchmarks.root / name
+        try:
+            return [str((folder / RESULT).stat().st_mtime_ns), self.services.benchmarks.get(name)["state"]]
+        except (OSError, RequestError):
+            return []
+
+
+def _named(which: str | None) -> str:
+    if not which:
+        raise ConfigError("benchmark", "none is chosen; measure something first")
+    return which
+
+
+def _groups_of(kind: BenchmarkKind) -> list[Any]:
+    return [gr.Group(visible=_GROUPS[kind] == group or _also(kind, group)) for group in _GROUPS.values()]
+
+
+def _also(kind: BenchmarkKind, group: str) -> bool:
+    """Ranks are timed as training is."""
+    return kind == "rank" and group == "Training"
+
+
+def _filled(options: controls.Controls, values: dict[str, Any]) -> list[Any]:
+    return [values.get(name, gr.skip()) for name in options]
+
+
+def _draw() -> SimpleNamespace:
+    parts = SimpleNamespace(seen=gr.State(None), base=COMPARED[device_info().kind])
+    with gr.Row():
+        with gr.Column(scale=2, min_width=340):
+            _draw_form(parts)
+        with gr.Column(scale=3, min_width=360):
+            with gr.Row():
+                parts.which = gr.Dropdown([], label="Result", elem_id="benchmark", scale=4, interactive=True)
+                parts.stop = gr.Button("Stop and keep", elem_id="benchmark-stop", scale=1, min_width=120)
+            parts.progress = gr.HTML(show.progress(None), elem_id="benchmark-progress", min_height=70)
+            parts.result = gr.HTML(elem_id="benchmark-result")
+            with gr.Row():
+                parts.file = gr.DownloadButton("Download JSON", elem_id="benchmark-file", size="sm")
+                parts.delete = gr.Button("Delete this result", elem_id="benchmark-delete", size="sm")
+            with gr.Accordion("Beside another result", open=False):
+                _draw_comparison(parts)
+    return parts
+
+
+def _draw_form(parts: SimpleNamespace) -> None:
+    kinds = list(get_args(BenchmarkKind))
+    info = knob(BenchmarkConfig, "kind").description
+    parts.kind = gr.Radio(kinds, value=kinds[0], label="What is measured", info=info, elem_id="benchmark-kind")
+    with gr.Row():
+        parts.start = gr.Button("Measure", variant="primary", elem_id="benchmark-start", min_width=120)
+        parts.full = gr.Button("Whole range", elem_id="benchmark-full", size="sm", min_width=90)
+        parts.article = gr.Button("The article's settings", elem_id="benchmark-article", size="sm", min_width=90)
+    parts.options, parts.groups = {}, []
+    for group in _GROUPS.values():
+        with gr.Group(visible=group == "Training") as box:
+            parts.options |= controls.draw(BenchmarkConfig, group)
+        parts.groups.append(box)
+    with gr.Accordion("Training settings that are compared", open=True), gr.Row():
+        parts.settings = controls.draw_some(parts.base, _SETTINGS, _PLACE)
+
+
+def _draw_comparison(parts: SimpleNamespace) -> None:
+    with gr.Row():
+        parts.other = gr.Dropdown([], label="Another result", elem_id="benchmark-other", interactive=True)
+        parts.sent = gr.File(label="or a result file", file_types=[".json"], elem_id="benchmark-sent")
+        parts.compare = gr.Button("Compare", elem_id="benchmark-compare", min_width=90)
+    parts.compared = gr.HTML(elem_id="benchmark-compared")

@@ -1,0 +1,63 @@
+"""Benchmarks -> HTML.  Imports no gradio."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from html import escape
+from typing import Any
+
+from .. import tables
+from ..benchmark_tables import comparison, figures, machine, settings, table
+from ..units import duration
+from .render import bar
+
+Result = Mapping[str, Any]
+
+
+def label(result: Result) -> str:
+    """One line that tells benchmarks apart."""
+    return f"{result['id']} · {result['options']['run'] or result['config']['model']} · {result['state']}"
+
+
+def progress(result: Result | None) -> str:
+    """Where a benchmark stands, or what to do where there is none."""
+    if result is None:
+        return '<p class="empty">Nothing is measured yet: choose what, then press Measure.</p>'
+    if result["state"] == "failed":
+        return f'<p class="bad">failed: {escape(result["error"])}</p>'
+    if result["state"] in ("starting", "running"):
+        found = result.get("progress", {"text": "starting", "fraction": 0.0})
+        return f"<p>{escape(found['text'])}</p>{bar(found['fraction'], found['text'])}"
+    took = result["ended_at"] - result["started_at"]
+    return f"<p>{escape(result['state'])} after {duration(took)}</p>"
+
+
+def result_shown(result: Result | None) -> str:
+    """Settings, figures, plots, how they came about and on what."""
+    if result is None:
+        return ""
+    plots = "".join(figures(result))
+    return (
+        f"<p>{escape(settings(result))}</p>{tables.html(table(result))}{plots}"
+        f"<p><small>{escape(result['method'])}</small></p>{_machine(result)}"
+    )
+
+
+def compared(first: Result, second: Result) -> str:
+    """Two results side by side, and what each was measured on."""
+    found = comparison(first, second)
+    if not found.rows:
+        return '<p class="empty">The two share no case: choose two results of the same kind and settings.</p>'
+    told = "".join(f"<p>{name}: {escape(settings(one))}</p>{_machine(one)}" for name, one in _named(first, second))
+    return tables.html(found) + told
+
+
+def _named(first: Result, second: Result) -> list[tuple[str, Result]]:
+    return [("first", first), ("second", second)]
+
+
+def _machine(result: Result) -> str:
+    at = result.get("started_at")
+    when = f"{time.strftime('%Y-%m-%d %H:%M', time.localtime(at))}, " if at else ""
+    return f"<p><small>Measured {when}on {escape(machine(result) or 'a machine not told yet')}.</small></p>"
