@@ -65,8 +65,10 @@ def build_shape(
     quantizer = None if quantization is None else AutoHfQuantizer.from_config(quantization)
     if quantizer is not None:
         quantizer.preprocess_model(model, device_map={"": on})
+    shared = model.get_output_embeddings() if config.tie_word_embeddings else None
     for name, module in list(model.named_modules()):
-        _fill(name, module, dtype, on)
+        if module is not shared:
+            _fill(name, module, dtype, on)
     model.tie_weights()
     _fill_buffers(model, on)
     if quantizer is not None:

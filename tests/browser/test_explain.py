@@ -36,6 +36,12 @@ def test_a_layer_an_update_and_the_ledger(page: Page, server: Server, tiny_model
     expect(page.locator("#bits")).to_contain_text("4.1270")
     expect(page.locator("#one-pass")).to_contain_text("unchanged")
     expect(page.locator("#merging")).to_contain_text("Measure Merge fidelity")
+    expect(page.locator("#rounding")).to_contain_text(
+        re.compile(r"merged in 16 bit\s*\d.*merged in NF4 again", re.DOTALL)
+    )
+    expect(page.locator("#paging")).to_contain_text(re.compile(r"paged_adamw|adamw_torch"))
+    page.get_by_role("button", name="The layer, to read").click()
+    expect(page.locator("#lora-linear")).to_contain_text("class LoRALinear")
     screenshot(page, "explain")
     page.locator("#ledger-card input, #ledger-card textarea").first.fill("2GB")
     expect(page.locator("#ledger")).to_contain_text(re.compile(r"fits\s*no\s*no\s*no"), timeout=MINUTE)

@@ -116,3 +116,13 @@ def test_layers_of_a_real_folder(tiny_model: Path) -> None:
         explain.explain_layer(str(tiny_model), "nothing")
     with pytest.raises(ModelError, match="is no folder with safetensors"):
         explain.layer_names("nobody/nothing")
+
+
+def test_a_small_update_is_kept_in_16_bit_and_lost_in_nf4() -> None:
+    weight = torch.randn(64, 128, generator=torch.Generator().manual_seed(0))
+    small = 0.01 * torch.randn(64, 128, generator=torch.Generator().manual_seed(1))
+    found = explain.merged(weight, small)
+    assert found["in 16 bit"]["error"] < 0.3 < 0.7 < found["in NF4 again"]["error"]
+    large = explain.merged(weight, 100 * small)
+    assert large["in NF4 again"]["error"] < found["in NF4 again"]["error"]
+    assert large["in 16 bit"]["output"] < 0.01
