@@ -49,6 +49,11 @@ heldout/        rows that training never saw (chat messages, JSONL)
 adapter/        the LoRA adapter and tokenizer; PEFT loads it
 checkpoints/    what an interrupted run continues from; gone once it has finished
 results/        evaluation, merge fidelity, prompt sets, chosen conversations (JSON)
+report/         the report as HTML, JSON and CSV, once it was made
+exports/        what was merged or exported, each with a model card
+initial-adapter/ where an adapter that changes its base (PiSSA, OLoRA) began
+note.json       a person's note and tags
+lock, stop      held while it trains; there once somebody asked for its end
 """
 _LARGEST = 1 << 53
 """No step, token or byte is counted further; a float holds every whole number up to here."""

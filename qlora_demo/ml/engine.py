@@ -8,8 +8,6 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from .. import logs
 from ..columns import parse
 from ..config import TrainConfig
@@ -38,7 +36,7 @@ from .explain import explain_layer, explain_update, layer_names
 from .export import ExportTarget, export_adapter, export_merged
 from .judge import before_after, merge_fidelity
 from .limits import read_bandwidth
-from .load import device
+from .load import device, ran_out
 from .preflight import preflight
 from .turns import answers
 from .variants import Variants
@@ -123,7 +121,9 @@ class Engine:
                 if halt.is_set():
                     return
             self._bandwidth = self._bandwidth or read_bandwidth(device())
-        except torch.OutOfMemoryError:
+        except (RuntimeError, MemoryError) as exc:
+            if not ran_out(exc):
+                raise
             room = False
         finally:
             if not self._variants.held:

@@ -48,6 +48,11 @@ PLAIN_TEMPLATE = (
 )
 
 
+def ran_out(exc: BaseException) -> bool:
+    """Whether an error means that memory ran out; on the CPU torch says so with a plain RuntimeError."""
+    return isinstance(exc, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(exc)
+
+
 def device() -> torch.device:
     """The one device that this process's models live on; under torchrun each process has its own GPU."""
     if not torch.cuda.is_available():
@@ -297,7 +302,7 @@ def _load(
 
 def _translate(error: DemoError, exc: Exception) -> NoReturn:
     """Raise ours for theirs; no room is another matter, and is dealt with where memory is."""
-    if isinstance(exc, torch.OutOfMemoryError):
+    if ran_out(exc):
         raise exc
     raise error from exc
 

@@ -27,22 +27,26 @@ from trl import SFTTrainer
 from .. import logs
 from ..config import GenerationSettings, TrainConfig
 from ..errors import DemoError, OutOfMemory, RequestError
-from ..memory_plan import lighter
+from ..gpu import device_info
+from ..memory_plan import lighter, plan
 from ..records import Choice, Lighter, RunState
 from ..runs import CHECKPOINTS, cut_metrics, last_checkpoint, read_metrics, read_state, write_atomically
 from ..scoring import score, summarize
 from ..settings import Settings, quiet_libraries
 from ..sources import resolve, shape_of, weights_digest
+from ..units import memory
 from .agree import is_main
 from .checkpoints import Checkpoints
 from .data import Splits, load_splits
 from .evaluate import ANSWER_TOKENS
 from .generate import complete
-from .load import device
+from .load import device, ran_out
 from .machine import versions
 from .peak import peak_memory_bytes
 from .reporter import Reporter, write_run_state
 from .trainer import build_trainer, device_kind, gathered_weights, save_adapter
+
+_LOSS = {"completion": "on each answer", "assistant": "on the assistant's turns", "all": "on every token"}
 
 
 def main() -> None:
@@ -71,7 +75,7 @@ def train(path: Path, config: TrainConfig, settings: Settings) -> None:
         ran_on = versions() | {"base_weights": weights_digest(resolve(settings, config.model))}
         write_atomically(path / "versions.json", json.dumps(ran_on, indent=2))
     logs.event("training.loaded", rows=len(trainer.train_dataset), resumed_from=checkpoint[0] if checkpoint else 0)
-    reporter = Reporter(path, config, chosen.reasons + _data_choices(trainer, splits) + _resumed(checkpoint))
+    reporter = Reporter(path, config, chosen.reasons + _data_choices(trainer, config) + _resumed(checkpoint))
     trainer.add_callback(reporter)
     trainer.add_callback(Checkpoints(config))
     trainer.train(resume_from_checkpoint=str(checkpoint[1]) if checkpoint else None)
@@ -134,9 +138,8 @@ class EndState:
     ) -> None:
         if exc is None:
             return
-        if isinstance(exc, torch.OutOfMemoryError):
-            exc = OutOfMemory(f"device: out of memory ({exc}); take one of the lighter settings below and start again")
-            self.lighter = _lighter(self.path)
+        if ran_out(exc):
+            exc, self.lighter = _out_of_memory(self.path, exc)
         message = str(exc) if isinstance(exc, DemoError) else f"{kind.__name__ if kind else ''}: {exc}"
         message = " ".join(message.split())[:1000]
         _end(self.path, "failed", error=message, refused=isinstance(exc, RequestError), lighter=self.lighter)
@@ -145,13 +148,14 @@ class EndState:
             raise SystemExit(exc.exit_code) from exc
 
 
-def _data_choices(trainer: SFTTrainer, splits: Splits) -> tuple[Choice, ...]:
+def _data_choices(trainer: SFTTrainer, config: TrainConfig) -> tuple[Choice, ...]:
     rows, tokens = len(trainer.train_dataset), sum(map(len, trainer.train_dataset["input_ids"]))
     trained = sum(label != -100 for labels in trainer.train_dataset["labels"] for label in labels)
+    padding = "none, rows are packed" if config.packing else "to the longest row of each batch"
     return (
-        Choice("Padding", "to the longest row of each batch", f"rows average {tokens / rows:.0f} tokens"),
+        Choice("Padding", padding, f"rows average {tokens / rows:.0f} tokens"),
         Choice(
-            "Loss", "on the answer only", f"{trained / tokens:.0%} of {tokens:,} tokens in {rows:,} rows are trained"
+            "Loss", _LOSS[config.loss_on], f"{trained / tokens:.0%} of {tokens:,} tokens in {rows:,} rows are trained"
         ),
     )
 
@@ -165,12 +169,19 @@ def _keep_heldout(path: Path, splits: Splits) -> None:
         write_atomically(path / "heldout" / f"{name}.jsonl", "\n".join(lines) + "\n")
 
 
-def _lighter(path: Path) -> tuple[Lighter, ...]:
-    """What would have taken less memory; the choices that were made tell whether activations were recomputed."""
+def _out_of_memory(path: Path, exc: BaseException) -> tuple[OutOfMemory, tuple[Lighter, ...]]:
+    """What was needed and what there was, and what would have taken less; the choices that were made tell whether
+    activations were recomputed."""
     config = TrainConfig.from_file(path / "config.json")
     shape = shape_of(resolve(Settings.from_environment(), config.model))
     choices = {choice.what: choice.value for choice in read_state(path).choices}
-    return lighter(shape, config, device_kind(), checkpointing=choices.get("Gradient checkpointing") == "on")
+    checkpointing = choices.get("Gradient checkpointing") == "on"
+    needed = plan(shape, config, device_kind(), checkpointing=checkpointing).total_bytes
+    told = OutOfMemory(
+        f"device: out of memory ({exc}); by the plan the run takes {memory(needed)} and the device has "
+        f"{memory(device_info().total_bytes)}; take one of the lighter settings below and start again"
+    )
+    return told, lighter(shape, config, device_kind(), checkpointing=checkpointing)
 
 
 def _resumed(checkpoint: tuple[int, Path] | None) -> tuple[Choice, ...]:

@@ -17,6 +17,7 @@ from ..errors import DemoError
 from ..halt import Halt
 from ..records import Answer, AnswerRequest, GenerationChunk, Proof
 from .generate import add_pass, stream
+from .load import ran_out
 from .variants import Loaded, prove
 
 UPDATE_SECONDS = 1 / 12
@@ -61,10 +62,12 @@ def turn(answer: Answer, column: Column) -> Answer:
     chunk = None
     try:
         chunk, proof = next(column)
-    except torch.OutOfMemoryError:
-        error = "device: out of memory; shorten the conversation or choose fewer columns"
     except DemoError as exc:
         error = str(exc)
+    except (RuntimeError, MemoryError) as exc:
+        if not ran_out(exc):
+            raise
+        error = "device: out of memory; shorten the conversation or choose fewer columns"
     if chunk is None:
         torch.cuda.empty_cache()
         return replace(answer, error=error)

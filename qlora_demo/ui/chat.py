@@ -32,6 +32,7 @@ from .talk import Stops, Talk, conversation, copied, cut_before, messages, settl
 SLOTS = range(grammar.MOST)
 _EXAMPLES = 6
 _OTHER_RUNS = 20
+_SEED_IDLE = "The temperature is 0: every column takes its likeliest token, whatever the seed. Raise it to draw."
 OWN_COLUMNS = ("base", "adapter", "merged", "merged:original", "merged-4bit")
 """What a run offers; others can be typed."""
 
@@ -263,9 +264,17 @@ def needed_run(run: str | None) -> str:
     return run
 
 
-def new_seed() -> int:
+def new_seed(temperature: float | None) -> int:
     """A seed nobody has used yet, most likely."""
-    return random.randrange(2**31)
+    seed = random.randrange(2**31)
+    gr.Info(f"Every column draws with seed {seed} from now on." if temperature else _SEED_IDLE)
+    return seed
+
+
+def greedy() -> int:
+    """The temperature at which every column takes its likeliest token."""
+    gr.Info("Every column takes its likeliest token from now on: the temperature is 0.")
+    return 0
 
 
 def _vote_buttons(talk: Talk) -> list[Any]:

@@ -20,7 +20,7 @@ from ..services import Services
 from ..votes import ALL_BAD, TIE
 from . import controls, render
 from . import render_answers as show
-from .chat import SLOTS, Chat, new_seed
+from .chat import SLOTS, Chat, greedy, new_seed
 from .gate import Gate
 from .talk import Talk
 
@@ -58,8 +58,8 @@ def build(services: Services, gate: Gate) -> gr.Dropdown:
     told = [parts.names, parts.system, parts.examples, *drawn]
     gate.on(parts.run.change, chat.choose_run, parts.run, told, needs="visitor", cancels=asking)
     gate.on(parts.examples.click, lambda sample: sample[0], parts.examples, parts.prompt, needs="visitor")
-    gate.on(parts.new_seed.click, new_seed, None, parts.sampling["seed"], needs="visitor")
-    gate.on(parts.greedy.click, lambda: 0, None, parts.sampling["temperature"], needs="visitor")
+    gate.on(parts.new_seed.click, new_seed, parts.sampling["temperature"], parts.sampling["seed"], needs="visitor")
+    gate.on(parts.greedy.click, greedy, None, parts.sampling["temperature"], needs="visitor")
     run: gr.Dropdown = parts.run
     return run
 
@@ -146,16 +146,13 @@ def _draw_sampling(parts: SimpleNamespace) -> None:
     parts.system = gr.Textbox(label="System prompt", info="The run's own is filled in", lines=2, elem_id="system")
     with gr.Row():
         parts.sampling = controls.draw(GenerationSettings, "Sampling")
-    with gr.Row():
-        parts.order = gr.Radio(
-            list(get_args(Order)),
-            value=get_args(Order)[0],
-            label="Timing",
-            info="Columns stream together, one pass each, or each runs alone; a column's times are its own either way",
-            elem_id="order",
-        )
-        parts.new_seed = gr.Button("New seed", size="sm", elem_id="new-seed")
-        parts.greedy = gr.Button("All greedy", size="sm", elem_id="greedy")
+    parts.order = gr.Radio(
+        list(get_args(Order)),
+        value=get_args(Order)[0],
+        label="Timing",
+        info="Columns stream together, one pass each, or each runs alone; a column's times are its own either way",
+        elem_id="order",
+    )
 
 
 def _draw_columns(parts: SimpleNamespace) -> None:
@@ -204,6 +201,9 @@ def _draw_prompt(parts: SimpleNamespace) -> None:
         parts.stop = gr.Button("Stop", elem_id="stop-answer", scale=1, min_width=90)
         parts.retry = gr.Button("Retry", elem_id="retry", scale=1, min_width=90)
         parts.clear = gr.Button("Clear", elem_id="clear", scale=1, min_width=90)
-        parts.keep = gr.Button("Add to report", elem_id="keep", scale=1, min_width=110)
+    with gr.Row():
+        parts.new_seed = gr.Button("New seed", size="sm", elem_id="new-seed")
+        parts.greedy = gr.Button("All greedy", size="sm", elem_id="greedy")
+        parts.keep = gr.Button("Add to report", size="sm", elem_id="keep")
     label = "Prompts this run never trained on"
     parts.examples = gr.Dataset(components=[gr.Textbox(visible=False)], samples=[], label=label, elem_id="examples")

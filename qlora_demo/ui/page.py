@@ -60,7 +60,8 @@ mark.gone {background:#fecaca; color:#7f1d1d} mark.new {background:#bbf7d0; colo
   #answers {flex-wrap:nowrap; overflow-x:auto; scroll-snap-type:x mandatory}
   #answers > div {min-width:86% !important; scroll-snap-align:start} .foot {min-height:0}
 }
-#stop {align-self:end; max-height:3rem}
+#stop, #resume {align-self:end}
+[id^=TrainConfig-use_] {min-width:9rem !important}
 .account {display:flex; flex-wrap:wrap; gap:.4rem 1.2rem; align-items:center; font-size:.9rem}
 .account form {display:flex; gap:.5rem; margin:0} .disabled-why {font-size:.9rem; opacity:.85; margin:.2rem 0}
 .account input, .account button {border:1px solid var(--border-color-primary); border-radius:4px; padding:.2rem .6rem}

@@ -128,7 +128,7 @@ def _figures(answer: Answer) -> list[tuple[str, str]]:
         ("answer", f"{timing.new_tokens} token{'s' * (timing.new_tokens != 1)}"),
         ("total", duration(timing.total_seconds)),
         ("memory", memory(answer.model_bytes)),
-        ("of the bandwidth", percent(share) if share else missing),
+        ("memory bandwidth used", percent(share) if share else missing),
         ("end", _FINISH[answer.finish] if answer.finish else "…"),
     ]
 

@@ -33,6 +33,7 @@ WRITTEN = (
     "progress",
     "about",
     "log",
+    "stop",
     "resume",
     *(f"lighter-{place}" for place in range(_LIGHTER)),
     "curves",
@@ -45,7 +46,7 @@ def draw() -> dict[str, Any]:
     shown: dict[str, Any] = {"seen": gr.State({})}
     with gr.Row():
         shown["run"] = gr.Dropdown([], label="Run", elem_id="run", scale=4, interactive=True)
-        shown["stop"] = gr.Button("Stop and save", elem_id="stop", scale=1, min_width=120)
+        shown["stop"] = gr.Button("Stop and save", elem_id="stop", scale=1, min_width=120, visible=False)
         shown["resume"] = gr.Button("Resume", elem_id="resume", scale=1, min_width=90, visible=False)
     shown["queue"] = gr.HTML(elem_id="queue")
     shown["progress"] = gr.HTML(elem_id="progress", min_height=150)
@@ -115,7 +116,7 @@ def poll(services: Services, run_id: str | None, seen: dict[str, Any]) -> list[A
     }
     parts = [
         _draw_runs(known, run) if now["runs"] != seen.get("runs") else [gr.skip()] * 2,
-        _draw_state(services, run, metrics) if now["run"] != seen.get("run") else [gr.skip()] * (4 + _LIGHTER),
+        _draw_state(services, run, metrics) if now["run"] != seen.get("run") else [gr.skip()] * (5 + _LIGHTER),
         _draw_plots(metrics) if now["plots"] != seen.get("plots") else [gr.skip()],
     ]
     return [*(value for part in parts for value in part), now]
@@ -134,11 +135,13 @@ def _draw_state(services: Services, run: Run | None, metrics: list[TrainMetrics]
         for at in range(_LIGHTER)
     ]
     if run is None:
-        return [render.run_progress(None, []), "", "", gr.Button(visible=False), *buttons]
-    about = _planned(services, run) + render.run_about(run, services.runs.versions(run.id))
+        return [render.run_progress(None, []), "", "", *[gr.Button(visible=False)] * 2, *buttons]
+    about = render.run_about(run, services.runs.versions(run.id))
     at = run.resumable_from
     resume = gr.Button(f"Resume from step {at}" if at else "Resume", visible=bool(at))
-    return [render.run_progress(run, metrics), about, services.runs.log_tail(run.id), resume, *buttons]
+    stop = gr.Button(visible=not run.state.ended)
+    progress = render.run_progress(run, metrics) + _planned(services, run)
+    return [progress, about, services.runs.log_tail(run.id), stop, resume, *buttons]
 
 
 def _planned(services: Services, run: Run) -> str:

@@ -100,11 +100,15 @@ def test_training_elsewhere_keeps_chat_off_the_device(services: Services, run: R
     assert list(services.engine().answer(ask(run), Halt()))
 
 
+ON_CPU = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 20 bytes.")
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("injected"), ON_CPU], ids=["gpu", "cpu"])
 def test_out_of_memory_while_loading_frees_what_it_took(
-    services: Services, run: Run, monkeypatch: pytest.MonkeyPatch
+    services: Services, run: Run, error: RuntimeError, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_room(*_: Any) -> Any:
-        raise torch.OutOfMemoryError("injected")
+        raise error
 
     engine = services.engine()
     with monkeypatch.context() as patch:
@@ -116,13 +120,14 @@ def test_out_of_memory_while_loading_frees_what_it_took(
     assert list(engine.answer(ask(run), Halt()))
 
 
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("injected"), ON_CPU], ids=["gpu", "cpu"])
 def test_out_of_memory_in_one_column_leaves_the_others_talking(
-    services: Services, run: Run, monkeypatch: pytest.MonkeyPatch
+    services: Services, run: Run, error: RuntimeError, monkeypatch: pytest.MonkeyPatch
 ) -> None:
 
     def failing(model: Any, tokenizer: Any, conversation: Any, settings: Any, activate: Any, *, fast: Any) -> Any:
         if type(model).__name__.startswith("Peft"):
-            raise torch.OutOfMemoryError("injected")
+            raise error
         yield from stream(model, tokenizer, conversation, settings, activate, fast=fast)
 
     monkeypatch.setattr("qlora_demo.ml.turns.stream", failing)

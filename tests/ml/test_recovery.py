@@ -215,6 +215,8 @@ def test_an_adapter_that_changed_its_base_is_saved_for_the_base_as_it_is(
     """Trained for one step at a rate of nearly nothing, it must be the base model: its start is taken out."""
     still = config.changed(method="lora", init_lora_weights=init, learning_rate=1e-9, max_steps=1)
     run = trained_here(services, still)
+    told = (run.path / "README").read_text("utf-8")
+    assert [path.name for path in run.path.iterdir() if path.name != "README" and path.name not in told] == []
     merged = load_merged(find_adapter(services.settings, services.runs, run.id), "original")
     ids = torch.arange(3, 20)[None]
     with torch.inference_mode():
@@ -239,13 +241,24 @@ def test_layers_that_the_model_does_not_have_are_refused_with_those_it_has(
     assert "'query' is no layer that can be adapted; choose of down_proj, gate_proj, k_proj" in run.state.error
 
 
-def test_running_out_of_memory_says_what_would_take_less(services: Services, config: TrainConfig) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("Tried to allocate 20.00 MiB. GPU 0 has 1.00 MiB free"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 20 bytes."),
+    ],
+    ids=["gpu", "cpu"],
+)
+def test_running_out_of_memory_says_what_would_take_less(
+    services: Services, config: TrainConfig, error: RuntimeError
+) -> None:
     run = services.runs.create(config.changed(method="lora", per_device_train_batch_size=8))
     with pytest.raises(SystemExit) as left, EndState(run.path):
-        raise torch.OutOfMemoryError("Tried to allocate 20.00 MiB. GPU 0 has 1.00 MiB free")
+        raise error
     assert left.value.code == 1
     state = services.runs.get(run.id).state
-    assert state.status == "failed" and "Tried to allocate 20.00 MiB" in state.error
+    assert state.status == "failed" and f"out of memory ({error}); by the plan the run takes 1." in state.error
+    assert "and the device has " in state.error
     assert len(state.lighter) == 3
     saved = [one.saves_bytes for one in state.lighter]
     assert saved == sorted(saved, reverse=True) and saved[-1] > 0
