@@ -22,7 +22,7 @@ from qlora_demo.ui.talk import Talk, messages
 
 NAMES = ["base", "adapter"]
 SAMPLING = field_names(GenerationSettings)
-VISITOR: Any = SimpleNamespace(session_hash="visitor")
+VISITOR: Any = SimpleNamespace(session_hash="visitor", request=None)
 
 
 class Parrot:
