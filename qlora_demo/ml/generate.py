@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, GenerationMixin, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..config import GenerationSettings
 from ..errors import ConfigError
@@ -222,19 +222,29 @@ def _passes(
 ) -> Iterator[tuple[list[int], torch.Tensor]]:
     del model_kwargs["stopping_criteria"]
     outputs = model._prefill(input_ids, generation_config, model_kwargs)
+    cache, unpadded = outputs.past_key_values, _is_unpadded(model, model_kwargs)
     while True:
-        if step is None:
+        if step is None and not unpadded:
             model_kwargs = model._update_model_kwargs_for_generation(outputs, model_kwargs, is_encoder_decoder=False)
         logits = outputs.logits[:, -1].to(copy=True, dtype=torch.float32)
         del outputs
         tokens = draw(logits_processor(input_ids, logits))
         input_ids = torch.cat([input_ids, tokens[:, None]], dim=-1)
         yield tokens.tolist(), logits[0]
-        if step is None:
+        if step is not None:
+            outputs = step(tokens)
+        elif unpadded:
+            outputs = model(input_ids=tokens[:, None], past_key_values=cache, use_cache=True, return_dict=True)
+        else:
             inputs = model.prepare_inputs_for_generation(input_ids, next_sequence_length=1, **model_kwargs)
             outputs = model(**inputs, return_dict=True)
-        else:
-            outputs = step(tokens)
+
+
+def _is_unpadded(model: Any, model_kwargs: dict[str, Any]) -> bool:
+    """Whether a token and the cache are all that a pass needs: the library drops a mask that hides nothing, positions
+    are then the cache's length, and the model prepares its inputs as all do."""
+    prepare = type(model).prepare_inputs_for_generation
+    return model_kwargs.get("attention_mask") is None and prepare is GenerationMixin.prepare_inputs_for_generation
 
 
 def _generation_config(model: PreTrainedModel, settings: GenerationSettings) -> GenerationConfig:

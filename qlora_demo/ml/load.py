@@ -210,15 +210,17 @@ def precision_of(model: nn.Module) -> Precision:
 def tensor_bytes(model: nn.Module, leave_out: Callable[[str], bool] = lambda name: False) -> int:
     """Bytes of every parameter, buffer and quantization constant, each storage counted once; without the parameters
     whose names `leave_out` picks."""
-    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in _tensors(model, leave_out)}
-    return sum(storages.values())
+    tensors = _tensors(model, leave_out)
+    plain = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors if not t.is_mkldnn}
+    packed = (int(torch.ops.mkldnn._nbytes(t)) for t in tensors if t.is_mkldnn)
+    return sum(plain.values()) + sum(packed)
 
 
 def untied_table_bytes(model: PreTrainedModel) -> int:
     """Bytes of an embedding table of its own: a token reads one row of it, where a tied one is read whole as the
     head."""
     table, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
-    return 0 if table.data_ptr() == head.data_ptr() else table.nbytes
+    return 0 if table is head else table.nbytes
 
 
 def context_length(model: PreTrainedModel) -> int:

@@ -25,6 +25,7 @@ from .fast_step import FastPath
 from .generate import warm_up
 from .load import device, load_base, load_tokenizer, precision_of, quantize_nf4, sixteen_bit
 from .merge import load_merged
+from .packed import pack
 from .weights import Weights
 
 _PRECISIONS: dict[UnitKind, Precision] = {
@@ -177,7 +178,7 @@ def _read(unit: Unit, origin: Origin) -> Weights:
         model = quantize_nf4(model) if unit.kind == "merged-4bit" else model
     else:
         model = load_base(unit.model, unit.kind, "inference")
-    return Weights(model, weights_digest(unit.model), time.perf_counter() - started)
+    return Weights(pack(model), weights_digest(unit.model), time.perf_counter() - started)
 
 
 def _collect() -> None:

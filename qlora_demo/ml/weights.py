@@ -13,7 +13,8 @@ from ..errors import WrongModel
 from ..records import AdapterUse
 from ..sources import Origin
 from .fast_step import FastPath
-from .load import load_adapter, tensor_bytes, untied_table_bytes
+from .load import load_adapter, read_adapter_config, tensor_bytes, untied_table_bytes
+from .packed import unpack
 
 
 class Weights:
@@ -37,6 +38,8 @@ class Weights:
         """Put one more adapter on the weights; it is read once."""
         if origin.name not in self._names:
             name = f"adapter{len(self._names)}"
+            if read_adapter_config(origin.adapter).use_dora:
+                unpack(self.model)
             self.model = load_adapter(self.model, origin.adapter, name)
             self._names[origin.name] = name
             self._layers = [layer for layer in self.model.modules() if isinstance(layer, LoraLayer)]
