@@ -1,11 +1,12 @@
 # make demo   the app on http://127.0.0.1:7860
 # make test   every check and every test, the browser's too
 # make quick  the tests that need neither the bundled model, a browser, nor a training process
+# make audit  what is installed, against the known vulnerabilities; needs PyPI's advisories in reach
 PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 
-.PHONY: demo test quick lint chromium screenshot clean
+.PHONY: demo test quick lint audit chromium screenshot clean
 
 demo: .venv/.demo
 	$(BIN)/python -m qlora_demo fetch
@@ -21,6 +22,13 @@ lint: .venv/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/hadolint Dockerfile
+
+# Strict: a package that could not be looked up is a failure, and no silent pass.
+audit: .venv/.demo
+	$(PYTHON) -m venv .audit
+	.audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit==2.10.1
+	.audit/bin/pip-audit --strict --path "$$($(BIN)/python -c 'import site; print(site.getsitepackages()[0])')"
 
 # A Chromium of the system is used where there is one; Playwright's own is the last resort.
 chromium: .venv/.dev
@@ -44,4 +52,4 @@ screenshot: .venv/.dev chromium
 	@touch $@
 
 clean:
-	rm -rf .venv
+	rm -rf .venv .audit

@@ -74,6 +74,24 @@ def test_what_changes_least_comes_first() -> None:
     assert order[0] == "requirements.txt ." and "pip install" in order[1] and order[-1] == "qlora_demo qlora_demo"
 
 
+SPY = """
+import os, socket
+def told(name, host):
+    with open(os.environ["SPY_LOG"], "a") as log:
+        print(name, host, file=log)
+found, connect = socket.getaddrinfo, socket.socket.connect
+def getaddrinfo(host, *args, **kwargs):
+    told("asks for", host)
+    return found(host, *args, **kwargs)
+def connected(self, address):
+    told("connects to", address[0] if isinstance(address, tuple) else "here")
+    return connect(self, address)
+socket.getaddrinfo, socket.socket.connect = getaddrinfo, connected
+"""
+"""Run at the start of the app's Python: tells every name that is looked up and every address that is connected to."""
+AT_HOME = {"127.0.0.1", "localhost", "0.0.0.0", "::1", "None", "here"}
+
+
 class Container:
     """The image's app as nobody in particular, who may write to the disk and to a home of his own alone."""
 
@@ -90,7 +108,10 @@ class Container:
         set_there = {"GRADIO_SERVER_PORT": str(port), "GRADIO_SERVER_NAME": "127.0.0.1", "HOME": str(folder / "home")}
         disks = {"QLORA_DEMO_DISK": str(self.disk), "QLORA_DEMO_BUNDLED": str(folder / "shipped")}
         ours = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
-        self.environ = environment(IMAGE) | ours | set_there | disks | {"HF_HUB_OFFLINE": "1", "TMPDIR": str(self.disk)}
+        self.spied = self.disk / "spied"
+        (folder / "sitecustomize.py").write_text(SPY, "utf-8")
+        watched = {"PYTHONPATH": str(folder), "SPY_LOG": str(self.spied), "HF_ENDPOINT": "http://127.0.0.1:9"}
+        self.environ = environment(IMAGE) | ours | set_there | disks | watched  | {"TMPDIR": str(self.disk)}
         self.url = f"http://127.0.0.1:{port}"
 
     def start(self) -> None:
@@ -153,6 +174,8 @@ def test_the_copied_files_are_an_app_that_runs_without_rights_and_is_healthy(con
     status = Path(f"/proc/{container.process.pid}/status")
     if status.exists():
         assert "Uid:\t0\t" not in status.read_text("utf-8")
+    hosts = {line.split()[-1] for line in container.spied.read_text("utf-8").splitlines()}
+    assert "127.0.0.1" in hosts and hosts <= AT_HOME
     (container.disk / "qlora_demo").chmod(0o500)
     assert not container.healthy()
 
