@@ -78,10 +78,12 @@ def _nvidia() -> DeviceInfo | None:
 
 
 def _smi(fields: str) -> list[str]:
-    """What `nvidia-smi` says of each GPU; nothing where it cannot be asked."""
+    """What `nvidia-smi` says of each GPU, or of the first that this process may see; nothing where it cannot be asked."""
     if not shutil.which("nvidia-smi"):
         return []
     query = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
+    if visible := os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip():
+        query.append(f"--id={visible}")
     try:
         return subprocess.run(query, capture_output=True, text=True, timeout=10, check=True).stdout.splitlines()
     except (subprocess.SubprocessError, OSError):

@@ -111,7 +111,7 @@ class Container:
         self.spied = self.disk / "spied"
         (folder / "sitecustomize.py").write_text(SPY, "utf-8")
         watched = {"PYTHONPATH": str(folder), "SPY_LOG": str(self.spied), "HF_ENDPOINT": "http://127.0.0.1:9"}
-        self.environ = environment(IMAGE) | ours | set_there | disks | watched  | {"TMPDIR": str(self.disk)}
+        self.environ = environment(IMAGE) | ours | set_there | disks | watched | {"TMPDIR": str(self.disk)}
         self.url = f"http://127.0.0.1:{port}"
 
     def start(self) -> None:

@@ -165,6 +165,12 @@ def test_the_first_gpu_that_nvidia_smi_lists_is_the_device(tmp_path: Path, monke
     assert device_info() == DeviceInfo("cuda", "NVIDIA H200", 1000 << 20, 2000 << 20)
 
 
+def test_the_first_gpu_that_may_be_seen_is_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _fake_nvidia_smi(tmp_path, monkeypatch, 'case "$*" in *--id=1) echo "NVIDIA T4, 1, 2";; *) exit 9;; esac')
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,0")
+    assert device_info().name == "NVIDIA T4"
+
+
 @pytest.mark.parametrize("script", ["exit 9", "true", "echo No devices were found", "echo 'X, [N/A], [N/A]'"])
 def test_without_a_usable_gpu_the_processor_is_the_device(
     script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
