@@ -78,7 +78,7 @@ def _nvidia() -> DeviceInfo | None:
 
 
 def _smi(fields: str) -> list[str]:
-    """What `nvidia-smi` says of each GPU, or of the first that this process may see; nothing where it cannot be asked."""
+    """What `nvidia-smi` says of each GPU, or of the first one that may be seen; nothing where it cannot be asked."""
     if not shutil.which("nvidia-smi"):
         return []
     query = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
