@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import secrets
 import shutil
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -59,6 +61,18 @@ def writing(path: Path) -> Iterator[None]:
         raise WorkError(f"{path}: cannot be written: {remedy} and try again") from exc
 
 
+def copy_whole(source: Path, target: Path) -> None:
+    """A copy of a file that appears under its name when it is whole.  Raises `WorkError` where the disk refuses."""
+    draft = target.with_name(f".{secrets.token_hex(8)}")
+    try:
+        with writing(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, draft)
+            draft.rename(target)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
 def is_full(exc: BaseException, folder: Path | None = None) -> bool:
     """Whether a full disk is what went wrong.
 
@@ -66,6 +80,7 @@ def is_full(exc: BaseException, folder: Path | None = None) -> bool:
     then it is whether `folder`, where it was writing, has room now.
     """
     told = getattr(exc, "errno", None) in _FULL or any(f"(os error {code})" in str(exc) for code in _FULL)
+    told = told or (exc.__cause__ is not None and is_full(exc.__cause__))
     return told or (folder is not None and shutil.disk_usage(folder).free < _LEAST_FREE)
 
 
@@ -80,16 +95,38 @@ def draft_folder(out: Path) -> Iterator[Path]:
         raise ConfigError("out", f"{out} exists already; name a new folder or remove it")
     draft = out.with_name(f".{out.name}.new")
     try:
-        if draft.exists():
-            shutil.rmtree(draft)
-        draft.mkdir(parents=True)
-        yield draft
-        _sync(draft)
-        draft.rename(out)
+        with _claimed(draft, out):
+            yield draft
+            _sync(draft)
+            draft.rename(out)
     except Exception as exc:  # noqa: BLE001 - a full disk comes in many classes; whatever it is, it is raised on
         _raise_on(out, exc)
+
+
+@contextmanager
+def _claimed(draft: Path, out: Path) -> Iterator[None]:
+    """A new folder that is locked while it is ours, so that nobody takes it for a draft that was left behind."""
+    with suppress(FileNotFoundError):
+        stale = _lock_folder(draft, out)
+        shutil.rmtree(draft)
+        os.close(stale)
+    draft.mkdir(parents=True)
+    descriptor = _lock_folder(draft, out)
+    try:
+        yield
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+        os.close(descriptor)
+
+
+def _lock_folder(draft: Path, out: Path) -> int:
+    descriptor = os.open(draft, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as exc:
+        os.close(descriptor)
+        raise WorkError(f"{out}: somebody else is writing it now; wait until it is there") from exc
+    return descriptor
 
 
 def _raise_on(out: Path, exc: Exception) -> NoReturn:

@@ -8,9 +8,10 @@ import time
 from dataclasses import asdict
 
 from .answers import kept
-from .errors import ConfigError
+from .errors import ConfigError, RunError
 from .gpu import device_info
 from .jobs import read_result, save_result
+from .locks import HeldLock
 from .records import Answer
 from .report import Report
 from .runs import Run
@@ -18,6 +19,8 @@ from .services import Services
 from .units import memory
 
 _COMPARISONS = 10_000
+_PATIENCE = 10.0
+"""Seconds: others keep a conversation in much less."""
 _LIBRARIES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets", "gradio")
 
 
@@ -51,9 +54,15 @@ def keep_conversation(run: Run, system: str, prompt: str, answers: list[Answer])
     """Put one prompt and its answers into the run's report; how many it holds now."""
     if not answers:
         raise ConfigError("report", "there is no answer to keep yet; send a prompt first")
-    found = (read_result(run, "conversations") or {"conversations": []})["conversations"]
-    found.append({"prompt": prompt, "system": system, "answers": {one.column: kept(one) for one in answers}})
-    save_result(run, "conversations", {"conversations": found})
+    lock = HeldLock.acquire(run.path / "results" / ".conversations.lock", {}, patience=_PATIENCE)
+    if lock is None:
+        raise RunError(f"run {run.id}: its report is being written; try again")
+    try:
+        found = (read_result(run, "conversations") or {"conversations": []})["conversations"]
+        found.append({"prompt": prompt, "system": system, "answers": {one.column: kept(one) for one in answers}})
+        save_result(run, "conversations", {"conversations": found})
+    finally:
+        lock.release()
     return len(found)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
+from .disk import is_full
 from .errors import ConfigError, RequestError, WorkError
 
 TIE, ALL_BAD = "tie", "all bad"
@@ -165,7 +166,9 @@ class VoteStore:
                 database.executescript(_SCHEMA)
                 yield database
         except (sqlite3.Error, OSError, ValueError) as exc:
-            raise WorkError(f"{self.path}: {exc}; free disk space, or move the damaged file away") from exc
+            full = is_full(exc, self.path.parent)  # which SQLite may take for an error of the disk
+            remedy = "the disk is full; remove files there and try again" if full else "move the damaged file away"
+            raise WorkError(f"{self.path}: {exc}; {remedy}") from exc
 
 
 def _comparison(row: Sequence[Any]) -> Comparison:

@@ -26,11 +26,20 @@ from trl import SFTTrainer
 
 from .. import logs
 from ..config import GenerationSettings, TrainConfig
-from ..errors import DemoError, OutOfMemory, RequestError
+from ..disk import is_full
+from ..errors import DemoError, OutOfMemory, RequestError, WorkError
 from ..gpu import device_info
 from ..memory_plan import lighter, plan
 from ..records import Choice, Lighter, RunState
-from ..runs import CHECKPOINTS, cut_metrics, last_checkpoint, read_metrics, read_state, write_atomically
+from ..runs import (
+    CHECKPOINT_MARK,
+    CHECKPOINTS,
+    cut_metrics,
+    last_checkpoint,
+    read_metrics,
+    read_state,
+    write_atomically,
+)
 from ..scoring import score, summarize
 from ..settings import Settings, quiet_libraries
 from ..sources import resolve, shape_of, weights_digest
@@ -140,6 +149,8 @@ class EndState:
             return
         if ran_out(exc):
             exc, self.lighter = _out_of_memory(self.path, exc)
+        elif is_full(exc, None if isinstance(exc, DemoError) else self.path):
+            exc = _out_of_disk(self.path)
         message = str(exc) if isinstance(exc, DemoError) else f"{kind.__name__ if kind else ''}: {exc}"
         message = " ".join(message.split())[:1000]
         _end(self.path, "failed", error=message, refused=isinstance(exc, RequestError), lighter=self.lighter)
@@ -167,6 +178,16 @@ def _keep_heldout(path: Path, splits: Splits) -> None:
     for name, rows in splits.heldout.items():
         lines = [json.dumps(row, ensure_ascii=False) for row in rows]
         write_atomically(path / "heldout" / f"{name}.jsonl", "\n".join(lines) + "\n")
+
+
+def _out_of_disk(path: Path) -> WorkError:
+    """Take away what was half written, which also makes the room to say so; the error that says it."""
+    unfinished = [one for one in (path / CHECKPOINTS).glob("*") if not (one / CHECKPOINT_MARK).is_file()]
+    for folder in (path / ".adapter-new", *unfinished):
+        shutil.rmtree(folder, ignore_errors=True)
+    found = last_checkpoint(path)
+    remedy = f"resume the run from step {found[0]}" if found else "start the run again"
+    return WorkError(f"{path}: the disk is full; remove files there, then {remedy}")
 
 
 def _out_of_memory(path: Path, exc: BaseException) -> tuple[OutOfMemory, tuple[Lighter, ...]]:

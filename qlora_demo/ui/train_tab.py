@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import secrets
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +13,7 @@ import gradio as gr
 from ..catalog import BUNDLED_MODELS, is_fetched
 from ..choices import refuse
 from ..config import TrainConfig
+from ..disk import copy_whole
 from ..errors import DemoError, ModelError
 from ..gpu import device_info
 from ..history import pair_of, pair_tag, write_note
@@ -138,10 +139,9 @@ def _draw_upload(services: Services, dataset: Any, gate: Gate) -> None:
     )
 
     def keep(path: str) -> str:
-        folder = services.settings.uploads
-        folder.mkdir(parents=True, exist_ok=True)
-        target = folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{Path(path).name}"
-        shutil.copyfile(path, target)
+        stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+        target = services.settings.uploads / f"{stamp}-{Path(path).name}"
+        copy_whole(Path(path), target)
         return str(target)
 
     gate.on(upload.upload, keep, upload, dataset, needs="operator", show_progress="full")

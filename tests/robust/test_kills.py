@@ -1,0 +1,170 @@
+"""`kill -9` of the trainer and of the app at random moments: no run is lost, none is wrongly "running"."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from qlora_demo.compose import build_services
+from qlora_demo.config import TrainConfig
+from qlora_demo.dispatch import Dispatcher
+from qlora_demo.runs import CHECKPOINT_MARK, CHECKPOINTS, Run
+from qlora_demo.services import Services
+from qlora_demo.settings import Settings
+from tests.ml.test_train import TINY, ended, wait
+from tests.robust.zygote import ask, spawn_through
+
+pytestmark = pytest.mark.processes
+
+_TRAINER_KILLS, _APP_KILLS = 20, 10
+_STEPS = 8
+
+
+@pytest.fixture
+def seed() -> Iterator[int]:
+    """Told where a test fails, so that its moments can be had again."""
+    chosen = int(os.environ.get("QLORA_DEMO_TEST_SEED") or random.randrange(2**31))
+    print(f"QLORA_DEMO_TEST_SEED={chosen}")
+    random.seed(chosen)
+    yield chosen
+
+
+@pytest.fixture
+def zygote(home: Path, tmp_path: Path) -> Iterator[str]:
+    """The socket of a process that forks trainers and apps."""
+    address = tmp_path / "zygote"
+    process = subprocess.Popen([sys.executable, "-m", "tests.robust.zygote", str(address)])
+    until(address.exists)
+    yield str(address)
+    address.unlink()
+    process.wait(10)
+
+
+@pytest.fixture
+def config(tiny_model: Path, chat_file: Path) -> TrainConfig:
+    changes = {"max_steps": _STEPS, "save_steps": 1, "eval_steps": 4}
+    return TrainConfig(model=str(tiny_model), dataset=str(chat_file), **TINY | changes)
+
+
+def until(what: Callable[[], object], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def kill(pid: int) -> bool:
+    """Kill -9, and wait until it is gone; whether it was still there."""
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return False
+    until(lambda: not Path(f"/proc/{pid}/stat").exists() or Path(f"/proc/{pid}/stat").read_text().split()[2] == "Z")
+    return True
+
+
+def check_files(home: Path) -> None:
+    """Every JSON, JSONL and SQLite file that has its own name, and in no checkpoint without its mark, is whole."""
+    unfinished = [one for one in home.glob(f"runs/*/{CHECKPOINTS}/*") if not (one / CHECKPOINT_MARK).is_file()]
+    for path in home.rglob("*"):
+        hidden = any(part.startswith(".") for part in path.relative_to(home).parts)
+        if hidden or not path.is_file() or any(folder in path.parents for folder in unfinished):
+            continue
+        with contextlib.suppress(FileNotFoundError):  # replaced or removed by a trainer that goes on
+            if path.suffix == ".json":
+                json.loads(path.read_bytes())
+            elif path.suffix == ".jsonl":
+                [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
+    votes = home / "votes.sqlite3"
+    if votes.exists():
+        with contextlib.closing(sqlite3.connect(votes)) as database:
+            assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+def check_runs(services: Services, known: set[str]) -> None:
+    """Every run is there, can be read, and is at work exactly where its process lives."""
+    found = {run.id: run for run in services.runs.all()}
+    assert set(found) >= known
+    for run in found.values():
+        assert run.alive or run.state.ended or run.state.status in ("created", "queued"), run.state
+    known |= set(found)
+
+
+def test_a_trainer_killed_at_any_moment_loses_nothing(
+    services: Services, config: TrainConfig, zygote: str, seed: int
+) -> None:
+    """One run is killed, looked at, resumed, killed again; where it could not be resumed, another is begun."""
+    pids = spawn_through(zygote, services)
+    home, known, steps, resumed = services.settings.home, set[str](), 0, 0
+    began = time.monotonic()
+    run = services.launcher.start(config)
+    wait(services, run, ended)
+    whole = time.monotonic() - began
+    kills = 0
+    run = services.launcher.start(config)
+    while kills < _TRAINER_KILLS:
+        time.sleep(random.uniform(0, whole))
+        kills += kill(pids[-1])
+        run = wait(services, run, ended)
+        check_files(home)
+        check_runs(services, known)
+        assert run.state.status in ("failed", "finished"), run.state
+        assert steps <= run.resumable_from or run.state.status == "finished"
+        if run.resumable_from:
+            steps, resumed = run.resumable_from, resumed + 1
+            run = services.launcher.resume(run.id)
+        else:
+            assert run.state.status == "finished" or "died without a word" in run.state.error
+            steps, run = 0, services.launcher.start(config)
+    wait(services, run, ended)
+    assert resumed, "no moment was late enough to resume from"
+    for one in services.runs.all():
+        if one.state.status == "finished":
+            trained(services, one)
+    print(f"{kills} kills, {resumed} resumed, {[one.state.status for one in services.runs.all()]}")
+
+
+def trained(services: Services, run: Run) -> None:
+    """Every step was trained once and in order, and the adapter is whole."""
+    losses = [line.step for line in services.runs.metrics(run.id) if line.loss is not None]
+    assert losses == list(range(1, _STEPS + 1))
+    assert (run.adapter / "adapter_model.safetensors").is_file()
+
+
+def test_an_app_killed_at_any_moment_loses_nothing(home: Path, config: TrainConfig, zygote: str, seed: int) -> None:
+    """Its trainers live on; what it wrote is whole; the next app goes on with the queue."""
+    services = build_services(Settings(home))
+    spawn_through(zygote, services)
+    known = {services.launcher.submit(config.changed(max_steps=4)).id for _ in range(3)}
+    for number in range(_APP_KILLS):
+        pid = ask(zygote, "app", home)
+        time.sleep(random.uniform(0, 1.5))
+        alive = {run.id for run in services.runs.all() if run.alive}
+        assert kill(pid), (home / "app.log").read_text("utf-8")
+        check_files(home)
+        check_runs(services, known)
+        gone = {name for name in alive if not services.runs.get(name).alive}
+        assert all(services.runs.get(name).state.status == "finished" for name in gone), f"kill {number}"
+        assert sum(run.alive for run in services.runs.all()) <= 1
+    dispatcher = Dispatcher(services)
+
+    def all_ended() -> bool:
+        dispatcher.look()
+        return all(run.state.ended and not run.alive for run in services.runs.all())
+
+    until(all_ended, 120)
+    assert {run.id: run.state.status for run in services.runs.all()} == dict.fromkeys(known, "finished")
+    count = services.votes.tally("run").votes
+    assert count and "Traceback" not in (home / "app.log").read_text("utf-8")
+    check_files(home)
