@@ -60,6 +60,7 @@ _COLUMNS: dict[str, dict[str, tuple[str, Form]]] = {
         "generate_ttft_median_seconds": ("first token, generate()", duration),
         "generate_tpot_median_seconds": ("per token, generate()", duration),
         "over_generate": ("speed over generate()", _times),
+        "decode": ("decoded by", str),
         "model_bytes": ("weights", memory),
         "peak_bytes": ("peak", memory),
     },

@@ -27,12 +27,16 @@ from typing import Any
 from .benchmark_cases import METHODS, Case, cases
 from .benchmark_config import BenchmarkConfig
 from .choices import refuse
+from .columns import parse
 from .config import TrainConfig
 from .errors import ConfigError, RequestError, RunError, WorkError
 from .gpu import Lease, device_info
 from .locks import HeldLock, is_held
+from .memory_plan import Kind, parse_memory
 from .records import Progress, Report
-from .runs import write_atomically
+from .runs import RunStore, write_atomically
+from .settings import Settings
+from .sources import find_adapter, planned_shape
 
 _CHECKOUT = str(Path(__file__).resolve().parent.parent)
 _ID = re.compile(r"[0-9]{8}-[0-9]{6}-[a-z]+-[0-9a-f]{4}")
@@ -47,14 +51,15 @@ speed, which the frontier does not tell."""
 class Benchmarks:
     """All benchmarks under one directory, measured one at a time on the device that `lease` guards."""
 
-    def __init__(self, root: Path, lease: Lease) -> None:
-        self.root = root
+    def __init__(self, settings: Settings, lease: Lease) -> None:
+        self.settings = settings
+        self.root = settings.home / "benchmarks"
         self.lease = lease
 
     def create(self, options: BenchmarkConfig, config: TrainConfig) -> str:
-        """A new benchmark's id; nothing is measured yet.  Raises `ConfigError` for what cannot be done here."""
+        """A new benchmark's id; nothing is measured yet.  Raises `RequestError` for what cannot be done here."""
         kind = device_info().kind
-        refuse(config, kind)
+        self._check(options, config, kind)
         planned = cases(options, config, kind)
         name = f"{time.strftime('%Y%m%d-%H%M%S')}-{options.kind}-{secrets.token_hex(2)}"
         folder = self.root / name
@@ -123,6 +128,19 @@ class Benchmarks:
         if not _ID.fullmatch(name) or path.is_symlink() or not path.is_dir():
             raise RunError(f"benchmark {name!r}: no such benchmark; `python -m qlora_demo benchmark list` shows them")
         return path
+
+    def _check(self, options: BenchmarkConfig, config: TrainConfig, kind: Kind) -> None:
+        refuse(config, kind)
+        try:
+            parse_memory(options.gpu_memory)
+        except ValueError as exc:
+            raise ConfigError("gpu_memory", f"{options.gpu_memory!r} is not allowed; give a size like 24GB") from exc
+        for name in options.names("variants"):
+            parse(name, options.run)
+        if options.kind == "inference" and options.run:
+            find_adapter(self.settings, RunStore(self.settings.runs), options.run)
+        else:
+            planned_shape(self.settings, config.model)
 
     @contextmanager
     def _locks(self, name: str) -> Iterator[tuple[HeldLock, HeldLock]]:

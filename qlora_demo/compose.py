@@ -46,7 +46,7 @@ def build_services(settings: Settings) -> Services:
         Jobs(runs),
         VoteStore(settings.home / "votes.sqlite3"),
         HuggingFaceHub(),
-        Benchmarks(settings.home / "benchmarks", lease),
+        Benchmarks(settings, lease),
         Access(settings),
         Waiting(settings.limits.queue_length),
     )
