@@ -45,6 +45,10 @@ def test_train_compare_evaluate_merge_and_list_one_run(
     figures = {"steps", "train_loss", "tokens_per_second", "peak_memory_bytes", "runtime_seconds"}
     assert figures | {"run", "trainable_parameters"} <= set(trained)
     run = trained["run"]
+    lines = (home / "runs" / run / "train.log").read_text("utf-8").splitlines()
+    events = [json.loads(line) for line in lines if line.startswith('{"time"')]
+    assert [event["event"] for event in events if "logger" not in event] == ["training.loaded", "training.ended"]
+    assert {event["run"] for event in events} == {run}
 
     compared = run_json(capsys, "compare", run, "--prompt", "a", "--prompt", "b", "--max-new-tokens", "4")
     assert [result["prompt"] for result in compared["results"]] == ["a", "b"]

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import contextvars
 import logging
+import sys
 import threading
-from collections.abc import Generator
+import time
+from collections.abc import Generator, Iterator
 
 import pytest
 
 from qlora_demo import logs
+from qlora_demo.config import TrainConfig
 from qlora_demo.errors import RequestError
+from qlora_demo.halt import Halt
+from qlora_demo.ml.worker import Worker
+from qlora_demo.records import Progress, Step
+from qlora_demo.services import Services
 from qlora_demo.ui.told import told
 from qlora_demo.visits import VISITS, Visits
 
@@ -112,3 +119,53 @@ def test_a_refusal_is_logged_by_its_kind_and_without_its_words(kept: Kept, strea
     ((event, request, facts),) = kept.events
     assert (event, facts["error"]) == ("request.refused", "RequestError") and request
     assert "secret" not in str(facts)
+
+
+def test_the_models_thread_logs_under_the_name_of_who_asks(kept: Kept) -> None:
+    worker = Worker()
+
+    def steps() -> Generator[int]:
+        logs.event("step")
+        yield 1
+
+    with logs.of(request="first"):
+        worker.call(lambda: logs.event("called"))
+    with logs.of(request="second"):
+        assert list(worker.iterate(steps, Halt())) == [1]
+    worker.call(lambda: logs.event("nobody"))
+    assert [request for _, request, _ in kept.events] == ["first", "second", ""]
+
+
+def test_a_job_logs_its_run_and_the_request_that_began_it(kept: Kept, services: Services) -> None:
+    run = services.runs.create(TrainConfig())
+
+    def work(halt: Halt) -> Iterator[Step]:
+        yield Step(Progress("half", 0.5))
+        logs.event("in the job", run_seen=logs._RUN.get())
+        raise RequestError("no such row")
+
+    with logs.of(request="r7"):
+        services.jobs.start("evaluation", run.id, work)
+    while len(kept.events) < 3:
+        time.sleep(0.005)
+    assert [(event, request) for event, request, _ in kept.events] == [
+        ("job.started", "r7"),
+        ("in the job", "r7"),
+        ("job.ended", "r7"),
+    ]
+    assert kept.events[1][2] == {"run_seen": run.id}
+    assert kept.events[2][2] == {"kind": "evaluation", "how": "failed"}
+
+
+def test_a_training_process_is_logged_from_the_queue_to_its_end(
+    kept: Kept, services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "qlora_demo.launcher.train_command", lambda run, processes: [sys.executable, "-c", "raise SystemExit(3)"]
+    )
+    run = services.launcher.submit(TrainConfig())
+    while len(kept.events) < 3:
+        time.sleep(0.005)
+    told = [(event, facts["run"]) for event, _, facts in kept.events]
+    assert told == [("run.queued", run.id), ("run.started", run.id), ("run.ended", run.id)]
+    assert (kept.events[2][2]["state"], kept.events[2][2]["exit_code"]) == ("failed", 3)
