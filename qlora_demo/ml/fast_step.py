@@ -10,7 +10,7 @@ bounded piece of the building at a time, on the thread that owns the models, whe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -50,14 +50,18 @@ class Recorder(Protocol):
 
 
 class CudaGraphs:
-    """Layers compiled by Inductor, the whole pass captured in a CUDA graph.
+    """Layers compiled by Inductor, or as they are, and the whole pass captured in a CUDA graph.
 
     Not Inductor's own graphs: those are bound to the thread that compiled, and never made for bitsandbytes' models.
     """
 
-    name = "compiled step, CUDA graph"
+    def __init__(self, compiles: bool) -> None:
+        self.compiles = compiles
+        self.name = "compiled step, CUDA graph" if compiles else "CUDA graph"
 
     def compile(self, forward: Forward) -> Forward:
+        if not self.compiles:
+            return forward
         options: dict[str, Any] = {"fullgraph": True, "dynamic": False, "isolate_recompiles": True}
         compiled: Forward = torch.compile(forward, **options)
         return compiled
@@ -199,22 +203,25 @@ class Route:
 class FastPath:
     """How one model in one activation state decodes: by a captured step once one is proven, eagerly until then.
 
-    ``activate`` is entered for every pass, as `generate.decode` does.  Without a CUDA device there is no recorder.
+    ``activate`` is entered for every pass, as `generate.decode` does.  ``recorders`` are tried in turn: where compiled
+    layers fail or differ, the library's own are captured.  Without a CUDA device there are none.
     """
 
     def __init__(
         self,
         model: Any,
         activate: Callable[[], AbstractContextManager[Any]] = nullcontext,
-        recorder: Recorder | None = None,
+        recorders: Sequence[Recorder] | None = None,
     ) -> None:
         self._model = model.get_base_model() if isinstance(model, PeftModel) else model
         self._activate = activate
-        self._recorder = recorder or recorder_for(self._model.device)
+        self._recorders = list(recorders_for(self._model.device) if recorders is None else recorders)
         self._step: FastStep | None = None
+        self._name = ""
         self._draft: tuple[FastStep, Iterator[str]] | None = None
         self._bucket = 0
-        self._refused = unsuitable(self._model) if self._recorder else "no CUDA device"
+        self._failed = ""
+        self._refused = unsuitable(self._model) if self._recorders else "no CUDA device"
         self.want(START_TOKENS)
 
     def want(self, tokens: int) -> None:
@@ -244,32 +251,41 @@ class FastPath:
             return False
         try:
             with torch.inference_mode(), self._activate(), _patient_compiler():
-                self._refused = self._advance()
+                problem = self._advance()
         except Exception as exc:  # noqa: BLE001 - whatever a compiler raises, answers go on eagerly and say why
-            self._refused = f"the step could not be built: {' '.join(f'{type(exc).__name__}: {exc}'.split())[:200]}"
-        if self._refused:
-            self._draft = None
-            torch.cuda.empty_cache()
+            problem = f"the step could not be built: {' '.join(f'{type(exc).__name__}: {exc}'.split())[:200]}"
+        if problem:
+            self._give_up(problem)
         return True
 
+    def _give_up(self, problem: str) -> None:
+        """Go on with the next recorder, if there is one."""
+        self._draft = None
+        self._recorders.pop(0)
+        if self._recorders:
+            self._failed = f" (not compiled: {problem})"
+        else:
+            self._refused = problem
+        torch.cuda.empty_cache()
+
     def _advance(self) -> str:
-        """One piece; the reason to build no more, if any."""
+        """One piece; what is wrong with it, if anything."""
         if self._draft is None:
-            lacking = _no_room(self._model, self._bucket)
-            if lacking:
-                return lacking
-            step = FastStep(self._model, self._bucket, self._recorder)  # type: ignore[arg-type]
+            if lacking := _no_room(self._model, self._bucket):
+                self._refused = lacking
+                return ""
+            step = FastStep(self._model, self._bucket, self._recorders[0])
             self._draft = (step, step.build())
         step, pieces = self._draft
         problem = next(pieces, None)
         if problem is None:
-            self._step, self._draft = step, None
+            self._step, self._name, self._draft = step, self._recorders[0].name + self._failed, None
         return problem or ""
 
     def _route(self, rows: int, tokens: int) -> Route:
-        step, recorder = self._step, self._recorder
-        if step is not None and recorder and rows == 1 and tokens <= step.bucket and not step.busy:
-            return Route(recorder.name, step)
+        step = self._step
+        if step is not None and rows == 1 and tokens <= step.bucket and not step.busy:
+            return Route(self._name, step)
         return Route(f"{EAGER} ({self._why(rows, tokens)})")
 
     def _why(self, rows: int, tokens: int) -> str:
@@ -281,9 +297,9 @@ class FastPath:
         return self._refused or f"the compiled step for {self._bucket:,} tokens is being built"
 
 
-def recorder_for(device: torch.device) -> Recorder | None:
-    """The device's way to record a step, if it has one."""
-    return CudaGraphs() if device.type == "cuda" else None
+def recorders_for(device: torch.device) -> tuple[Recorder, ...]:
+    """The device's ways to record a step, the fastest first."""
+    return (CudaGraphs(compiles=True), CudaGraphs(compiles=False)) if device.type == "cuda" else ()
 
 
 def unsuitable(model: Any) -> str:

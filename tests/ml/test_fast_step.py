@@ -102,7 +102,7 @@ def _chunks(model: Any, tokenizer: Any, fast: FastPath | None, asked: list[Messa
 
 def test_a_step_answers_the_eager_tokens_and_says_that_it_answered(model: Any, tokenizer: Any) -> None:
     recorder = Rerun()
-    fast = FastPath(model, recorder=recorder)
+    fast = FastPath(model, recorders=[recorder])
     assert fast.prepare() == READY
     recorder.replays = 0
     eager, stepped = _chunks(model, tokenizer, None), _chunks(model, tokenizer, fast)
@@ -113,7 +113,7 @@ def test_a_step_answers_the_eager_tokens_and_says_that_it_answered(model: Any, t
 
 
 def test_an_answer_stopped_in_the_middle_leaves_nothing_to_the_next(model: Any, tokenizer: Any) -> None:
-    fast = FastPath(model, recorder=Rerun())
+    fast = FastPath(model, recorders=[Rerun()])
     fast.prepare()
     expected = _chunks(model, tokenizer, None)[-1].token_ids
     with closing(stream(model, tokenizer, OTHER, SETTINGS, fast=fast)) as stopped:
@@ -125,8 +125,8 @@ def test_an_answer_stopped_in_the_middle_leaves_nothing_to_the_next(model: Any, 
 
 
 def test_the_states_of_shared_weights_have_steps_of_their_own_and_answer_in_turn(adapted: Any, tokenizer: Any) -> None:
-    on = FastPath(adapted, recorder=Rerun())
-    off = FastPath(adapted, adapted.disable_adapter, Rerun())
+    on = FastPath(adapted, recorders=[Rerun()])
+    off = FastPath(adapted, adapted.disable_adapter, [Rerun()])
     assert (on.prepare(), off.prepare()) == (READY, READY)
     on_alone = _chunks(adapted, tokenizer, None)[-1].token_ids
     off_alone = list(stream(adapted, tokenizer, ASKED, SETTINGS, adapted.disable_adapter))[-1].token_ids
@@ -143,7 +143,7 @@ def test_the_states_of_shared_weights_have_steps_of_their_own_and_answer_in_turn
 
 
 def test_one_step_serves_one_answer_at_a_time(plain: Any, tokenizer: Any) -> None:
-    fast = FastPath(plain, recorder=Rerun())
+    fast = FastPath(plain, recorders=[Rerun()])
     fast.prepare()
     first = stream(plain, tokenizer, ASKED, SETTINGS, fast=fast)
     assert next(first).decode == READY
@@ -158,7 +158,7 @@ def test_a_longer_context_is_answered_eagerly_until_a_longer_step_is_built(
     plain: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fast_step, "START_TOKENS", 64)
-    fast = FastPath(plain, recorder=Rerun())
+    fast = FastPath(plain, recorders=[Rerun()])
     assert fast.prepare(64) == READY
     asked: list[Message] = [{"role": "user", "content": "x" * 60}]
     eager = _chunks(plain, tokenizer, fast, asked)
@@ -170,7 +170,7 @@ def test_a_longer_context_is_answered_eagerly_until_a_longer_step_is_built(
 
 
 def test_building_takes_one_piece_at_a_time_and_answers_are_eager_meanwhile(model: Any, tokenizer: Any) -> None:
-    fast = FastPath(model, recorder=Rerun())
+    fast = FastPath(model, recorders=[Rerun()])
     expected = _chunks(model, tokenizer, None)[-1].token_ids
     answers = []
     while fast.piece():
@@ -191,7 +191,7 @@ def test_building_takes_one_piece_at_a_time_and_answers_are_eager_meanwhile(mode
 def test_a_step_that_computes_something_else_is_not_used(
     spoil: Callable[[torch.Tensor], torch.Tensor], reason: str, plain: Any, tokenizer: Any
 ) -> None:
-    fast = FastPath(plain, recorder=Broken(spoil))
+    fast = FastPath(plain, recorders=[Broken(spoil)])
     name = fast.prepare()
     assert re.search(rf"^eager \(the compiled step's .*{reason}", name), name
     assert fast.piece() is False
@@ -211,7 +211,7 @@ def test_a_step_captured_in_the_wrong_state_is_not_used(adapted: Any) -> None:
 
             return off
 
-    assert "differ from the eager pass" in FastPath(adapted, recorder=WithoutAdapter()).prepare()
+    assert "differ from the eager pass" in FastPath(adapted, recorders=[WithoutAdapter()]).prepare()
     assert not any("forward" in vars(layer) for layer in inner.get_decoder().layers)
 
 
@@ -224,10 +224,31 @@ def test_what_the_compiler_raises_is_kept_as_the_reason_and_the_layers_are_as_be
 
         return compiled
 
-    fast = FastPath(plain, recorder=Rerun(explode))
+    fast = FastPath(plain, recorders=[Rerun(explode)])
     assert fast.prepare() == "eager (the step could not be built: RuntimeError: no such kernel)"
     assert not any("forward" in vars(layer) for layer in plain.get_decoder().layers)
     assert _chunks(plain, tokenizer, fast)[-1].token_ids == _chunks(plain, tokenizer, None)[-1].token_ids
+
+
+def test_where_compiled_layers_fail_the_plain_ones_are_captured_and_the_name_says_why(
+    plain: Any, tokenizer: Any
+) -> None:
+    fast = FastPath(plain, recorders=[Broken(lambda logits: logits * 1.2), Rerun()])
+    name = fast.prepare()
+    assert re.search(rf"^{READY} \(not compiled: the compiled step's logits differ .* by \d+\.\d% of", name), name
+    assert _chunks(plain, tokenizer, fast)[-1].decode == name
+    fast.want(1024)
+    while fast.piece():
+        pass
+    assert fast.prepare(1024) == name
+
+
+def test_a_gpu_s_layers_are_compiled_first_and_then_as_they_are() -> None:
+    first, second = fast_step.recorders_for(torch.device("cuda"))
+    assert (first.name, second.name) == ("compiled step, CUDA graph", "CUDA graph")
+    assert second.compile(len) is len
+    assert first.compile(len) is not len
+    assert fast_step.recorders_for(torch.device("cpu")) == ()
 
 
 def test_every_layer_is_traced_whole_and_only_once(model: Any, tokenizer: Any) -> None:
@@ -243,7 +264,7 @@ def test_every_layer_is_traced_whole_and_only_once(model: Any, tokenizer: Any) -
         compiled: Forward = torch.compile(forward, **options)
         return compiled
 
-    fast = FastPath(model, recorder=Rerun(trace))
+    fast = FastPath(model, recorders=[Rerun(trace)])
     assert fast.prepare() == READY
     assert len(graphs) == 2
     assert _chunks(model, tokenizer, fast)[-1].token_ids == _chunks(model, tokenizer, None)[-1].token_ids
@@ -252,12 +273,12 @@ def test_every_layer_is_traced_whole_and_only_once(model: Any, tokenizer: Any) -
 
 def test_without_room_for_its_cache_no_step_is_built(plain: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fast_step, "_ROOM", 1e-9)
-    reason = FastPath(plain, recorder=Rerun()).prepare(1 << 20)
+    reason = FastPath(plain, recorders=[Rerun()]).prepare(1 << 20)
     assert reason.startswith("eager (a static cache of 1,048,576 tokens takes 256 MiB and ")
 
 
 def test_a_batch_and_a_device_without_cuda_are_answered_eagerly_and_say_so(plain: Any, tokenizer: Any) -> None:
-    fast = FastPath(plain, recorder=Rerun())
+    fast = FastPath(plain, recorders=[Rerun()])
     fast.prepare()
     inputs = encode(tokenizer, [ASKED, OTHER])
     assert next(decode(plain, inputs, SETTINGS, nullcontext, fast)).decode == "eager (2 rows at once)"
@@ -267,7 +288,7 @@ def test_a_batch_and_a_device_without_cuda_are_answered_eagerly_and_say_so(plain
 
 def test_layers_that_see_a_window_only_have_no_step(plain: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plain.config, "sliding_window", 8, raising=False)
-    assert FastPath(plain, recorder=Rerun()).prepare() == "eager (its layers do not all attend to the whole context)"
+    assert FastPath(plain, recorders=[Rerun()]).prepare() == "eager (its layers do not all attend to the whole context)"
 
 
 def test_a_near_tie_may_turn_and_a_clear_choice_may_not() -> None:
@@ -315,7 +336,7 @@ def test_a_graph_is_captured_after_rehearsals_and_only_replayed_from_then_on(cal
         calls.append("run")
         return torch.zeros(1)
 
-    replay = CudaGraphs().capture(run)
+    replay = CudaGraphs(compiles=True).capture(run)
     captured = calls.index("graph(){'capture_error_mode': 'thread_local'}")
     assert calls[captured + 1 : captured + 4] == ["enter", "run", "exit"]
     assert len(runs) == 4
@@ -331,7 +352,7 @@ def test_idle_time_makes_the_columns_steps_and_the_proof_still_holds(
     request = AnswerRequest(parse_all(names, run.id), dict.fromkeys(names, tuple(ASKED)), SETTINGS)
     *_, eager = services.engine().answer(request, Halt())
     services.engine().release()
-    monkeypatch.setattr(fast_step, "recorder_for", lambda device: Rerun())
+    monkeypatch.setattr(fast_step, "recorders_for", lambda device: [Rerun()])
     stepped = eager
     deadline = time.monotonic() + 120
     while {answer.decode for answer in stepped} != {READY} and time.monotonic() < deadline:
@@ -364,7 +385,7 @@ def test_released_weights_are_freed_with_their_steps(services: Services, tiny_mo
         pass
     [weights] = held.held.values()
     one = held.loaded["adapter"]
-    weights._fast[one.adapter] = FastPath(weights.model, one.activate, Rerun())
+    weights._fast[one.adapter] = FastPath(weights.model, one.activate, [Rerun()])
     assert one.fast.prepare() == READY
     seen = weakref.ref(weights.model.get_base_model())
     del weights, one
