@@ -88,3 +88,14 @@ def test_plots_are_drawn_from_several_threads() -> None:
     with ThreadPoolExecutor(4) as pool:
         drawn = list(pool.map(lambda at: plots.lines(f"plot {at}", "x", "y", {"a": [(0, at)]}), range(8)))
     assert all(f"plot {at}" in text_of(svg) for at, svg in enumerate(drawn))
+
+
+def test_bars_begin_at_nothing_also_where_all_are_nothing() -> None:
+    ticks = re.findall(r">([−\d.]+)</text>", plots.bars("t", "%", {"base": {"test": 0.0}, "adapter": {"test": 0.0}}))
+    assert ticks and not [one for one in ticks if "−" in one]
+
+
+def test_a_mark_is_drawn_among_the_groups_and_left_out_beyond_them() -> None:
+    groups = {str(top): {"rows": 1.0} for top in (10, 20, 30)}
+    assert "max_length" in plots.bars("t", "rows", groups, "tokens", ("max_length", 1.5))
+    assert "max_length" not in plots.bars("t", "rows", groups, "tokens", ("max_length", 9.0))

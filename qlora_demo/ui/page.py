@@ -61,7 +61,7 @@ mark.gone {background:#fecaca; color:#7f1d1d} mark.new {background:#bbf7d0; colo
   #answers > div {min-width:86% !important; scroll-snap-align:start} .foot {min-height:0}
 }
 #stop, #resume {align-self:end}
-[id^=TrainConfig-use_] {min-width:9rem !important}
+.tick {min-width:9rem !important}
 .account {display:flex; flex-wrap:wrap; gap:.4rem 1.2rem; align-items:center; font-size:.9rem}
 .account form {display:flex; gap:.5rem; margin:0} .disabled-why {font-size:.9rem; opacity:.85; margin:.2rem 0}
 .account input, .account button {border:1px solid var(--border-color-primary); border-radius:4px; padding:.2rem .6rem}
