@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Any, Self
@@ -68,7 +69,7 @@ def knob(config: type[Knobs], name: str) -> FieldInfo:
 
 def allowed(config: type[Knobs], name: str) -> str:
     """The allowed values of a field in words, read from its declaration."""
-    schema = config.model_json_schema()["properties"][name]
+    schema = _schema(config)[name]
     if "enum" in schema:
         return "one of " + ", ".join(map(str, schema["enum"]))
     words = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
@@ -79,6 +80,13 @@ def allowed(config: type[Knobs], name: str) -> str:
         return f"a text of {schema['minLength']} to {schema['maxLength']} characters"
     kinds = {"integer": "a whole number", "number": "a number"}
     return " ".join([kinds[schema["type"]], " and ".join(limits)]).strip()
+
+
+@functools.cache
+def _schema(config: type[Knobs]) -> dict[str, Any]:
+    """Every field's schema; reading one takes as long as reading all."""
+    found: dict[str, Any] = config.model_json_schema()["properties"]
+    return found
 
 
 def _translate(config: type[Knobs], exc: ValidationError) -> ConfigError:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
+import hypothesis
 import pytest
 
 from qlora_demo.catalog import SMOLLM2
@@ -18,6 +19,9 @@ from qlora_demo.settings import Settings, quiet_libraries
 from .hub_server import OWNERS_TOKEN, HubServer
 
 quiet_libraries()
+# A busy machine is no wrong result.
+hypothesis.settings.register_profile("here", deadline=None)
+hypothesis.settings.load_profile("here")
 
 
 @pytest.fixture

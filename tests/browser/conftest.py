@@ -16,6 +16,9 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from qlora_demo.runs import RunStore
+from qlora_demo.settings import Settings
+
 ROOT = Path(__file__).parents[2]
 # What takes longer says so; two cores that also train a model answer within this.
 expect.set_options(timeout=30_000)
@@ -23,10 +26,10 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
 class Server:
-    """`python app.py` on a free port; `restart` kills it and starts it again on the same home."""
+    """`python app.py` on a free port and a home of its own; after `kill`, `start` starts it on the same ones."""
 
-    def __init__(self, log: Path) -> None:
-        self.log = log
+    def __init__(self, home: Path, log: Path) -> None:
+        self.home, self.log = home, log
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = int(free.getsockname()[1])
@@ -37,7 +40,7 @@ class Server:
         temporary = self.log.with_name("temporary")  # where no home lies, as on a person's machine
         temporary.mkdir(exist_ok=True)
         environ = os.environ | {"GRADIO_SERVER_PORT": str(self.port), "GRADIO_SERVER_NAME": "127.0.0.1"}
-        environ |= {"TMPDIR": str(temporary)}
+        environ |= {"TMPDIR": str(temporary), "QLORA_DEMO_HOME": str(self.home)}
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "app.py"], cwd=ROOT, env=environ, stdout=log, stderr=subprocess.STDOUT
@@ -54,12 +57,37 @@ class Server:
         self.process.kill()
         self.process.wait()
 
+    def empty(self) -> None:
+        """Forget every run, vote and upload; what still trains is stopped first."""
+        runs = RunStore(Settings(self.home).runs)
+        for run in runs.all():
+            if not run.state.ended:
+                runs.request_stop(run.id)
+            while runs.get(run.id).alive:
+                time.sleep(0.1)
+        for path in self.home.iterdir():
+            if path.name != "models" and path.suffix != ".lock":
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
-@pytest.fixture
-def server(bundled_home: Path, tmp_path: Path) -> Iterator[Server]:
-    made = Server(tmp_path / "app.log")
+
+@pytest.fixture(scope="session")
+def app(bundled_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One app for all tests: starting it takes longer than most of them."""
+    folder = tmp_path_factory.mktemp("app")
+    home = folder / "home"
+    home.mkdir()
+    (home / "models").symlink_to(bundled_models)
+    made = Server(home, folder / "app.log")
     yield made
     made.kill()
+
+
+@pytest.fixture
+def server(app: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """The app on an empty home, which is this test's too."""
+    monkeypatch.setenv("QLORA_DEMO_HOME", str(app.home))
+    yield app
+    app.empty()
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from qlora_demo.columns import parse_all
+from qlora_demo.compose import build_services
 from qlora_demo.config import GenerationSettings
 from qlora_demo.errors import DeviceBusy, OutOfMemory, RequestError, WrongModel
 from qlora_demo.gpu import Lease
@@ -26,6 +27,7 @@ from qlora_demo.ml.worker import Worker
 from qlora_demo.records import AnswerRequest, ExportKind, ExportRequest, Message
 from qlora_demo.runs import Run
 from qlora_demo.services import Services
+from qlora_demo.settings import Settings
 from tests.ml.test_variants import finished_run
 
 SETTINGS = GenerationSettings(max_new_tokens=12)
@@ -33,7 +35,21 @@ ASKED: tuple[Message, ...] = ({"role": "user", "content": "hello"},)
 NAMES = ("base", "adapter", "merged")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
+def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
+    """One app for all tests here; those that need it empty release it first."""
+    made = build_services(Settings(tmp_path_factory.mktemp("engine")))
+    yield made
+    made.engine.release()
+
+
+@pytest.fixture(autouse=True)
+def short_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A random model's answers do not end; nothing here depends on their length."""
+    monkeypatch.setattr("qlora_demo.ml.evaluate.ANSWER_TOKENS", 12)
+
+
+@pytest.fixture(scope="module")
 def run(services: Services, tiny_model: Path) -> Run:
     return run_with_rows(services, tiny_model, "qlora")
 
@@ -93,6 +109,7 @@ def test_a_prompt_that_is_too_long_is_told_in_its_column(services: Services, run
 
 
 def test_training_elsewhere_keeps_chat_off_the_device(services: Services, run: Run) -> None:
+    services.engine().release()
     held = Lease(services.settings.home).acquire("training", "somewhere")
     with pytest.raises(DeviceBusy, match="held by training somewhere"):
         list(services.engine().answer(ask(run), Halt()))
@@ -111,6 +128,7 @@ def test_out_of_memory_while_loading_frees_what_it_took(
         raise error
 
     engine = services.engine()
+    engine.release()
     with monkeypatch.context() as patch:
         patch.setattr("qlora_demo.ml.variants.load_merged", no_room)
         with pytest.raises(OutOfMemory, match="no room to load base, adapter, merged; choose fewer columns"):
@@ -273,6 +291,7 @@ def test_an_answer_holds_the_time_of_each_of_its_passes(services: Services, run:
 
 
 def test_first_use_costs_stand_apart(services: Services, run: Run) -> None:
+    services.engine().release()
     list(services.engine().load(parse_all(NAMES, run.id), Halt()))
     assert all(one.load_seconds > 0 and one.warm_up_seconds > 0 for one in services.engine().resident())
 
@@ -298,6 +317,7 @@ def test_the_worker_hands_errors_to_the_thread_that_asked() -> None:
 
 
 def test_loading_can_be_stopped_between_two_models(services: Services, run: Run) -> None:
+    services.engine().release()
     stop = Halt()
     steps = services.engine().load(parse_all(NAMES, run.id), stop)
     assert next(steps).text == "loading Merged"

@@ -15,17 +15,17 @@ from transformers import TrainerControl, TrainerState
 
 from qlora_demo.columns import parse_all
 from qlora_demo.config import GenerationSettings, TrainConfig
-from qlora_demo.errors import RunError
+from qlora_demo.errors import ConfigError, RunError
 from qlora_demo.halt import Halt
 from qlora_demo.ml.load import load_16bit
 from qlora_demo.ml.merge import load_merged
 from qlora_demo.ml.reporter import Reporter
-from qlora_demo.ml.train import EndState, train
+from qlora_demo.ml.train import EndState
 from qlora_demo.records import AnswerRequest, Message
 from qlora_demo.runs import CHECKPOINT_MARK, CHECKPOINTS, Run, last_checkpoint
 from qlora_demo.services import Services
 from qlora_demo.sources import find_adapter
-from tests.ml.test_train import TINY, ended, wait
+from tests.ml.test_train import TINY, ended, trained_here, wait
 
 pytestmark = [
     pytest.mark.processes,
@@ -54,13 +54,6 @@ def kill(run: Run) -> None:
                 os.kill(int(process.name), signal.SIGKILL)
 
 
-def trained_here(services: Services, config: TrainConfig) -> Run:
-    """A finished run, trained in this process: starting one takes longer than these trainings."""
-    run = services.runs.create(config)
-    train(run.path, config, services.settings)
-    return services.runs.get(run.id)
-
-
 def whole_checkpoint(run: Run) -> bool:
     return last_checkpoint(run.path) is not None
 
@@ -69,11 +62,11 @@ def whole_checkpoint(run: Run) -> bool:
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(services: Services, config: TrainConfig, method: str) -> None:
     """Same rows in the same order, same optimizer, same schedule: the curve continues the old one."""
     config = config.changed(method=method, max_steps=12, save_steps=5, eval_steps=6, lora_dropout=0.1)
-    whole = wait(services, services.launcher.start(config), ended)
+    whole = trained_here(services, config)
     assert whole.state.status == "finished" and whole.resumable_from == 0
     assert not (whole.path / CHECKPOINTS).exists()
 
-    cut = services.launcher.start(config.changed(max_steps=12))
+    cut = services.launcher.start(config)
     wait(services, cut, whole_checkpoint)
     kill(cut)
     cut = wait(services, cut, ended)
@@ -90,12 +83,19 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(services: Services, con
     assert all(torch.allclose(left[name].float(), right[name].float(), atol=1e-3) for name in right)
 
 
-def test_a_stopped_run_can_go_on_from_where_it_was_stopped(services: Services, config: TrainConfig) -> None:
-    run = services.launcher.start(config.changed(max_steps=400, save_steps=0, save_minutes=0, eval_steps=400))
-    wait(services, run, lambda r: bool(services.runs.metrics(r.id)))
+def test_a_stopped_run_has_its_adapter_and_can_go_on_from_where_it_was_stopped(
+    services: Services, config: TrainConfig
+) -> None:
+    run = services.launcher.start(config.changed(max_steps=5000, save_steps=0, save_minutes=0.02, eval_steps=5000))
+    wait(services, run, whole_checkpoint)
+    by_time = last_checkpoint(run.path)
     services.runs.request_stop(run.id)
     run = wait(services, run, ended)
+    assert run.state.status == "stopped" and run.has_adapter
+    assert by_time is not None and 0 < by_time[0] < run.state.summary["steps"] < 5000
     assert run.resumable_from == run.state.summary["steps"]
+    with pytest.raises(RunError, match="already stopped"):
+        services.runs.request_stop(run.id)
     services.launcher.resume(run.id)
     wait(services, run, lambda r: len(losses(services, r)) > run.resumable_from + 1)
     services.runs.request_stop(run.id)
@@ -131,15 +131,6 @@ def test_a_second_start_waits_its_turn(services: Services, config: TrainConfig) 
     started = services.launcher.start_next()
     assert started is not None and started.id == second.id
     assert wait(services, second, ended).state.status == "finished"
-
-
-def test_checkpoints_come_by_time_as_well(services: Services, config: TrainConfig) -> None:
-    run = services.launcher.start(config.changed(max_steps=5000, save_steps=0, save_minutes=0.02))
-    wait(services, run, whole_checkpoint)
-    by_time = last_checkpoint(run.path)
-    services.runs.request_stop(run.id)
-    run = wait(services, run, ended)
-    assert by_time is not None and 0 < by_time[0] < run.state.summary["steps"]
 
 
 @pytest.mark.parametrize(
@@ -227,18 +218,15 @@ def test_an_adapter_that_changed_its_base_is_saved_for_the_base_as_it_is(
 def test_assistant_turns_are_refused_where_the_template_does_not_mark_them(
     services: Services, config: TrainConfig
 ) -> None:
-    run = wait(services, services.launcher.start(config.changed(loss_on="assistant")), ended)
-    assert run.state.refused
-    assert run.state.error.startswith("loss_on: assistant cannot be used here")
-    assert run.state.error.endswith("choose completion")
+    with pytest.raises(ConfigError, match=r"loss_on: assistant cannot be used here .*; choose completion"):
+        trained_here(services, config.changed(loss_on="assistant"))
 
 
 def test_layers_that_the_model_does_not_have_are_refused_with_those_it_has(
     services: Services, config: TrainConfig
 ) -> None:
-    run = wait(services, services.launcher.start(config.changed(target_modules="q_proj,query")), ended)
-    assert run.state.refused
-    assert "'query' is no layer that can be adapted; choose of down_proj, gate_proj, k_proj" in run.state.error
+    with pytest.raises(ConfigError, match="'query' is no layer that can be adapted; choose of down_proj, gate_proj"):
+        trained_here(services, config.changed(target_modules="q_proj,query"))
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,10 @@ import pytest
 import torch
 
 from qlora_demo.config import TrainConfig
-from qlora_demo.errors import RunError
+from qlora_demo.errors import DataError
 from qlora_demo.ml import load
 from qlora_demo.ml.data import load_splits
+from qlora_demo.ml.train import train
 from qlora_demo.ml.trainer import adapters_to_fp32, build_trainer
 from qlora_demo.runs import Run
 from qlora_demo.services import Services
@@ -52,9 +53,19 @@ def ended(run: Run) -> bool:
     return run.state.ended and not run.alive
 
 
+def trained_here(services: Services, config: TrainConfig) -> Run:
+    """A finished run, trained in this process: starting one takes longer than these trainings."""
+    run = services.runs.create(config)
+    train(run.path, config, services.settings)
+    return services.runs.get(run.id)
+
+
 @pytest.mark.parametrize("method", ["qlora", "lora"])
 def test_a_run_writes_its_metrics_adapter_and_end_state(services: Services, config: TrainConfig, method: str) -> None:
-    run = wait(services, services.launcher.start(config.changed(method=method)), ended)
+    if method == "qlora":
+        run = wait(services, services.launcher.start(config), ended)
+    else:
+        run = trained_here(services, config.changed(method=method))
     assert run.state.status == "finished", services.runs.log_tail(run.id)
     assert run.has_adapter
     metrics = services.runs.metrics(run.id)
@@ -69,18 +80,6 @@ def test_a_run_writes_its_metrics_adapter_and_end_state(services: Services, conf
     assert (run.path / "versions.json").is_file()
     assert len(services.runs.heldout(run.id)["test"]) == 4
     assert services.lease.holder() == ""
-
-
-def test_stop_saves_the_adapter_of_the_steps_done(services: Services, config: TrainConfig) -> None:
-    run = services.launcher.start(config.changed(max_steps=5000))
-    wait(services, run, lambda r: bool(services.runs.metrics(r.id)))
-    services.runs.request_stop(run.id)
-    run = wait(services, run, ended)
-    assert run.state.status == "stopped"
-    assert run.has_adapter
-    assert 0 < run.state.summary["steps"] < 5000
-    with pytest.raises(RunError, match="already stopped"):
-        services.runs.request_stop(run.id)
 
 
 def test_a_killed_run_reads_as_failed_and_frees_the_device(services: Services, config: TrainConfig) -> None:
@@ -109,14 +108,8 @@ def test_a_wrong_request_ends_as_refused_with_one_line(services: Services, confi
 def test_rows_cut_before_their_answer_are_refused(services: Services, config: TrainConfig, chat_file: Path) -> None:
     long = "x" * 300
     chat_file.write_text("\n".join([f'{{"prompt": "{long}", "completion": "a"}}'] * 4), "utf-8")
-    run = wait(services, services.launcher.start(config), ended)
-    assert run.state.error == "max_length: no row keeps a trained token within 64 tokens; raise max_length"
-
-
-def test_two_processes_train_one_run(services: Services, config: TrainConfig) -> None:
-    run = wait(services, services.launcher.start(config, processes=2), ended)
-    assert run.state.status == "finished", services.runs.log_tail(run.id)
-    assert [m.step for m in services.runs.metrics(run.id) if m.loss is not None] == [1, 2, 3, 4]
+    with pytest.raises(DataError, match="max_length: no row keeps a trained token within 64 tokens; raise max_length"):
+        trained_here(services, config)
 
 
 def test_the_base_weights_are_bit_identical_before_and_after(services: Services, config: TrainConfig) -> None:
