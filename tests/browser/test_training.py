@@ -51,7 +51,7 @@ def test_upload_correct_check_train_stop_resume_and_overlay(
     page.click("#check-data")
     expect(page.locator("#preflight")).to_contain_text("60 rows, columns read as", timeout=MINUTE)
     expect(page.locator("#preflight")).to_contain_text("Nothing is wrong with it")
-    expect(page.locator("#preflight mark").first).to_contain_text("it is 0")
+    expect(page.locator("#preflight .rendered mark").first).to_contain_text("it is 0")
     screenshot(page, "preflight")
 
     set_number(page, "max_length", "64")
@@ -130,7 +130,7 @@ def test_lora_and_qlora_as_a_pair(page: Page, server: Server, chat_file: Path, t
     page.click("#start-pair")
     compared = page.locator("#compared")
     expect(compared).to_contain_text(re.compile(r"method\s*qlora, r 4\s*lora, r 4"), timeout=MINUTE)
-    expect(compared).to_contain_text(re.compile(r"state\s*finished\s*finished"), timeout=2 * MINUTE)
+    expect(compared).to_contain_text(re.compile(r"state\s*finished\s*finished"), timeout=4 * MINUTE)
     expect(compared).to_contain_text(re.compile(r"score \(exact match\)\s*\d+\.\d%\s*\d+\.\d%"))
     expect(compared).to_contain_text(re.compile(r"median step\s*\d+.*s\s*\d+.*s"))
     expect(page.locator("#runs")).to_contain_text("LoRA against QLoRA")
