@@ -26,10 +26,11 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
 class Server:
-    """`python app.py` on a free port and a home of its own; after `kill`, `start` starts it on the same ones."""
+    """`python app.py` on a free port and the home that the environment names; after `kill`, `start` starts it on the
+    same ones."""
 
-    def __init__(self, home: Path, log: Path) -> None:
-        self.home, self.log = home, log
+    def __init__(self, log: Path) -> None:
+        self.home, self.log = Path(os.environ["QLORA_DEMO_HOME"]), log
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = int(free.getsockname()[1])
@@ -77,7 +78,9 @@ def app(bundled_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     home = folder / "home"
     home.mkdir()
     (home / "models").symlink_to(bundled_models)
-    made = Server(home, folder / "app.log")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("QLORA_DEMO_HOME", str(home))
+        made = Server(folder / "app.log")
     yield made
     made.kill()
 
