@@ -6,18 +6,14 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, get_peft_model
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-_TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
+from qlora_demo.ml.shapes import shape_tokenizer
 
 
 def save_tiny_model(folder: Path) -> Path:
     """Write model and tokenizer to a folder."""
-    tokenizer = _tokenizer()
+    tokenizer = shape_tokenizer(str(folder))
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -49,20 +45,3 @@ def save_adapter(model: Path, folder: Path, scale: float = 0.1) -> Path:
     adapted.save_pretrained(folder)
     PreTrainedTokenizerFast.from_pretrained(model).save_pretrained(folder)
     return folder
-
-
-def _tokenizer() -> PreTrainedTokenizerFast:
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    special = ["<|im_start|>", "<|im_end|>", "<|pad|>"]
-    inner = Tokenizer(models.BPE({token: at for at, token in enumerate(special + alphabet)}, []))
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    inner.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=inner,
-        eos_token="<|im_end|>",
-        pad_token="<|pad|>",
-        additional_special_tokens=["<|im_start|>"],
-        clean_up_tokenization_spaces=False,
-    )
-    tokenizer.chat_template = _TEMPLATE
-    return tokenizer
