@@ -45,6 +45,11 @@ def test_a_model_that_the_hub_does_not_give_is_told_without_the_token(hub: HubSe
     assert OWNERS_TOKEN not in str(error.value)
 
 
+def test_a_hub_that_cannot_be_reached_is_told(hub: HubServer) -> None:
+    with pytest.raises(FetchError, match=r"^the hub did not give it \(ConnectError\); .* and the network"):
+        preload("ada/tiny", lambda _: None, "http://127.0.0.1:9")
+
+
 @pytest.mark.parametrize("model", [SMOLLM2.name, "{folder}"])
 def test_a_bundled_model_or_a_folder_asks_no_hub(hub: HubServer, tmp_path: Path, model: str) -> None:
     preload(model.format(folder=tmp_path), lambda _: None, hub.url)
