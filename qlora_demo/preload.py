@@ -28,7 +28,7 @@ def preload(model: str, report: Report, endpoint: str | None = None) -> None:
             report(Progress(name, done / total))
             api.hf_hub_download(model, name)
             done += size
-    except Exception as exc:  # noqa: BLE001 - the HTTP client below the hub's raises errors of its own, too
+    except Exception as exc:
         raise FetchError(
             f"the hub did not give it ({type(exc).__name__}); check the name in QLORA_DEMO_PRELOAD, "
             "HF_TOKEN if it is gated, and the network"
