@@ -20,11 +20,13 @@ costs more than recomputing."""
 
 @dataclass(frozen=True)
 class Situation:
-    """What a choice depends on; memory in bytes."""
+    """What a choice depends on; memory in bytes.  ``no_fused_kernels`` is why fused layer kernels do not load, empty
+    where they do."""
 
     kind: Kind
     has_bf16: bool
     free_bytes: int
+    no_fused_kernels: str = "they were not looked for"
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class Chosen:
     optim: str
     bf16: bool
     fp16: bool
+    fused_kernels: bool
     reasons: tuple[Choice, ...]
 
 
@@ -48,10 +51,12 @@ def choose(config: TrainConfig, shape: ModelShape, situation: Situation) -> Chos
         optim=optimizer_of(config, situation.kind),
         bf16=mixed and situation.has_bf16,
         fp16=mixed and not situation.has_bf16,
+        fused_kernels=not situation.no_fused_kernels,
         reasons=(
             checkpointing_choice,
             Choice("Optimizer", optimizer_of(config, situation.kind), _optimizer_why(config, cuda)),
             Choice("Number format", *_number_format(situation)),
+            Choice("Fused kernels", *_fused_kernels(situation)),
         ),
     )
 
@@ -92,6 +97,12 @@ def _number_format(situation: Situation) -> tuple[str, str]:
     if situation.has_bf16:
         return "bf16", "the device computes in bf16"
     return "fp16 with fp32 adapters", "the device has no bf16; fp16 gradients need fp32 adapters to be scaled"
+
+
+def _fused_kernels(situation: Situation) -> tuple[str, str]:
+    if situation.no_fused_kernels:
+        return "none", situation.no_fused_kernels
+    return "Liger's norms, rotary positions and MLP", "they load here: fewer launches, and less is kept for backward"
 
 
 def _checkpointing(config: TrainConfig, shape: ModelShape, situation: Situation) -> tuple[bool, Choice]:

@@ -123,7 +123,7 @@ def test_a_gpu_trains_in_bf16_where_it_has_it_and_else_in_fp16(method: Method) -
     modern, older = (choose(TrainConfig(method=method), SHAPE, situation) for situation in (H200, T4))
     assert (modern.bf16, modern.fp16) == (True, False)
     assert (older.bf16, older.fp16) == (False, True)
-    assert "fp16" in older.reasons[-1].value
+    assert "fp16" in older.reasons[2].value
 
 
 def test_qlora_on_the_processor_mixes_no_number_formats() -> None:
@@ -145,5 +145,14 @@ def test_the_optimizer_is_paged_on_a_gpu_only(kind: Literal["cuda", "cpu"], opti
 
 def test_each_choice_comes_with_its_reason() -> None:
     chosen = choose(TrainConfig(), SHAPE, LAPTOP)
-    assert [reason.what for reason in chosen.reasons] == ["Gradient checkpointing", "Optimizer", "Number format"]
+    what = ["Gradient checkpointing", "Optimizer", "Number format", "Fused kernels"]
+    assert [reason.what for reason in chosen.reasons] == what
     assert all(reason.value and reason.why for reason in chosen.reasons)
+
+
+def test_fused_kernels_are_taken_where_they_load_and_the_reason_is_kept_where_not() -> None:
+    loads = choose(TrainConfig(), SHAPE, replace(H200, no_fused_kernels=""))
+    lacks = choose(TrainConfig(), SHAPE, replace(H200, no_fused_kernels="liger-kernel is not installed"))
+    assert (loads.fused_kernels, loads.reasons[-1].value) == (True, "Liger's norms, rotary positions and MLP")
+    assert (lacks.fused_kernels, lacks.reasons[-1].value) == (False, "none")
+    assert lacks.reasons[-1].why == "liger-kernel is not installed"

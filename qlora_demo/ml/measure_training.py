@@ -238,7 +238,7 @@ def _try(config: TrainConfig, shape: ModelShape, loaded: list[Any], budget: int)
 
 
 def _train(folder: Path, config: TrainConfig, shape: ModelShape, rows: list[Any], loaded: list[Any]) -> None:
-    chosen = choose(config, shape, situation())
+    chosen = choose(config, shape, situation(loaded[0].config.model_type))
     loss_kernels()
     trainer = make_trainer(folder, config, chosen, Splits(rows, {"test": rows[:1]}), (loaded[0], loaded[1]))
     loaded[0] = trainer.model

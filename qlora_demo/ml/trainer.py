@@ -26,7 +26,7 @@ from ..runs import CHECKPOINTS
 from ..settings import Settings
 from ..sources import resolve
 from .data import Splits, training_set
-from .kernels import triton_trouble
+from .kernels import fuse_layers, fused_kernels_trouble, triton_trouble
 from .load import device, has_bf16, load_base, load_tokenizer, read_config
 
 INITIAL = "initial-adapter"
@@ -37,8 +37,8 @@ _EVA_BATCHES = 64
 def build_trainer(path: Path, config: TrainConfig, settings: Settings, splits: Splits) -> tuple[SFTTrainer, Chosen]:
     """An `SFTTrainer` for the config, and what was chosen for this device."""
     source = resolve(settings, config.model)
-    now = situation()
-    refuse(config, now.kind)
+    refuse(config, device_kind())
+    now = situation(read_config(source).model_type)
     check_targets(source, config)
     tokenizer = load_tokenizer(source)
     attention = "flash_attention_2" if config.packing else None
@@ -61,6 +61,8 @@ def make_trainer(
 ) -> SFTTrainer:
     """The library's trainer over a model and its tokenizer; the model gets an adapter where it has none yet."""
     model, tokenizer = loaded
+    if chosen.fused_kernels:
+        fuse_layers(model)
     heldout = splits.heldout["test"][: config.eval_rows]
     try:
         return SFTTrainer(
@@ -116,11 +118,12 @@ def device_kind() -> Kind:
     return "cuda" if device().type == "cuda" else "cpu"
 
 
-def situation() -> Situation:
-    """The device this process trains on."""
+def situation(model_type: str) -> Situation:
+    """The device this process trains on, and what it has for a type of model."""
+    trouble = fused_kernels_trouble(model_type)
     if device().type == "cuda":
-        return Situation("cuda", has_bf16(), torch.cuda.mem_get_info()[0])
-    return Situation("cpu", True, psutil.virtual_memory().available)
+        return Situation("cuda", has_bf16(), torch.cuda.mem_get_info()[0], trouble)
+    return Situation("cpu", True, psutil.virtual_memory().available, trouble)
 
 
 def _sft_config(path: Path, config: TrainConfig, chosen: Chosen) -> SFTConfig:
