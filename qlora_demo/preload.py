@@ -19,20 +19,26 @@ def preload(model: str, report: Report, endpoint: str | None = None) -> None:
     """
     if model in BUNDLED_MODELS or Path(model).expanduser().is_dir():
         return
-    api = HfApi(endpoint)
     try:
-        files = api.model_info(model, files_metadata=True).siblings or []
-        sizes = {one.rfilename: one.size or 0 for one in files if _is_needed(one.rfilename)}
-        done, total = 0, sum(sizes.values()) or 1
-        for name, size in sizes.items():
-            report(Progress(name, done / total))
-            api.hf_hub_download(model, name)
-            done += size
-    except Exception as exc:
-        raise FetchError(
-            f"the hub did not give it ({type(exc).__name__}); check the name in QLORA_DEMO_PRELOAD, "
-            "HF_TOKEN if it is gated, and the network"
-        ) from exc
+        _download(HfApi(endpoint), model, report)
+    except Exception as exc:  # noqa: BLE001 - the HTTP client below the hub's raises errors of its own, too
+        why = type(exc).__name__
+    else:
+        return
+    raise FetchError(
+        f"the hub did not give it ({why}); check the name in QLORA_DEMO_PRELOAD, HF_TOKEN if it is gated, "
+        "and the network"
+    )
+
+
+def _download(api: HfApi, model: str, report: Report) -> None:
+    files = api.model_info(model, files_metadata=True).siblings or []
+    sizes = {one.rfilename: one.size or 0 for one in files if _is_needed(one.rfilename)}
+    done, total = 0, sum(sizes.values()) or 1
+    for name, size in sizes.items():
+        report(Progress(name, done / total))
+        api.hf_hub_download(model, name)
+        done += size
 
 
 def _is_needed(name: str) -> bool:
