@@ -87,6 +87,12 @@ class Access:
             why += " and QLORA_DEMO_OPERATORS names nobody"
         return f"Training is off and nobody is an operator: {why}. Set one of them as a secret and restart."
 
+    def warning(self, host: str) -> str:
+        """What whoever starts the app should know about who may do what; empty where there is nothing."""
+        if self.open and not _loopback(host):
+            return f"Whoever reaches {host} may train and delete: set QLORA_DEMO_PASSWORD where strangers can."
+        return self.trouble
+
     def identify(self, address: str, session: str = "") -> Visitor:
         """Who asks from an address, and may hold a session."""
         place, held = _network(address), self._sessions.get(_digest(session))
@@ -130,6 +136,11 @@ class Access:
         self._addresses.spend(visitor.address, f"requests from your address ({variable('address_requests')})")
         self._all.spend("", f"requests of all visitors ({variable('all_requests')})")
 
+    @property
+    def requests(self) -> int:
+        """How many of visitors' requests were counted in the last minute."""
+        return self._all.count("")
+
     def _begin(self, session: _Session) -> str:
         name = secrets.token_urlsafe(32)
         self._sessions = {key: held for key, held in self._sessions.items() if held.until > self._now()}
@@ -142,6 +153,13 @@ class Access:
 def _digest(text: str) -> bytes:
     """Of one length whatever the text, so that comparing tells nothing; what is kept lets nobody in."""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+
+
+def _loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host in ("", "localhost")
 
 
 def _network(address: str) -> str:

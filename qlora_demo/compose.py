@@ -23,7 +23,7 @@ from .waiting import Waiting
 def build_services(settings: Settings) -> Services:
     """Everything the page and the commands need; the engine, and with it torch, is loaded on first use."""
     quiet_libraries()
-    runs = RunStore(settings.runs)
+    runs = RunStore(settings.runs, settings.limits)
     lease = Lease(settings.home)
 
     def make_engine() -> Engine:
@@ -44,7 +44,7 @@ def build_services(settings: Settings) -> Services:
         fetch,
         OnDemand(make_engine),
         Jobs(runs),
-        VoteStore(settings.home / "votes.sqlite3"),
+        VoteStore(settings.home / "votes.sqlite3", settings.limits.votes_mb),
         HuggingFaceHub(),
         Benchmarks(settings, lease),
         Access(settings),

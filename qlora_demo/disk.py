@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -37,7 +38,15 @@ def require_free(folder: Path, need_bytes: int, what: str) -> None:
 def folder_bytes(path: Path) -> int:
     """The sizes of the files below `path`, or of the file that it is; what symlinks lead to is not counted."""
     files = path.rglob("*") if path.is_dir() else [path]
-    return sum(file.stat().st_size for file in files if file.is_file() and not file.is_symlink())
+    return sum(map(_file_bytes, files))
+
+
+def _file_bytes(file: Path) -> int:
+    """0 also for a file that is gone by now: a run that trains removes its older checkpoints."""
+    with contextlib.suppress(FileNotFoundError):
+        found = file.lstat()
+        return found.st_size if stat.S_ISREG(found.st_mode) else 0
+    return 0
 
 
 def read_file(path: Path, start: int = 0, last: int = 0) -> bytes:

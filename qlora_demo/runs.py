@@ -34,6 +34,8 @@ from .disk import is_full, read_file, writing
 from .errors import ConfigError, RunError
 from .locks import is_held
 from .records import Message, RunState, TrainMetrics
+from .settings import LIMITS, Limits
+from .stored import require_room
 
 _STATE, _METRICS, _MESSAGES = TypeAdapter(RunState), TypeAdapter(TrainMetrics), TypeAdapter(list[Message])
 _ID = re.compile(r"[0-9]{8}-[0-9]{6}-[a-z0-9]+-[0-9a-f]{4}")
@@ -96,11 +98,14 @@ class Run:
 class RunStore:
     """All runs under one directory."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, limits: Limits = LIMITS) -> None:
         self.root = root
+        self.limits = limits
 
     def create(self, config: TrainConfig) -> Run:
-        """A new run in state "created"; it appears under its name only when it is whole."""
+        """A new run in state "created"; it appears under its name only when it is whole.  Raises `TooMany` where more
+        are kept already than the limits say."""
+        require_room(self.root, self.names(), self.limits)
         name = f"{time.strftime('%Y%m%d-%H%M%S')}-{config.method.replace('-', '')}-{secrets.token_hex(2)}"
         draft = self.root / f".new-{name}"
         try:

@@ -71,6 +71,10 @@ class Limits:
         return cls(**{name: _count(name, text) for name, text in given.items() if text})
 
 
+LIMITS = Limits()
+"""The defaults."""
+
+
 def variable(limit: str) -> str:
     """The environment variable of a limit."""
     return f"QLORA_DEMO_{limit.upper()}"
@@ -102,7 +106,7 @@ class Settings:
     hub_sign_in: bool = False
     creator: str = ""
     shared: bool = False
-    limits: Limits = Limits()
+    limits: Limits = LIMITS
 
     @property
     def is_space(self) -> bool:

@@ -15,7 +15,8 @@ from statistics import NormalDist
 from typing import Any
 
 from .disk import is_full
-from .errors import ConfigError, RequestError, WorkError
+from .errors import ConfigError, RequestError, TooMany, WorkError
+from .settings import LIMITS, variable
 
 TIE, ALL_BAD = "tie", "all bad"
 METHOD = (
@@ -85,11 +86,21 @@ class Tally:
 class VoteStore:
     """Comparisons and votes of all runs; made at the first write."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, most_mb: int = LIMITS.votes_mb) -> None:
         self.path = path
+        self.most_mb = most_mb
+
+    def require_room(self) -> None:
+        """Raises `TooMany` where the file is so large that no comparison may be added."""
+        if self.path.exists() and self.path.stat().st_size >= self.most_mb * 10**6:
+            raise TooMany(
+                f"votes: {self.path.name} holds {self.most_mb} MB ({variable('votes_mb')}), which is the most; "
+                "chat without blind mode, or have an operator move the file away"
+            )
 
     def add(self, new: NewComparison) -> str:
-        """Keep a comparison; its id, to vote on."""
+        """Keep a comparison; its id, to vote on.  Raises `TooMany` where the limit is reached."""
+        self.require_room()
         name = secrets.token_hex(8)
         texts = [json.dumps(part, ensure_ascii=False) for part in (new.settings, new.shown, new.answers)]
         with self._open() as database:

@@ -40,6 +40,11 @@ class Waiting:
         """How many have not begun yet."""
         return len(self._tickets)
 
+    @property
+    def answering(self) -> bool:
+        """Whether somebody is answered now."""
+        return self._served is not None
+
     @contextmanager
     def turn(self, visitor: Visitor, halt: Halt) -> Iterator[Iterator[int]]:
         """A place in the queue, left at the end; inside, the places that one moves up through until it is one's turn
@@ -57,8 +62,8 @@ class Waiting:
             same = sum(one.address == ticket.address for one in visitors)
             if ticket.rank and (len(visitors) >= self.most or same >= max(1, self.most // 2)):
                 raise TooMany(
-                    f"queue: {len(visitors)} people wait for an answer, {same} of them from your address, and "
-                    f"{self.most} ({variable('queue_length')}) or half of it from one address is the most; "
+                    f"queue: {len(visitors)} waiting for an answer, {same} of them from your address; "
+                    f"{self.most} ({variable('queue_length')}), half of them from one address, is the most; "
                     "try again in a minute"
                 )
             self._tickets.append(ticket)

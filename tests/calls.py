@@ -63,7 +63,7 @@ class Client:
         """What the page does when it is opened; from then on the server knows what this session's lists hold."""
         for number, handler in page.fns.items():
             if any(event == "load" for _, event in handler.targets):
-                self.call(number, [getattr(part, "value", None) for part in handler.inputs])
+                self.call(number, values(handler))
 
     def sign_in(self, password: str) -> httpx.Response:
         """As the form on the page does."""
@@ -90,6 +90,15 @@ def quietly(begin: Callable[[], gr.Blocks]) -> gr.Blocks:
         with ThreadPoolExecutor(1) as thread:
             made: gr.Blocks = thread.submit(asyncio.run, inside()).result()
             return made
+
+
+def values(handler: Any, **given: Any) -> list[Any]:
+    """A handler's inputs: what is given by a component's id, with _ for -, and else what the page begins with."""
+    names = [str(part.elem_id).replace("-", "_") for part in handler.inputs]
+    return [
+        None if isinstance(part, gr.State) else given.get(name, getattr(part, "value", None))
+        for name, part in zip(names, handler.inputs, strict=True)
+    ]
 
 
 def numbers(page: gr.Blocks, *names: str) -> list[int]:

@@ -128,6 +128,21 @@ def test_what_keeps_everyone_from_being_an_operator_is_told(settings: Settings, 
     assert why in trouble and bool(trouble) == bool(why)
 
 
+@pytest.mark.parametrize(
+    ("settings", "host", "says"),
+    [
+        (Settings(HOME), "127.0.0.1", ""),
+        (Settings(HOME), "localhost", ""),
+        (Settings(HOME), "0.0.0.0", "Whoever reaches 0.0.0.0 may train and delete: set QLORA_DEMO_PASSWORD"),
+        (Settings(HOME, password="correct horse"), "0.0.0.0", ""),
+        (Settings(HOME, space="me/demo"), "0.0.0.0", "Training is off and nobody is an operator"),
+    ],
+)
+def test_whoever_starts_the_app_is_warned(settings: Settings, host: str, says: str) -> None:
+    warning = Access(settings).warning(host)
+    assert says in warning and bool(warning) == bool(says)
+
+
 def test_requests_are_counted_by_page_by_address_and_in_all() -> None:
     clock = Clock()
     access = Access(

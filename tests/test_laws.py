@@ -20,7 +20,7 @@ TIERS = (
     {"ui", "ml"},
     {"services", "status", "launcher", "runs", "gpu", "memory", "memory_plan", "catalog", "settings", "locks"}
     | {"choices", "tickets", "scoring", "sources", "columns", "placement", "planning", "halt", "answers"}
-    | {"promptsets", "reporting", "exporting", "jobs", "verdicts", "access", "rates", "waiting", "visiting"}
+    | {"promptsets", "reporting", "exporting", "jobs", "verdicts", "access", "rates", "waiting", "visiting", "stored"}
     | {"benchmarking", "benchmark_cases", "benchmark_tables", "flops"}
     | {
         "votes",

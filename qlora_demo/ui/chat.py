@@ -48,7 +48,7 @@ class Chat:
     def ask(self, text: str, request: gr.Request, *choices: Any) -> Iterator[list[Any]]:
         """One more prompt to every chosen column; it stays in its box where nothing answers."""
         before, fresh, settings, order = self._read(choices)
-        talk = with_prompt(before, text, fresh)
+        talk = with_prompt(before, text or "", fresh)
         try:
             for shown in self._answer(talk, before, settings, order, request):
                 yield ["", *shown]
@@ -176,7 +176,8 @@ class Chat:
         """What was said so far, what is chosen now, how to draw, in which order."""
         run, names, system, blind, order, talk, *values = choices
         settings = controls.read(GenerationSettings, self.sampling, values)
-        fresh = Talk(needed_run(run), system, blind=bool(blind), columns=grammar.parse_all(names, run))
+        columns = grammar.parse_all(names or [], needed_run(run))
+        fresh = Talk(run, system or "", blind=bool(blind), columns=columns)
         return talk, fresh, settings, order
 
     def _answer(
@@ -189,6 +190,8 @@ class Chat:
         if asker.role == "visitor":
             visiting.finished_only(self.services.runs, asked)
             visiting.short_enough(self.services.settings.limits, settings, list(conversations.values()))
+        if talk.blind:
+            self.services.votes.require_room()
         halt = self.stops.new(_visitor(request))
         try:
             with self.services.waiting.turn(asker, halt) as places:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import gradio as gr
@@ -10,10 +11,11 @@ from starlette.middleware import Middleware
 from .. import __version__
 from ..background import begin
 from ..gpu import device_info
+from ..logs import event
 from ..services import Services
 from ..settings import trust_proxies
 from ..status import AppStatus
-from . import account, benchmark_tab, chat_tab, evaluate_tab, explain_tab, render, train_tab
+from . import account, benchmark_tab, chat_tab, evaluate_tab, explain_tab, live_tab, render, train_tab
 from .door import Door, role_needed
 from .gate import Gate
 from .healthz import healthz
@@ -62,6 +64,9 @@ mark.gone {background:#fecaca; color:#7f1d1d} mark.new {background:#bbf7d0; colo
 }
 #stop, #resume {align-self:end}
 .tick {min-width:9rem !important}
+.live {display:grid; grid-template-columns:repeat(auto-fit,minmax(260px,1fr)); gap:1rem; font-size:.9rem}
+.live dl {display:grid; grid-template-columns:max-content 1fr; gap:.2rem 1rem; margin:.3rem 0}
+.live dt {opacity:.75} .live dd {margin:0; overflow-wrap:anywhere} .live h4 {margin:0}
 .account {display:flex; flex-wrap:wrap; gap:.4rem 1.2rem; align-items:center; font-size:.9rem}
 .account form {display:flex; gap:.5rem; margin:0} .disabled-why {font-size:.9rem; opacity:.85; margin:.2rem 0}
 .account input, .account button {border:1px solid var(--border-color-primary); border-radius:4px; padding:.2rem .6rem}
@@ -96,6 +101,9 @@ def build_page(services: Services, status: AppStatus) -> gr.Blocks:
             with gr.Tab("Explain", id="explain") as explained:
                 untrained.append(_train_first(tabs, gate))
                 explain = explain_tab.build(services, gate)
+            with gr.Tab("Live", id="live") as live:
+                live_tab.build(services, gate)
+            gate.only(live, "operator")
 
         def where() -> str:
             return render.status_line(device_info(), services.lease.holder(), status.notes())
@@ -129,6 +137,8 @@ def launch(services: Services, host: str | None, port: int | None) -> None:
     status = AppStatus()
     page = open_page(services, status, host, port)
     begin(services, status)
+    if warning := services.access.warning(str(page.server_name or "")):
+        event("access.warning", logging.WARNING, text=warning)
     page.block_thread()
 
 

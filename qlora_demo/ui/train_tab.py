@@ -20,6 +20,7 @@ from ..history import pair_of, pair_tag, write_note
 from ..planning import plan_training
 from ..runs import Run
 from ..services import Services
+from ..stored import require_upload_room
 from . import config_panel, controls, data_panel, history_panel, run_panel
 from . import render_training as show
 from .gate import Gate, visitor_of
@@ -139,8 +140,10 @@ def _draw_upload(services: Services, dataset: Any, gate: Gate) -> None:
     )
 
     def keep(path: str) -> str:
+        uploads = services.settings.uploads
+        require_upload_room(uploads, services.settings.limits)
         stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
-        target = services.settings.uploads / f"{stamp}-{Path(path).name}"
+        target = uploads / f"{stamp}-{Path(path).name}"
         copy_whole(Path(path), target)
         return str(target)
 

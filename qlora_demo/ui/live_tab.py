@@ -1,0 +1,45 @@
+"""The Live tab, for operators: what the machine, the queue, the runs and the jobs are doing now."""
+
+from __future__ import annotations
+
+import shutil
+
+import gradio as gr
+
+from ..gpu import device_info
+from ..services import Services
+from ..visits import VISITS
+from . import render_live as show
+from .gate import Gate
+
+_POLL_SECONDS = 5
+
+
+def build(services: Services, gate: Gate) -> None:
+    """Draw the tab and wire it."""
+    live = gr.HTML(elem_id="live")
+
+    def look() -> str:
+        runs, home = services.runs, services.settings.home
+        active = runs.active()
+        metrics = runs.metrics(active.id) if active else []
+        return show.live(
+            show.Live(
+                device=device_info(),
+                holder=services.lease.holder(),
+                resident=services.engine.resident(),
+                waiting=services.waiting.waiting,
+                answering=services.waiting.answering,
+                requests=services.access.requests,
+                idle_seconds=VISITS.idle_seconds(),
+                active=active,
+                step=metrics[-1].step if metrics else 0,
+                queued=tuple(runs.queued()),
+                kept=len(runs.names()),
+                job=services.jobs.last,
+                disk_free_bytes=shutil.disk_usage(home).free,
+                limits=services.settings.limits,
+            )
+        )
+
+    gate.on(gr.Timer(_POLL_SECONDS).tick, look, None, live, needs="operator", concurrency_limit=None)

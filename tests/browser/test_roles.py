@@ -1,0 +1,110 @@
+"""A visitor's page and an operator's, in Chromium: what is greyed out, the password, limits as they are told."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from tests.browser.conftest import Server
+from tests.browser.test_page import screenshot, tab
+
+pytestmark = pytest.mark.browser
+PASSWORD = "correct horse"
+
+
+@pytest.fixture
+def guarded(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """An app with a password on an empty home."""
+    monkeypatch.setenv("QLORA_DEMO_PASSWORD", PASSWORD)
+    monkeypatch.setenv("QLORA_DEMO_VISITOR_REQUESTS", "2")
+    monkeypatch.setenv("QLORA_DEMO_BUNDLED", str(tmp_path))
+    made = Server(tmp_path / "app.log")
+    yield made
+    made.kill()
+
+
+@pytest.fixture
+def visited(browser: Browser, guarded: Server) -> Iterator[Page]:
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    opened = context.new_page()
+    errors: list[str] = []
+    opened.on("pageerror", lambda error: errors.append(str(error)))
+    opened.goto(guarded.url)
+    yield opened
+    context.close()
+    assert errors == []
+
+
+def test_a_visitor_s_page_an_operator_s_and_the_way_from_one_to_the_other(visited: Page, guarded: Server) -> None:
+    account = visited.locator("#account")
+    expect(account).to_contain_text("You are a visitor: chat with the finished runs, vote, look at everything.")
+    expect(visited.get_by_text("Controls that are greyed out are for operators").first).to_be_visible()
+    for control in ("#start", "#start-pair", "#stop", "#delete", "#check-data", "#save-config", "#save-note"):
+        expect(visited.locator(control)).to_be_disabled()
+    expect(visited.locator("#TrainConfig-r input").first).to_be_disabled()
+    expect(visited.locator("#plan")).to_contain_text(re.compile("GiB|MiB"))
+    expect(visited.get_by_role("tab", name="Live")).to_have_count(0)
+    screenshot(visited, "visitor")
+    tab(visited, "Evaluate")
+    for control in ("#evaluate", "#fidelity-start", "#stop-job", "#report"):
+        expect(visited.locator(control)).to_be_disabled()
+    tab(visited, "Chat")
+    for control in ("#keep", "#free"):
+        expect(visited.locator(control)).to_be_disabled()
+    expect(visited.locator("#send")).to_be_enabled()
+    told_of_the_limit(visited)
+
+    sign_in(visited, "wrong password")
+    expect(account).to_contain_text("That password is wrong; ask whoever runs this app.")
+    expect(visited.locator("#start")).to_be_disabled()
+    sign_in(visited, PASSWORD)
+    expect(account).to_contain_text("You are signed in: an operator.")
+    expect(visited.locator("#start")).to_be_enabled()
+    expect(visited.locator("#TrainConfig-r input").first).to_be_enabled()
+    expect(visited.get_by_text("Controls that are greyed out are for operators").first).to_be_hidden()
+    tab(visited, "Live")
+    expect(visited.locator("#live")).to_contain_text(
+        re.compile("Device.*held by.*nobody.*waiting.*runs kept", re.DOTALL)
+    )
+    screenshot(visited, "live")
+    assert PASSWORD not in guarded.log.read_text("utf-8")
+    visited.reload()
+    expect(account).to_contain_text("an operator")
+    account.get_by_role("button", name="Sign out").click()
+    expect(account).to_contain_text("You are a visitor")
+    expect(visited.locator("#start")).to_be_disabled()
+
+
+def told_of_the_limit(page: Page) -> None:
+    for _ in range(3):
+        page.click("#retry")
+    expect(
+        page.get_by_text(re.compile(r"requests \(QLORA_DEMO_VISITOR_REQUESTS\): 2 in a minute is the most"))
+    ).to_be_visible()
+
+
+def sign_in(page: Page, password: str) -> None:
+    page.get_by_label("Operators:").fill(password)
+    page.get_by_role("button", name="Sign in").click()
+
+
+def test_a_space_offers_to_be_duplicated_and_says_why_nobody_can_train(
+    browser: Browser, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPACE_ID", "someone/qlora-demo")
+    monkeypatch.setenv("QLORA_DEMO_BUNDLED", str(tmp_path))
+    server = Server(tmp_path / "app.log")
+    page = browser.new_page()
+    page.goto(server.url)
+    account = page.locator("#account")
+    expect(account).to_contain_text("Training is off and nobody is an operator: QLORA_DEMO_PASSWORD is not set")
+    link = account.get_by_role("link", name="Duplicate this Space")
+    expect(link).to_have_attribute("href", "https://huggingface.co/spaces/someone/qlora-demo?duplicate=true")
+    expect(page.locator("#start")).to_be_disabled()
+    page.close()
+    server.kill()
+    assert "Training is off and nobody is an operator" in server.log.read_text("utf-8")

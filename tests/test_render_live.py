@@ -1,0 +1,64 @@
+"""The Live tab's facts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from qlora_demo.config import TrainConfig
+from qlora_demo.jobs import Job
+from qlora_demo.records import DeviceInfo, Progress, RunState
+from qlora_demo.runs import Run
+from qlora_demo.settings import Limits
+from qlora_demo.ui.render_live import Live, live
+from qlora_demo.units import GIB
+
+NOTHING = Live(
+    device=DeviceInfo("cuda", "A <card>", 6 * GIB, 24 * GIB),
+    holder="",
+    resident=(),
+    waiting=0,
+    answering=False,
+    requests=0,
+    idle_seconds=61.0,
+    active=None,
+    step=0,
+    queued=(),
+    kept=0,
+    job=None,
+    disk_free_bytes=GIB,
+    limits=Limits(),
+)
+
+
+def test_an_app_at_rest_says_so() -> None:
+    shown = live(NOTHING)
+    for part in (
+        "A &lt;card&gt;",
+        "18.0 GiB of 24.0 GiB in use",
+        "nobody",
+        "1.0 GiB free",
+        "1 min 01 s ago",
+        "none yet",
+    ):
+        assert part in shown
+
+
+def test_what_is_going_on_is_told() -> None:
+    run = Run("20260101-000000-qlora-0001", Path("/x"), TrainConfig(), RunState("running", max_steps=30))
+    job = Job("push", run.id, Progress("sending"), going=False, error="<b>no</b>")
+    busy = NOTHING.__class__(
+        **vars(NOTHING)
+        | {"active": run, "step": 7, "queued": (run,), "waiting": 3, "answering": True, "requests": 12, "job": job}
+        | {"holder": "training of <x>", "idle_seconds": 0.0, "kept": 2}
+    )
+    shown = live(busy)
+    for part in (
+        "step 7 of 30",
+        "3; at most 20 visitors may",
+        "12 in the last minute, of 300",
+        "1 person",
+        "2 of 1000",
+        "training of &lt;x&gt;",
+        "has failed: &lt;b&gt;no&lt;/b&gt;",
+    ):
+        assert part in shown
