@@ -69,7 +69,8 @@ mark.gone {background:#fecaca; color:#7f1d1d} mark.new {background:#bbf7d0; colo
 .live dt {opacity:.75} .live dd {margin:0; overflow-wrap:anywhere} .live h4 {margin:0}
 .account {display:flex; flex-wrap:wrap; gap:.4rem 1.2rem; align-items:center; font-size:.9rem}
 .account form {display:flex; gap:.5rem; margin:0} .disabled-why {font-size:.9rem; opacity:.85; margin:.2rem 0}
-.account input, .account button {border:1px solid var(--border-color-primary); border-radius:4px; padding:.2rem .6rem}
+.account input, .account button {border:1px solid var(--border-color-primary); border-radius:4px}
+.account input, .account button {font:inherit; padding:.2rem .6rem}
 """
 
 
