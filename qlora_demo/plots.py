@@ -17,7 +17,7 @@ _FEW = 10
 """More groups of bars than this are not labelled one by one."""
 _INK = "#010203"
 """Stands for the colour of the text around the figure until the SVG is written."""
-_COLOURS = ("#d97706", "#2563eb", "#059669", "#7c3aed", "#dc2626", "#0891b2", "#65a30d", "#be185d")
+_COLOURS = ("#d97706", "#3b82f6", "#059669", "#8b5cf6", "#dc2626", "#0891b2", "#65a30d", "#db2777")
 _PAGE_WIDE = re.compile(r"<metadata>.*?</metadata>|<style.*?</style>| id=\"[a-z0-9.]+_\d+\"", re.DOTALL)
 """What an SVG may have to itself as a file but not within a page: styles for everything, and names that repeat."""
 _lock = threading.Lock()

@@ -71,17 +71,21 @@ def save(report: Report, folder: Path) -> dict[str, Path]:
 
     Raises `WorkError` where the disk refuses.
     """
-    contents = {"html": ("html", to_html(report).encode()), "json": ("json", to_json(report).encode())}
-    contents["csv"] = ("zip", to_csv(report))
+    contents = {"html": to_html(report).encode(), "json": to_json(report).encode(), "csv": to_csv(report)}
     require_free(folder, _NEED_BYTES, "a report")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        paths = {kind: folder / f"{report.run}.{suffix}" for kind, (suffix, _) in contents.items()}
-        for kind, (_, content) in contents.items():
+        paths = _places(folder, report.run)
+        for kind, content in contents.items():
             write_bytes_atomically(paths[kind], content)
     except OSError as exc:
         raise WorkError(f"{folder}: the report cannot be written ({exc.strerror}); free disk space there") from exc
     return paths
+
+
+def made(folder: Path, run: str) -> list[Path]:
+    """The files of a run's report that are there, the HTML file first."""
+    return [path for path in _places(folder, run).values() if path.is_file()]
 
 
 def to_html(report: Report) -> str:
@@ -114,6 +118,10 @@ def to_csv(report: Report) -> bytes:
             if rows:
                 archive.writestr(f"{name}.csv", _csv(rows))
     return packed.getvalue()
+
+
+def _places(folder: Path, run: str) -> dict[str, Path]:
+    return {kind: folder / f"{run}.{suffix}" for kind, suffix in (("html", "html"), ("json", "json"), ("csv", "zip"))}
 
 
 def _template() -> Any:

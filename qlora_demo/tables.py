@@ -114,7 +114,12 @@ def html(table: Table) -> str:
         return ""
     head = "".join(f'<th scope="col">{escape(text)}</th>' for text in table.head)
     body = "".join(f"<tr>{_row(row)}</tr>" for row in table.rows)
-    return f'<div class="wide"><table class="results"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    return wide(f'<table class="results"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>')
+
+
+def wide(table: str) -> str:
+    """A table that may be wider than the page, to be scrolled with the keyboard too."""
+    return f'<div class="wide" role="group" aria-label="Table" tabindex="0">{table}</div>'
 
 
 def _row(row: Iterable[str]) -> str:

@@ -56,7 +56,7 @@ def _control(config: type[Knobs], name: str, value: Any, place: str = "") -> Any
     if name in _SUGGESTIONS:
         return gr.Dropdown(_SUGGESTIONS[name], allow_custom_value=True, **common | {"min_width": 320})
     if field.annotation is bool:
-        return gr.Checkbox(**common | {"min_width": 280, "elem_classes": ["tick"]})
+        return gr.Checkbox(elem_classes="tick", **common)
     if field.annotation is str:
         return gr.Textbox(**common)
     if options := get_args(field.annotation):

@@ -6,6 +6,7 @@ Work runs as a job beside the page: closing the tab leaves it running, and what 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal, get_args
@@ -55,7 +56,7 @@ def build(services: Services, gate: Gate) -> gr.Dropdown:
     gate.on(gr.Timer(_POLL_SECONDS).tick, judge.poll, where, drawn, needs="visitor", concurrency_limit=None)
     for control in (parts.run, parts.split, parts.which, parts.page, parts.prompts_page):
         gate.on(control.change, judge.redraw, where, drawn, needs="visitor")
-    gate.on(parts.run.change, judge.columns, parts.run, parts.names, needs="visitor")
+    gate.on(parts.run.change, judge.columns, parts.run, [parts.names, parts.files], needs="visitor")
     gate.on(parts.report.click, judge.report, parts.run, parts.files, needs="operator", show_progress="full")
     gate.guard(parts.prompts, parts.prompts_file, parts.what, parts.onto, parts.repo, parts.token)
     run: gr.Dropdown = parts.run
@@ -68,9 +69,11 @@ class Judge:
     def __init__(self, services: Services) -> None:
         self.services = services
 
-    def columns(self, run: str | None) -> Any:
-        """What can be measured of a run."""
-        return column_choices(self.services.runs, run)
+    def columns(self, run: str | None, request: gr.Request) -> list[Any]:
+        """What can be measured of a run, and for operators its report, once it was made."""
+        operator = visitor_of(self.services.access, request).role == "operator"
+        made = reports.made(self.services.runs.path(run) / "report", run) if run and operator else []
+        return [column_choices(self.services.runs, run), _files(made)]
 
     def evaluate(self, run: str | None, names: list[str], limit: float | None) -> str:
         """Figures of the columns on the run's held-out rows."""
@@ -109,10 +112,10 @@ class Judge:
         folder = export_folder(found, what, base_for(found, what, onto or None))
         return [self._start("push", run, lambda halt: push(self.services.hub, folder, repo, token)), ""]
 
-    def report(self, run: str | None) -> list[str]:
+    def report(self, run: str | None) -> gr.File:
         """Write the report beside the run; the files to download."""
         found = self.services.runs.get(needed_run(run))
-        return [offered(path) for path in reports.save(gather(self.services, found), found.path / "report").values()]
+        return _files(list(reports.save(gather(self.services, found), found.path / "report").values()))
 
     def poll(self, *where: Any) -> list[Any]:
         """What changed since the page was last drawn."""
@@ -159,6 +162,11 @@ class Judge:
         return [run, split, which, page, prompts_page, self.services.votes.count(run), *stamps]
 
 
+def _files(paths: Sequence[Path]) -> gr.File:
+    """Files to download; nothing where there are none."""
+    return gr.File([offered(path) for path in paths] or None, visible=bool(paths))
+
+
 def _limit(value: float | None) -> int | None:
     if value is None or value == 0:
         return None
@@ -190,15 +198,19 @@ def _draw() -> SimpleNamespace:
     with gr.Accordion("Before and after", open=True):
         _draw_evaluation(parts)
     with gr.Accordion("Merge fidelity", open=True):
-        parts.fidelity = gr.HTML(elem_id="fidelity")
+        parts.fidelity = gr.HTML(show.fidelity(None), elem_id="fidelity")
     with gr.Accordion("Prompt sets", open=False):
         _draw_prompts(parts)
     with gr.Accordion("Blind votes", open=True):
-        parts.votes = gr.HTML(elem_id="votes")
+        parts.votes = gr.HTML(show.votes(None), elem_id="votes")
     with gr.Accordion("Report", open=True), gr.Row():
         parts.report = gr.Button("Make report", elem_id="report")
         parts.files = gr.File(
-            label="HTML, JSON and CSV", file_count="multiple", elem_id="report-files", interactive=False
+            label="HTML, JSON and CSV",
+            file_count="multiple",
+            visible=False,
+            interactive=False,
+            elem_id="report-files",
         )
     with gr.Accordion("Merge and export", open=False):
         _draw_export(parts)
@@ -206,12 +218,12 @@ def _draw() -> SimpleNamespace:
 
 
 def _draw_evaluation(parts: SimpleNamespace) -> None:
-    parts.table = gr.HTML(elem_id="evaluation")
+    parts.table = gr.HTML(show.evaluation(None), elem_id="evaluation")
     with gr.Row():
         parts.split = gr.Dropdown([], label="Split", elem_id="split", interactive=True)
         parts.which = gr.Radio(_WHICH, value="all", label="Rows", elem_id="which")
         parts.page = gr.Number(1, label="Page", precision=0, minimum=1, elem_id="rows-page")
-    parts.rows = gr.HTML(elem_id="rows")
+    parts.rows = gr.HTML(show.rows_shown(None, None, "all", 0), elem_id="rows")
 
 
 def _draw_prompts(parts: SimpleNamespace) -> None:
@@ -223,7 +235,7 @@ def _draw_prompts(parts: SimpleNamespace) -> None:
     with gr.Row():
         parts.ask = gr.Button("Ask all columns", elem_id="ask-all")
         parts.prompts_page = gr.Number(1, label="Page", precision=0, minimum=1, elem_id="prompts-page")
-    parts.prompts_table = gr.HTML(elem_id="prompts")
+    parts.prompts_table = gr.HTML(show.prompts_shown(None, 0), elem_id="prompts")
 
 
 def _draw_export(parts: SimpleNamespace) -> None:

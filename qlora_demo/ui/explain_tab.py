@@ -110,16 +110,16 @@ def _draw() -> SimpleNamespace:
         )
         parts.show = gr.Button("Look into this layer", variant="primary", elem_id="explain", scale=1, min_width=140)
     with gr.Accordion("What was learned: the update's singular values", open=True):
-        parts.spectrum = gr.HTML(elem_id="spectrum")
+        parts.spectrum = gr.HTML(show.LOOK, elem_id="spectrum")
     with gr.Accordion("NF4: sixteen levels for weights", open=True):
-        parts.nf4 = gr.HTML(elem_id="nf4")
+        parts.nf4 = gr.HTML(show.LOOK, elem_id="nf4")
     with gr.Accordion("Double quantization: bits per weight", open=True):
-        parts.bits = gr.HTML(elem_id="bits")
+        parts.bits = gr.HTML(show.LOOK, elem_id="bits")
     with gr.Accordion("One pass, and what training changes", open=True):
-        parts.one_pass = gr.HTML(elem_id="one-pass")
+        parts.one_pass = gr.HTML(show.LOOK, elem_id="one-pass")
     with gr.Accordion("Merging", open=True):
         parts.rounding = gr.HTML(elem_id="rounding")
-        parts.merging = gr.HTML(elem_id="merging")
+        parts.merging = gr.HTML(show.merging(None), elem_id="merging")
     with gr.Accordion("The memory ledger", open=True):
         with gr.Row():
             parts.shape = gr.Dropdown(list(SHAPES), value="llama-2-7b", label="Shape", elem_id="ledger-shape")

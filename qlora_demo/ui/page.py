@@ -19,59 +19,13 @@ from . import account, benchmark_tab, chat_tab, evaluate_tab, explain_tab, live_
 from .door import Door, role_needed
 from .gate import Gate
 from .healthz import healthz
+from .look import CSS, theme
 
 TITLE = "QLoRA demo"
 _SESSIONS = 1000
 """Pages whose conversations are kept; beyond, the one that was used longest ago is forgotten."""
 _THREADS = 40
 """For handlers, beside those that wait for an answer."""
-CSS = """
-.status {display:flex; flex-wrap:wrap; gap:.25rem 1.25rem; font-size:.85rem; opacity:.85}
-.bar {height:8px; border-radius:4px; background:var(--border-color-primary); overflow:hidden; margin:.3rem 0}
-.bar div {height:100%; background:var(--color-accent); transition:width .3s}
-.status .bar {width:160px; display:inline-block; margin:0 0 0 .5rem}
-.bad {color:var(--error-text-color, #b91c1c)}
-.run p, .run ul {margin:.2rem 0} .run ul {padding-left:1.1rem; font-size:.85rem} .run summary {cursor:pointer}
-.run dl, .foot dl {display:flex; flex-wrap:wrap; gap:.3rem 1.2rem; margin:.4rem 0}
-.foot dl {display:grid; grid-template-columns:max-content 1fr; gap:.05rem .8rem; font-size:.85rem}
-.run dt, .foot dt {opacity:.75; font-size:.8rem} .run dd, .foot dd {margin:0; font-weight:600}
-.foot {min-height:14rem} .head {min-height:5.2rem} .foot small, .head small {opacity:.75}
-.head small {display:block} .empty {padding:1rem 0}
-/* Gradio's own button would empty the picture and not the conversation. */
-[id^=chat-] button[aria-label=Clear] {display:none}
-.about {display:grid; grid-template-columns:max-content 1fr; gap:.1rem 1rem; font-size:.85rem; margin:0 0 .6rem}
-.about dt {opacity:.75} .about dd {margin:0; overflow-wrap:anywhere}
-.placement {margin:.2rem 0} .placement p {margin:.2rem 0; font-size:.85rem}
-.stack {display:flex; height:14px; border-radius:4px; overflow:hidden; background:var(--border-color-primary)}
-.stack i {height:100%} .key {display:flex; flex-wrap:wrap; gap:.1rem 1rem; font-size:.8rem; opacity:.85}
-.key i {display:inline-block; width:.7rem; height:.7rem; border-radius:2px; margin-right:.3rem}
-.latency {display:grid; grid-template-columns:repeat(auto-fit,minmax(260px,1fr)); gap:1rem; font-size:.85rem}
-.latency > div > div {display:grid; grid-template-columns:minmax(5rem,max-content) 1fr 5rem; gap:.6rem}
-.sides {display:grid; grid-template-columns:repeat(auto-fit,minmax(260px,1fr)); gap:1rem}
-.sides pre, #exported pre, #command pre, .rendered {white-space:pre-wrap; overflow-wrap:anywhere; margin:0}
-.sides pre, #exported pre, #command pre, .rendered {font-size:.85rem}
-mark.gone {background:#fecaca; color:#7f1d1d} mark.new {background:#bbf7d0; color:#14532d}
-.plot {max-width:100%; height:auto; display:block}
-.good {color:#15803d} .masked {opacity:.5} .plan p {margin:.3rem 0; font-size:.9rem}
-.plan .latency > div > div {grid-template-columns:9rem 1fr 5rem} .plan summary {cursor:pointer; font-size:.85rem}
-.wide {overflow-x:auto} .results {border-collapse:collapse; font-size:.85rem}
-.results th, .results td {border:1px solid var(--border-color-primary); padding:.25rem .5rem; text-align:left}
-.results td {vertical-align:top; overflow-wrap:anywhere; min-width:4rem} .results small {display:block; opacity:.7}
-.results.answers td {min-width:11rem} .results.answers td:first-child {min-width:0}
-@media (max-width:640px) {
-  #answers {flex-wrap:nowrap; overflow-x:auto; scroll-snap-type:x mandatory}
-  #answers > div {min-width:86% !important; scroll-snap-align:start} .foot {min-height:0}
-}
-#stop, #resume {align-self:end}
-.tick {min-width:9rem !important}
-.live {display:grid; grid-template-columns:repeat(auto-fit,minmax(260px,1fr)); gap:1rem; font-size:.9rem}
-.live dl {display:grid; grid-template-columns:max-content 1fr; gap:.2rem 1rem; margin:.3rem 0}
-.live dt {opacity:.75} .live dd {margin:0; overflow-wrap:anywhere} .live h4 {margin:0}
-.account {display:flex; flex-wrap:wrap; gap:.4rem 1.2rem; align-items:center; font-size:.9rem}
-.account form {display:flex; gap:.5rem; margin:0} .disabled-why {font-size:.9rem; opacity:.85; margin:.2rem 0}
-.account input, .account button {border:1px solid var(--border-color-primary); border-radius:4px}
-.account input, .account button {font:inherit; padding:.2rem .6rem}
-"""
 
 
 def build_page(services: Services, status: AppStatus) -> gr.Blocks:
@@ -152,7 +106,7 @@ def open_page(services: Services, status: AppStatus, host: str | None, port: int
         server_name=host,
         server_port=port,
         css=CSS,
-        theme=gr.themes.Default(primary_hue="amber"),
+        theme=theme(),
         footer_links=[],
         max_file_size=f"{limits.upload_mb}mb",
         run_history=False,

@@ -13,7 +13,7 @@ from ..units import duration, memory, percent
 from .talk import Talk
 
 _FINISH = {"stop": "ended by itself", "length": "cut at the longest answer", "stopped": "stopped by hand"}
-_COLOURS = {"nf4": "#2563eb", "16bit": "#d97706", "merged": "#059669", "merged-4bit": "#7c3aed"}
+_COLOURS = {"nf4": "#3b82f6", "16bit": "#d97706", "merged": "#059669", "merged-4bit": "#8b5cf6"}
 
 
 def letter(place: int) -> str:

@@ -25,6 +25,12 @@ def update_size(inputs: int, outputs: int, r: int) -> str:
     )
 
 
+LOOK = (
+    '<p class="empty">Not computed yet. Choose a finished run and a layer, then press <b>Look into this layer</b>.</p>'
+)
+"""Stands where one layer's figures will."""
+
+
 def spectrum(found: Facts) -> str:
     """A trained update's singular values: how much of its rank it uses."""
     points = {"singular values": [(float(at), value) for at, value in enumerate(found["values"], 1)]}

@@ -68,9 +68,9 @@ def fidelity(result: Result | None) -> str:
     return f"<p><b>{escape(result.get('sentence', ''))}</b></p>{tables.html(tables.fidelity(result))}"
 
 
-def votes(tally: Tally) -> str:
+def votes(tally: Tally | None) -> str:
     """Win rates with their intervals, the verdict, and the method."""
-    if not tally.votes:
+    if tally is None or not tally.votes:
         return '<p class="empty">No votes yet. Tick <b>Blind</b> on the Chat tab, ask something, and vote.</p>'
     counts = escape(tables.vote_counts(tally))
     return f"<p><b>{escape(tally.verdict)}</b></p>{tables.html(tables.votes(tally))}<p>{counts}</p>"
@@ -89,13 +89,10 @@ def exported(result: Result | None) -> str:
 
 def _answers_table(rows: Sequence[Mapping[str, Any]], chosen: Sequence[int], with_reference: bool) -> str:
     columns = list(rows[0]["answers"])
-    head = ["", "prompt", *(["reference"] if with_reference else []), *columns]
+    head = ["row", "prompt", *(["reference"] if with_reference else []), *columns]
     body = "".join(_answers_row(at, rows[at], columns, with_reference) for at in chosen)
-    return (
-        '<div class="wide"><table class="results answers"><tr>'
-        + "".join(f"<th>{escape(name)}</th>" for name in head)
-        + f"</tr>{body}</table></div>"
-    )
+    heads = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
+    return tables.wide(f'<table class="results answers"><tr>{heads}</tr>{body}</table>')
 
 
 def _answers_row(at: int, row: Mapping[str, Any], columns: Sequence[str], with_reference: bool) -> str:

@@ -15,15 +15,15 @@ from ..runs import Run
 from ..units import memory, percent
 
 _COLOURS = (
-    "#2563eb",
+    "#3b82f6",
     "#60a5fa",
     "#0891b2",
-    "#7c3aed",
+    "#8b5cf6",
     "#059669",
     "#65a30d",
     "#d97706",
     "#f59e0b",
-    "#be185d",
+    "#db2777",
     "#9ca3af",
 )
 _WAYS = {"qlora": "QLoRA, 4 bit", "lora": "LoRA, 16 bit", "lora-8bit": "LoRA, 8 bit", "full": "full fine-tuning"}
