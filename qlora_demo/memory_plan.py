@@ -9,17 +9,20 @@ from typing import Any, Literal
 from .config import TrainConfig, target_names
 from .memory import BITS_PER_WEIGHT, ModelShape, activation_bytes
 from .records import Lighter
-from .units import GIB
+from .units import GIB, MIB
 
 Way = Literal["qlora", "lora", "lora-8bit", "full"]
 Kind = Literal["cuda", "cpu"]
 _LOGITS_TILE = (4096, 32768)
 """Tokens and vocabulary entries that TRL's fused head scores at a time."""
-_TILE_BYTES = 2 + 4 + 4
-"""Of each score: as computed, in fp32, and its gradient."""
+_TILE_BYTES: dict[Kind, int] = {"cuda": 2 + 4 + 4, "cpu": 31}
+"""Of each score, at most at once.  On a GPU as computed, in fp32 and its gradient; where Triton does not run, torch
+makes seven fp32 copies on the way back, a mask, and the score itself (TRL's `_backward_tile`)."""
+_DROPPED_BYTES: dict[Kind, int] = {"cuda": 2 + 1, "cpu": 2 + 2}
+"""Of each input of an adapter under dropout: the value that is left, and the mask."""
 _OVERHEAD: dict[Kind, tuple[int, str]] = {
     "cuda": (3 * GIB // 4, "CUDA context, cuBLAS workspace, the allocator's slack"),
-    "cpu": (GIB, "Python, torch and the other libraries in the process"),
+    "cpu": (640 * MIB, "Python, torch and the other libraries in the process, measured"),
 }
 _MARGIN = 0.05
 _MOST_ROWS, _MOST_TOKENS = 4096, 131072
@@ -75,7 +78,8 @@ def plan(shape: ModelShape, config: TrainConfig, kind: Kind, *, checkpointing: b
     items = [
         *_weights(shape, config, full),
         *_trained(config, kind, trained, full),
-        *_passing(shape, config, checkpointing),
+        *_passing(shape, config, kind, checkpointing),
+        *([] if full else [_adapted(shape, config, kind, checkpointing)]),
     ]
     overhead, how = _OVERHEAD[kind]
     items.append(MemoryItem("fixed overhead", overhead, how))
@@ -132,10 +136,8 @@ def lighter(shape: ModelShape, config: TrainConfig, kind: Kind, *, checkpointing
 
 def adapter_parameters(shape: ModelShape, config: TrainConfig) -> int:
     """Parameters of A and B, and of DoRA's magnitudes, on the targeted layers."""
-    chosen = target_names(config.target_modules)
-    names = None if chosen is None else {name.rpartition(".")[2] for name in chosen}
-    sizes = {name: size for name, size in shape.linear_sizes().items() if names is None or name in names}
-    per_layer = sum(config.r * (inputs + outputs) + config.use_dora * outputs for inputs, outputs in sizes.values())
+    sizes = _targets(shape, config).values()
+    per_layer = sum(config.r * (inputs + outputs) + config.use_dora * outputs for inputs, outputs in sizes)
     return shape.num_hidden_layers * per_layer
 
 
@@ -187,7 +189,7 @@ def _trained(config: TrainConfig, kind: Kind, trained: int, full: bool) -> list[
     ]
 
 
-def _passing(shape: ModelShape, config: TrainConfig, checkpointing: bool) -> list[MemoryItem]:
+def _passing(shape: ModelShape, config: TrainConfig, kind: Kind, checkpointing: bool) -> list[MemoryItem]:
     tokens = config.per_device_train_batch_size * config.max_length
     how = "recomputed layer by layer" if checkpointing else "all layers kept"
     tile = min(tokens, _LOGITS_TILE[0]) * min(shape.vocab_size, _LOGITS_TILE[1])
@@ -195,8 +197,26 @@ def _passing(shape: ModelShape, config: TrainConfig, checkpointing: bool) -> lis
         MemoryItem(
             "activations", activation_bytes(shape, tokens, checkpointing=checkpointing), f"{tokens:,} tokens, {how}"
         ),
-        MemoryItem("logits", tile * _TILE_BYTES, f"a tile of the fused head, {_TILE_BYTES} bytes a score"),
+        MemoryItem("logits", tile * _TILE_BYTES[kind], f"a tile of the fused head, {_TILE_BYTES[kind]} bytes a score"),
     ]
+
+
+def _adapted(shape: ModelShape, config: TrainConfig, kind: Kind, checkpointing: bool) -> MemoryItem:
+    """What the adapters keep for the backward pass beside what their layers keep anyway."""
+    targets = _targets(shape, config).values()
+    dropped = _DROPPED_BYTES[kind] if config.lora_dropout else 0
+    per_token = sum(dropped * inputs + 2 * config.r for inputs, _ in targets)
+    layers = 1 if checkpointing else shape.num_hidden_layers
+    tokens = config.per_device_train_batch_size * config.max_length
+    how = f"{dropped} bytes of each adapted layer's input, dropped out, and 2 r" if dropped else "2 r of each layer"
+    return MemoryItem("adapters' activations", tokens * layers * per_token, how)
+
+
+def _targets(shape: ModelShape, config: TrainConfig) -> dict[str, tuple[int, int]]:
+    """(inputs, outputs) of one layer's adapted modules."""
+    chosen = target_names(config.target_modules)
+    names = None if chosen is None else {name.rpartition(".")[2] for name in chosen}
+    return {name: size for name, size in shape.linear_sizes().items() if names is None or name in names}
 
 
 def _largest(most: int, fits: Callable[[int], bool]) -> int:

@@ -33,6 +33,7 @@ from ..errors import AdapterError, DemoError, ModelError
 from ..records import BaseForm, Precision
 from ..sources import ADAPTER_FILES, not_given
 from .adapter_check import check_adapter
+from .peak import nothing_hoarded
 from .shapes import build_shape, shape_config, shape_tokenizer
 
 disable_progress_bar()
@@ -276,6 +277,7 @@ def read_config(source: str) -> PreTrainedConfig:
     return config
 
 
+@nothing_hoarded()
 def _load(
     source: str, quantization: BitsAndBytesConfig | None, on: torch.device, attention: str | None
 ) -> PreTrainedModel:

@@ -1,0 +1,50 @@
+"""Peaks are of the stretch that is asked about, and what a load frees goes back to the system."""
+
+from __future__ import annotations
+
+import sys
+
+import psutil
+import pytest
+import torch
+
+from qlora_demo.ml.peak import give_back, nothing_hoarded, peak_memory_bytes, reset_peak
+
+LINUX = pytest.mark.skipif(
+    sys.platform != "linux", reason="only Linux forgets a peak, and only glibc is told to give back"
+)
+MIB = 1 << 20
+
+
+def resident() -> int:
+    return int(psutil.Process().memory_info().rss)
+
+
+def left_of_a_load() -> int:
+    """Bytes that stay resident of 300 MiB, of which every tenth is kept as a model's weights are."""
+    give_back()
+    before = resident()
+    blocks = [torch.ones(MIB, dtype=torch.uint8) for _ in range(300)]
+    kept = blocks[::10]
+    del blocks
+    return resident() - before - len(kept) * MIB
+
+
+@LINUX
+def test_what_a_load_frees_goes_back_and_is_kept_again_afterwards() -> None:
+    with nothing_hoarded():
+        inside = left_of_a_load()
+    assert inside < 40 * MIB
+    assert left_of_a_load() > 150 * MIB
+    give_back()
+
+
+@LINUX
+def test_a_peak_is_that_of_the_stretch_since_the_reset() -> None:
+    with nothing_hoarded():
+        block = torch.ones(200 * MIB, dtype=torch.uint8)
+        del block
+        high = peak_memory_bytes()
+        reset_peak()
+        assert high - peak_memory_bytes() > 150 * MIB
+        assert peak_memory_bytes() <= resident() + 20 * MIB
