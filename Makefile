@@ -1,12 +1,13 @@
 # make demo   the app on http://127.0.0.1:7860
 # make test   every check and every test, the browser's too
+# make soak   fifty visitors on a real app for five minutes
 # make quick  the tests that need neither the bundled model, a browser, nor a training process
 # make audit  what is installed, against the known vulnerabilities; needs PyPI's advisories in reach
 PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 
-.PHONY: demo test quick lint audit chromium screenshot clean
+.PHONY: demo test soak quick lint audit chromium screenshot clean
 
 demo: .venv/.demo
 	$(BIN)/python -m qlora_demo fetch
@@ -14,6 +15,9 @@ demo: .venv/.demo
 
 test: .venv/.dev lint chromium
 	$(BIN)/python -m pytest
+
+soak: .venv/.dev
+	QLORA_DEMO_SOAK_SECONDS=300 $(BIN)/python -m pytest -s tests/robust/test_soak.py
 
 quick: .venv/.dev
 	$(BIN)/python -m pytest -m "not bundled and not browser and not processes"

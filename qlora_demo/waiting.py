@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import math
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +16,8 @@ from .halt import Halt
 from .settings import variable
 
 _LOOK_SECONDS = 0.5
+_TOLD_A_SECOND = 10
+"""Of all who wait together: when fifty wait, telling each of every step forward takes longer than the answers."""
 _numbers = itertools.count()
 
 
@@ -70,17 +74,18 @@ class Waiting:
             return ticket
 
     def _places(self, ticket: Ticket, halt: Halt) -> Iterator[int]:
-        shown = 0
+        shown, told_at = 0, -math.inf
         while not halt.is_set():
             with self._changed:
+                pause = len(self._tickets) / _TOLD_A_SECOND
                 place = 1 + sum(other < ticket for other in self._tickets)
                 if self._served is None and place == 1:
                     self._tickets.remove(ticket)
                     self._served = ticket
                     return
-            if place != shown:
+            if place != shown and time.monotonic() - told_at >= pause:
                 yield place
-                shown = place
+                shown, told_at = place, time.monotonic()
             with self._changed:
                 self._changed.wait(_LOOK_SECONDS)
 

@@ -48,8 +48,8 @@ def zygote(home: Path, tmp_path: Path) -> Iterator[str]:
     process = subprocess.Popen([sys.executable, "-m", "tests.robust.zygote", str(address)], env=environ)
     until(address.exists)
     yield str(address)
-    address.unlink()
-    process.wait(10)
+    process.kill()
+    process.wait()
 
 
 @pytest.fixture
