@@ -39,7 +39,7 @@ from .report import save
 from .reporting import gather
 from .runs import Run
 from .services import Services
-from .settings import Settings, quiet_libraries
+from .settings import Settings
 
 Command = Callable[[Services, argparse.Namespace], Any]
 _DEFAULT_COLUMNS = ",".join(DEFAULT_COLUMNS)
@@ -205,7 +205,6 @@ def fidelity(services: Services, args: argparse.Namespace) -> dict[str, Any]:
 
 def doctor() -> dict[str, Any]:
     """Check that this machine has what the app needs; exit 1 where something needed is missing."""
-    quiet_libraries()
     checks = list(examine())
     if any(check.name == "home" and check.ok for check in checks):
         checks += _model_checks(Settings.from_environment())

@@ -15,14 +15,13 @@ from .launcher import Launcher
 from .records import Report
 from .runs import RunStore
 from .services import Engine, OnDemand, Services
-from .settings import Settings, quiet_libraries
+from .settings import Settings
 from .votes import VoteStore
 from .waiting import Waiting
 
 
 def build_services(settings: Settings) -> Services:
     """Everything the page and the commands need; the engine, and with it torch, is loaded on first use."""
-    quiet_libraries()
     runs = RunStore(settings.runs, settings.limits)
     lease = Lease(settings.home)
 

@@ -199,13 +199,3 @@ def trust_proxies(settings: Settings) -> None:
     """On a Space, have uvicorn take a visitor's address from the Space's own proxies.  Call before it starts."""
     if settings.is_space:
         os.environ.setdefault("FORWARDED_ALLOW_IPS", _PRIVATE_NETWORKS)
-
-
-def quiet_libraries() -> None:
-    """No telemetry leaves, and third-party progress bars stay out of our logs.  Call before importing them."""
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-    # Gradio sums up its last 10,000 calls after each one, for a page that is not offered.
-    os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "1")
-    os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", str(2**31))
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")

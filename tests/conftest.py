@@ -14,11 +14,10 @@ import pytest
 from qlora_demo.catalog import SMOLLM2
 from qlora_demo.compose import build_services
 from qlora_demo.services import Services
-from qlora_demo.settings import Settings, quiet_libraries
+from qlora_demo.settings import Settings
 
 from .hub_server import OWNERS_TOKEN, HubServer
 
-quiet_libraries()
 # A busy machine is no wrong result.
 hypothesis.settings.register_profile("here", deadline=None)
 hypothesis.settings.load_profile("here")

@@ -13,7 +13,7 @@ from uvicorn.middleware.proxy_headers import _TrustedHosts
 
 from qlora_demo.catalog import SMOLLM2, bundled_path, is_fetched
 from qlora_demo.errors import ConfigError
-from qlora_demo.settings import Limits, Settings, quiet_libraries, trust_proxies, variable
+from qlora_demo.settings import Limits, Settings, trust_proxies, variable
 
 
 @pytest.fixture
@@ -114,21 +114,20 @@ def test_a_bundled_model_that_came_with_the_image_is_used_where_it_is(tmp_path: 
     assert bundled_path(settings, SMOLLM2.name).parent == (tmp_path / "image" if there else settings.models)
 
 
-def test_libraries_are_told_to_send_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("HF_HUB_DISABLE_TELEMETRY", "GRADIO_ANALYTICS_ENABLED"):
-        monkeypatch.setenv(name, "")
-        monkeypatch.delenv(name)
-    quiet_libraries()
-    assert (os.environ["HF_HUB_DISABLE_TELEMETRY"], os.environ["GRADIO_ANALYTICS_ENABLED"]) == ("1", "False")
-    script = "from huggingface_hub import constants; print(constants.HF_HUB_DISABLE_TELEMETRY)"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "True"
+_TOLD = """
+import qlora_demo.sources, gradio.analytics
+from huggingface_hub import constants
+print(constants.HF_HUB_DISABLE_TELEMETRY, gradio.analytics.analytics_enabled())
+"""
 
 
-def test_what_a_person_has_set_for_the_libraries_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "true")
-    quiet_libraries()
-    assert os.environ["TOKENIZERS_PARALLELISM"] == "true"
+@pytest.mark.parametrize(("chosen", "told"), [({}, "True False"), ({"HF_HUB_DISABLE_TELEMETRY": "0"}, "False False")])
+def test_libraries_are_told_to_send_nothing_before_they_are_imported(chosen: dict[str, str], told: str) -> None:
+    ours = ("HF_HUB_DISABLE_TELEMETRY", "GRADIO_ANALYTICS_ENABLED")
+    environ = {name: value for name, value in os.environ.items() if name not in ours}
+    command = [sys.executable, "-c", _TOLD]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environ | chosen)
+    assert done.stdout.strip() == told
 
 
 def test_roles_are_read_from_the_environment(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from ..benchmark_cases import Case
 from ..benchmark_config import BenchmarkConfig, BenchmarkKind
 from ..config import TrainConfig
 from ..errors import NoRoom, RequestError
-from ..settings import Settings, quiet_libraries
+from ..settings import Settings
 from .machine import versions
 from .measure_inference import measure_inference
 from .measure_training import measure_frontier, measure_training
@@ -36,7 +36,6 @@ _MEASURES: dict[BenchmarkKind, Measure] = {
 
 def main() -> None:
     """Measure the case on stdin; what libraries print goes to stderr."""
-    quiet_libraries()
     told = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     asked = json.load(sys.stdin)

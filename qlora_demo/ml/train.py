@@ -41,7 +41,7 @@ from ..runs import (
     write_atomically,
 )
 from ..scoring import score, summarize
-from ..settings import Settings, quiet_libraries
+from ..settings import Settings
 from ..sources import resolve, shape_of, weights_digest
 from ..units import memory
 from .agree import is_main
@@ -60,7 +60,6 @@ _LOSS = {"completion": "on each answer", "assistant": "on the assistant's turns"
 
 def main() -> None:
     """Train the run whose directory is the only argument."""
-    quiet_libraries()
     path = Path(sys.argv[1])
     signal.signal(signal.SIGTERM, lambda *_: (path / "stop").touch())
     if device().type == "cuda":
