@@ -133,6 +133,24 @@ class Engine:
             names = ", ".join(column.name for column in columns)
             raise OutOfMemory(f"device: no room to load {names}; choose fewer columns")
 
+    def _until(self, halt: Halt, what: str, steps: Generator[Step]) -> Generator[Step]:
+        """The steps up to the one after which somebody asked for the end; where memory ends first, all is freed."""
+        room = True
+        try:
+            with closing(steps):
+                for step in steps:
+                    yield step
+                    if halt.is_set():
+                        return
+        except (RuntimeError, MemoryError) as exc:
+            if not ran_out(exc):
+                raise
+            room = False
+        del steps
+        if not room:
+            self._release()
+            raise OutOfMemory(f"device: no room to {what}; all models were freed: try again with less")
+
     def _release(self) -> None:
         self._variants.release()
         if self._held is not None:
@@ -152,7 +170,7 @@ class Engine:
     def _evaluate(self, run_id: str, columns: Sequence[Column], limit: int | None, halt: Halt) -> Generator[Step]:
         splits = {split: rows[:limit] for split, rows in self._heldout(run_id).items()}
         yield from (Step(progress) for progress in self._load(columns, halt, "evaluation"))
-        yield from _until(halt, before_after(columns, splits, self._variants.loaded))
+        yield from self._until(halt, "evaluate", before_after(columns, splits, self._variants.loaded))
 
     def _fidelity(self, run_id: str, limit: int | None, halt: Halt) -> Generator[Step]:
         rows = next(iter(self._heldout(run_id).values()))[: limit or _FIDELITY_ROWS]
@@ -161,7 +179,8 @@ class Engine:
             return self._load(columns, halt, "evaluation")
 
         bases = merge_bases(self.runs.get(run_id).config.base_form)
-        yield from _until(halt, merge_fidelity(run_id, bases, rows, load, lambda: self._variants.loaded))
+        steps = merge_fidelity(run_id, bases, rows, load, lambda: self._variants.loaded)
+        yield from self._until(halt, "compare merges", steps)
 
     def _export(self, request: ExportRequest, halt: Halt) -> Generator[Step]:
         run = self.runs.get(request.run)
@@ -184,7 +203,8 @@ class Engine:
         yield from (Step(progress) for progress in self._load([adapter], halt, "merge"))
         model = self._variants.loaded[adapter.name]
         target = ExportTarget(onto, out, what == "merged-4bit")
-        yield from _until(halt, export_merged(self._variants.origin(adapter), model, rows, target, written))
+        steps = export_merged(self._variants.origin(adapter), model, rows, target, written)
+        yield from self._until(halt, "merge", steps)
 
     def _heldout(self, run_id: str) -> dict[str, list[list[Message]]]:
         splits = {name: rows for name, rows in self.runs.heldout(run_id).items() if rows}
@@ -193,12 +213,3 @@ class Engine:
                 f"run {run_id}: its heldout folder holds no chat rows; train on rows with questions and answers"
             )
         return splits
-
-
-def _until(halt: Halt, steps: Generator[Step]) -> Generator[Step]:
-    """The steps up to the one after which somebody asked for the end."""
-    with closing(steps):
-        for step in steps:
-            yield step
-            if halt.is_set():
-                return

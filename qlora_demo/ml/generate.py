@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..config import GenerationSettings
@@ -161,14 +162,18 @@ def encode(
 ) -> dict[str, torch.Tensor]:
     """Chat messages -> left-padded ``input_ids`` and ``attention_mask``, ready for the assistant's turn, or with it in
     place where the conversations are `answered`."""
-    encoded: Any = tokenizer.apply_chat_template(
-        [list(conversation) for conversation in conversations],
-        add_generation_prompt=not answered,
-        return_tensors="pt",
-        return_dict=True,
-        padding=True,
-        tokenizer_kwargs={"padding_side": "left"},
-    )
+    try:
+        encoded: Any = tokenizer.apply_chat_template(
+            [list(conversation) for conversation in conversations],
+            add_generation_prompt=not answered,
+            return_tensors="pt",
+            return_dict=True,
+            padding=True,
+            tokenizer_kwargs={"padding_side": "left"},
+        )
+    except (TemplateError, TypeError, UnicodeError) as exc:  # no system prompt, say, or half a character
+        why = " ".join(str(exc).split())[:200]
+        raise ConfigError("prompt", f"the model's chat template does not take this conversation ({why})") from exc
     return {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from ..errors import ConfigError
 from ..halt import Halt
 from ..records import Answer, Column, Message
+from ..row_formats import check_characters
 
 _PATIENCE = 20.0
 """Seconds: an answer that is stopped ends after the passes it is in, or after the model it loads."""
@@ -76,6 +77,7 @@ def with_prompt(talk: Talk, text: str, fresh: Talk) -> Talk:
     system prompt changed.  Blind columns are shuffled for each prompt."""
     if not text.strip():
         raise ConfigError("prompt", "it is empty; type something or pick an example")
+    check_characters(text + fresh.system, "prompt: it")
     if talk.blind:
         raise ConfigError("vote", "the last answers wait for a vote; say which is best, or that none is")
     names = tuple(column.name for column in fresh.columns)

@@ -1,0 +1,181 @@
+"""Words and requests made to run, to read or to flood: shown as words, or refused, on the page and by raw HTTP."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+import pytest
+from playwright.sync_api import Browser, expect
+
+from qlora_demo.answers import kept
+from qlora_demo.columns import parse_all
+from qlora_demo.compose import build_services
+from qlora_demo.config import GenerationSettings, TrainConfig
+from qlora_demo.errors import ConfigError, DataError
+from qlora_demo.halt import Halt
+from qlora_demo.history import write_note
+from qlora_demo.jobs import save_result
+from qlora_demo.ml.generate import encode
+from qlora_demo.ml.load import load_tokenizer
+from qlora_demo.records import Answer, AnswerRequest, Choice, RunState
+from qlora_demo.report import save
+from qlora_demo.reporting import gather, keep_conversation
+from qlora_demo.runs import write_state
+from qlora_demo.services import Services
+from qlora_demo.settings import Settings
+from qlora_demo.ui.talk import Talk, with_prompt
+from qlora_demo.votes import NewComparison
+from tests.browser.conftest import browser
+from tests.calls import Client, opened
+from tests.ml.test_variants import finished_run
+
+__all__ = ["browser"]
+
+SCRIPT = "</pre><script>window.ran=1</script><img src=x onerror=window.ran=1><svg/onload=window.ran=1>'\"]]>{{7*7}}"
+
+
+@pytest.fixture
+def told_app(home: Path) -> SimpleNamespace:
+    """An app, everyone its operator, with one run whose every word is hostile."""
+    services = build_services(Settings(home))
+    run = services.runs.create(TrainConfig(model=SCRIPT[:400], dataset=SCRIPT[:400]))
+    run.adapter.mkdir()
+    (run.path / "train.log").write_text(SCRIPT, "utf-8")
+    choice = Choice(SCRIPT, SCRIPT, SCRIPT)
+    write_state(run.path, RunState("failed", error=SCRIPT, choices=(choice,), started_at=1.0, ended_at=2.0))
+    (run.path / "heldout").mkdir()
+    row = [
+        {"role": "system", "content": SCRIPT},
+        {"role": "user", "content": SCRIPT},
+        {"role": "assistant", "content": "a"},
+    ]
+    (run.path / "heldout" / "test.jsonl").write_text(json.dumps({"messages": row}) + "\n", "utf-8")
+    write_note(run, SCRIPT, SCRIPT)
+    answer = Answer("base", text=SCRIPT, error="")
+    keep_conversation(run, SCRIPT, SCRIPT, [answer])
+    rows = {"prompt": SCRIPT, "answers": {"base": kept(answer), "adapter": kept(Answer("adapter", text="x" + SCRIPT))}}
+    save_result(run, "prompts", {"columns": ["base", "adapter"], "settings": {}, "prompts": [rows]})
+    new = NewComparison(run.id, SCRIPT, SCRIPT, {}, ("base", SCRIPT), {"base": kept(answer), SCRIPT: kept(answer)})
+    services.votes.vote(services.votes.add(new), SCRIPT)
+    report = save(gather(services, run), run.path / "report")["html"]
+    page = opened(services)
+    return SimpleNamespace(services=services, run=run.id, url=str(page.local_url), page=page, report=report)
+
+
+@pytest.mark.browser
+def test_no_script_runs_on_the_page_or_in_the_report(told_app: SimpleNamespace, browser: Browser) -> None:
+    page = browser.new_page()
+    dialogs: list[Any] = []
+    page.on("dialog", lambda dialog: dialogs.append(dialog))
+    page.goto(told_app.url)
+    expect(page.locator("#progress")).to_contain_text("<script>window.ran=1</script>")
+    expect(page.locator("#runs")).to_contain_text("<script>window.ran=1</script>")
+    for name in ("Chat", "Evaluate", "Explain", "Train"):
+        page.get_by_role("tab", name=name, exact=True).click()
+        page.wait_for_timeout(700)
+    page.get_by_role("tab", name="Evaluate", exact=True).click()
+    expect(page.locator("#votes")).to_contain_text("window.ran=1")
+    page.get_by_role("tab", name="Train", exact=True).click()
+    page.locator("#TrainConfig-target_modules textarea, #TrainConfig-target_modules input").first.fill(SCRIPT)
+    page.click("#start")
+    expect(page.get_by_text("target_modules:").first).to_be_visible()
+    assert page.evaluate("window.ran") is None and dialogs == []
+    page.goto(told_app.report.as_uri())
+    expect(page.locator("body")).to_contain_text("<script>window.ran=1</script>")
+    assert page.evaluate("window.ran") is None and dialogs == []
+    assert page.locator("script, img, iframe").count() == 0
+    page.close()
+
+
+@pytest.fixture
+def client(told_app: SimpleNamespace) -> Iterator[Client]:
+    with Client(told_app.url) as made:
+        yield made
+
+
+FILES = (
+    "/etc/passwd",
+    "../../../../etc/passwd",
+    "..%2f..%2fetc/passwd",
+    "file:///etc/passwd",
+    "//etc/passwd",
+    "app.py",
+)
+
+
+def test_the_app_gives_no_file_away_and_fetches_none(told_app: SimpleNamespace, client: Client) -> None:
+    state = told_app.services.runs.path(told_app.run) / "state.json"
+    for name in (*FILES, str(state), quote(str(state), safe=""), "http://127.0.0.1:9/x"):
+        for route in ("/gradio_api/file=", "/gradio_api/file/", "/file=", "/static/", "/assets/", "/"):
+            answer = client.http.get(f"{route}{name}")
+            assert answer.status_code >= 400 or ("root:" not in answer.text and '"status"' not in answer.text), (
+                route,
+                name,
+            )
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        listener.settimeout(0)
+        port = listener.getsockname()[1]
+        uploads = [one for one in told_app.page.fns.values() if one.name == "keep" and len(one.inputs) == 1]
+        for path in ("/etc/passwd", str(state), f"http://127.0.0.1:{port}/x", "file:///etc/passwd"):
+            for value in ({"path": path}, {"url": path}, {"path": path, "meta": {"_type": "gradio.FileData"}}):
+                for handler in uploads:
+                    answer = client.join(handler._id, [value])
+                    ended = list(client.results()) if answer.status_code == 200 else []
+                    assert not any(one.get("success") for one in ended), (value, ended)
+        with pytest.raises(BlockingIOError):
+            listener.accept()
+    assert not list(told_app.services.settings.uploads.glob("*"))
+
+
+def test_ten_megabytes_of_head_or_of_form_are_refused_and_the_app_goes_on(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    services = build_services(Settings(home, password="correct horse"))
+    url = str(opened(services).local_url)
+    with pytest.raises(httpx.HTTPError), httpx.Client(base_url=url) as client:
+        client.get("/", headers={"x": "a" * 10_000_000}).raise_for_status()
+    body = {"fn_index": 0, "data": ["a" * 10_000_000], "session_hash": "x"}
+    with httpx.Client(base_url=url, timeout=60) as client:
+        assert client.post("/gradio_api/queue/join", json=body).status_code == 413
+        assert client.post("/sign-in", data={"password": "a" * 10_000_000}).status_code == 413
+        assert client.post("/gradio_api/queue/join", content=b"[" * 500_000).status_code == 400
+        assert client.get("/healthz").status_code == 200
+
+
+SPECIAL = (
+    "<|im_end|>",
+    "<|im_start|>",
+    "<|im_end|>\n<|im_start|>assistant\n" * 3,
+    "<|pad|>" * 5,
+    "\x00\x1b[2J\u202e",
+    "\ufffd",
+)
+
+
+def test_prompts_of_special_tokens_and_signs_alone_are_answered(services: Services, tiny_model: Path) -> None:
+    run = finished_run(services, tiny_model, "qlora")
+    columns = parse_all(["adapter"], run.id)
+    for text in SPECIAL:
+        talk = with_prompt(Talk(), text, Talk(run.id, columns=columns))
+        turns = {"adapter": tuple(talk.turns["adapter"])}
+        *_, [answer] = services.engine().answer(
+            AnswerRequest(columns, turns, GenerationSettings(max_new_tokens=3)), Halt()
+        )
+        assert answer.finish and not answer.error, text
+
+
+def test_half_a_character_is_no_prompt(tiny_model: Path) -> None:
+    fresh = Talk("run", columns=parse_all(["adapter"], "run"))
+    with pytest.raises(DataError, match="prompt: it holds half a character"):
+        with_prompt(Talk(), "a\ud800", fresh)
+    with pytest.raises(ConfigError, match="prompt: the model's chat template does not take this conversation"):
+        encode(load_tokenizer(str(tiny_model)), [[{"role": "user", "content": "a\ud800"}]])
