@@ -53,6 +53,9 @@ def told(result: dict[str, Any], name: str) -> str:
         return _section(title, benchmark_tables.brief(result), result, name)
     if "ratio_script_defaults" in result:
         return _section("Training through the app against a plain TRL script", _overhead(result), result, name)
+    if "speed_ratio" in result:
+        title = f"Decoding {result['model']} on {result['threads']} thread"
+        return _section(title, _decoding(result), result, name)
     return _section("The memory plan against what was taken", _plan(result), result, name)
 
 
@@ -72,6 +75,13 @@ def _overhead(result: dict[str, Any]) -> Table:
         ("the script at its own defaults", f"{result['ratio_script_defaults']:.2f} x"),
     )
     return Table(("the app's tokens/s over", "ratio, median of the rounds"), rows)
+
+
+def _decoding(result: dict[str, Any]) -> Table:
+    rows = tuple(
+        (name, f"{ratio['cpu']:.2f} x", f"{ratio['wall']:.2f} x") for name, ratio in result["speed_ratio"].items()
+    )
+    return Table(("tokens/s", "by processor time", "by the clock"), rows)
 
 
 def _plan(result: dict[str, Any]) -> Table:
