@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import hypothesis
 import pytest
@@ -21,6 +23,21 @@ from .hub_server import OWNERS_TOKEN, HubServer
 # A busy machine is no wrong result.
 hypothesis.settings.register_profile("here", deadline=None)
 hypothesis.settings.load_profile("here")
+
+
+@pytest.fixture(autouse=True)
+def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """One thread for the tiny model, here and in the processes that a test starts: threads that wait for each other
+    cost more than its passes."""
+    torch: Any = sys.modules.get("torch")
+    if request.node.get_closest_marker("bundled") or not torch:
+        yield
+        return
+    before = torch.get_num_threads()
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -46,7 +46,7 @@ class Server:
             self.process = subprocess.Popen(
                 [sys.executable, "app.py"], cwd=ROOT, env=environ, stdout=log, stderr=subprocess.STDOUT
             )
-        for _ in range(300):
+        for _ in range(1200):
             try:
                 urllib.request.urlopen(self.url, timeout=5).close()
                 return
