@@ -34,13 +34,15 @@ class Kept(logging.Handler):
 
 
 @pytest.fixture
-def kept(monkeypatch: pytest.MonkeyPatch) -> Kept:
+def kept(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kept]:
     """What the app logs, and Gradio's messages unsaid."""
     handler, log = Kept(), logging.getLogger("qlora_demo")
     monkeypatch.setattr(log, "handlers", [handler])
-    monkeypatch.setattr(log, "level", logging.INFO)
     monkeypatch.setattr("gradio.Warning", lambda *_, **__: None)
-    return handler
+    before = log.level
+    log.setLevel(logging.INFO)  # which also forgets what was off before; the attribute alone would not
+    yield handler
+    log.setLevel(before)
 
 
 def test_idle_is_the_time_since_the_last_visit_ended() -> None:
