@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from qlora_demo.runs import RunStore
 from qlora_demo.settings import Settings
@@ -22,7 +22,6 @@ from qlora_demo.settings import Settings
 ROOT = Path(__file__).parents[2]
 # What takes longer says so; two cores that also train a model answer within this.
 expect.set_options(timeout=30_000)
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
 class Server:
@@ -91,16 +90,6 @@ def server(app: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setenv("QLORA_DEMO_HOME", str(app.home))
     yield app
     app.empty()
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
-    path = next((found for name in BROWSERS if (found := shutil.which(name))), None)
-    arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=path, args=arguments)
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture

@@ -32,11 +32,8 @@ from qlora_demo.services import Services
 from qlora_demo.settings import Settings
 from qlora_demo.ui.talk import Talk, with_prompt
 from qlora_demo.votes import NewComparison
-from tests.browser.conftest import browser
 from tests.calls import Client, opened
 from tests.ml.test_variants import finished_run
-
-__all__ = ["browser"]
 
 SCRIPT = "</pre><script>window.ran=1</script><img src=x onerror=window.ran=1><svg/onload=window.ran=1>'\"]]>{{7*7}}"
 
