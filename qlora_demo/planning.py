@@ -13,7 +13,7 @@ from .placement import Device, Placement, Wanted, place
 from .records import Column
 from .runs import RunStore
 from .settings import Settings
-from .sources import Origin, adapter_bytes, find_adapter, linear_layers, planned_shape, resolve, shape_of
+from .sources import Origin, adapter_bytes, linear_layers, origin_of, planned_shape, resolve, shape_of
 
 
 def wanted(column: Column, origin: Origin, attached: Container[str] = ()) -> Wanted:
@@ -24,7 +24,7 @@ def wanted(column: Column, origin: Origin, attached: Container[str] = ()) -> Wan
 
 def plan_empty(settings: Settings, runs: RunStore, columns: Sequence[Column]) -> Placement:
     """What loading the columns would do while nothing is in memory."""
-    found = [wanted(column, find_adapter(settings, runs, column.source)) for column in columns]
+    found = [wanted(column, origin_of(settings, runs, column)) for column in columns]
     info = device_info()
     return place(found, {}, Device(info.kind, info.free_bytes, info.total_bytes))
 

@@ -15,7 +15,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from .catalog import BUNDLED_MODELS, SHAPES, bundled_path, is_fetched, is_shape, shape_named
 from .errors import AdapterError, ModelError, RunError
 from .memory import ModelShape
-from .records import BaseForm
+from .records import BaseForm, Column
 from .runs import RunStore
 from .settings import Settings
 
@@ -31,7 +31,7 @@ _HUB_ERRORS = (OSError, ValueError, HfHubHTTPError, HFValidationError)
 class Origin:
     """An adapter and the base it belongs to.  ``name`` is the run's id, the folder or the hub id as it was given;
     ``model`` is what `from_pretrained` takes, ``form`` how the base was stored; ``digest`` that of the base it was
-    trained on, where that is known."""
+    trained on, where that is known.  Where there is a base only, ``adapter`` is the base's own folder."""
 
     name: str
     adapter: Path
@@ -87,6 +87,14 @@ def shape_of(source: str) -> ModelShape:
 def planned_shape(settings: Settings, model: str) -> ModelShape:
     """The dimensions of a model that may be no more than a name in the catalog: no weights are needed."""
     return SHAPES[model] if model in SHAPES else shape_of(resolve(settings, model))
+
+
+def origin_of(settings: Settings, runs: RunStore, column: Column) -> Origin:
+    """Where a column's weights come from; a base may be named by a bundled model, before any run has an adapter."""
+    if column.recipe == "base" and column.source in BUNDLED_MODELS:
+        folder = resolve(settings, column.source)
+        return Origin(column.source, Path(folder), folder, "16bit")
+    return find_adapter(settings, runs, column.source)
 
 
 def find_adapter(settings: Settings, runs: RunStore, name: str) -> Origin:

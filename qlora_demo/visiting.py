@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from .catalog import BUNDLED_MODELS
 from .columns import title
 from .config import GenerationSettings
 from .errors import ConfigError, NoRoom, RunError
@@ -19,8 +20,10 @@ from .settings import Limits, variable
 
 
 def finished_only(runs: RunStore, columns: Sequence[Column]) -> None:
-    """Raises `RunError` where a column's adapter is not a finished run's."""
+    """Raises `RunError` where a column is neither of a finished run nor a bundled model as it is."""
     for column in columns:
+        if column.recipe == "base" and column.source in BUNDLED_MODELS:
+            continue
         try:
             run = runs.get(column.source)
             known = run.has_adapter and run.state.ended

@@ -21,7 +21,7 @@ TIERS = (
     {"services", "status", "launcher", "runs", "gpu", "memory", "memory_plan", "catalog", "settings", "locks"}
     | {"choices", "tickets", "scoring", "sources", "columns", "placement", "planning", "halt", "answers"}
     | {"promptsets", "reporting", "exporting", "jobs", "verdicts", "access", "rates", "waiting", "visiting", "stored"}
-    | {"benchmarking", "benchmark_cases", "benchmark_tables", "flops"}
+    | {"benchmarking", "benchmark_cases", "benchmark_tables", "flops", "guide"}
     | {
         "votes",
         "differences",

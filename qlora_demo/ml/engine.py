@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import logs
+from ..catalog import BUNDLED_MODELS
 from ..columns import parse
 from ..config import TrainConfig
 from ..errors import DataError, OutOfMemory
@@ -113,7 +114,9 @@ class Engine:
 
     def _load(self, columns: Sequence[Column], halt: Halt, purpose: Purpose) -> Generator[Progress]:
         self._variants.plan(columns)
-        self._held = self._held or self._lease.acquire(purpose, f"of run {columns[0].source}")
+        source = columns[0].source
+        whose = source if source in BUNDLED_MODELS else f"run {source}"
+        self._held = self._held or self._lease.acquire(purpose, f"of {whose}")
         room = True
         try:
             for progress in self._variants.load(columns):

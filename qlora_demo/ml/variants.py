@@ -20,7 +20,7 @@ from ..planning import wanted
 from ..records import AdapterUse, Column, Precision, Progress, Proof, Resident
 from ..runs import RunStore
 from ..settings import Settings
-from ..sources import Origin, find_adapter, weights_digest
+from ..sources import Origin, origin_of, weights_digest
 from .fast_step import FastPath
 from .generate import warm_up
 from .load import device, load_base, load_tokenizer, precision_of, quantize_nf4, sixteen_bit
@@ -118,7 +118,7 @@ class Variants:
 
     def origin(self, column: Column) -> Origin:
         """Where a column's adapter and base come from."""
-        return find_adapter(self.settings, self.runs, column.source)
+        return origin_of(self.settings, self.runs, column)
 
     def _load(self, one: Place, origin: Origin) -> Loaded:
         fresh = one.unit not in self.held

@@ -13,13 +13,14 @@ from typing import Any
 import gradio as gr
 
 from .. import columns as grammar
-from .. import visiting
+from .. import tickets, visiting
 from ..access import Visitor
 from ..answers import kept
+from ..catalog import BUNDLED_MODELS, DEFAULT_COLUMNS, VARIANTS
 from ..config import GenerationSettings
 from ..errors import ConfigError, DemoError, RunError
 from ..halt import Halt
-from ..records import AnswerRequest
+from ..records import AnswerRequest, Message
 from ..reporting import keep_conversation
 from ..runs import RunStore
 from ..services import Services
@@ -32,6 +33,7 @@ from .talk import Stops, Talk, conversation, copied, cut_before, messages, settl
 SLOTS = range(grammar.MOST)
 _EXAMPLES = 6
 _OTHER_RUNS = 20
+_SPLITS: tuple[tickets.Split, ...] = ("test", "hard")
 _SEED_IDLE = "The temperature is 0: every column takes its likeliest token, whatever the seed. Raise it to draw."
 OWN_COLUMNS = ("base", "adapter", "merged", "merged:original", "merged-4bit")
 """What a run offers; others can be typed."""
@@ -119,11 +121,12 @@ class Chat:
             f"The report of {run.id} holds {count} conversation{'s' * (count > 1)} now; make it on the Evaluate tab."
         )
 
-    def choose_run(self, run: str | None) -> list[Any]:
+    def choose_run(self, run: str | None, names: list[str]) -> list[Any]:
         """Another run is another conversation, with its own columns, system prompt and examples."""
         prompts, system = examples(self.services.runs, run)
+        chosen = ["base"] if run in BUNDLED_MODELS else list(DEFAULT_COLUMNS) if names == ["base"] else names
         return [
-            column_choices(self.services.runs, run),
+            gr.Dropdown(choices=column_choices(self.services.runs, run), value=chosen),
             system,
             gr.Dataset(samples=[[text] for text in prompts]),
             *self.draw(Talk()),
@@ -241,23 +244,31 @@ class Chat:
         return replace(talk, comparison=self.services.votes.add(new))
 
 
-def column_choices(runs: RunStore, run: str | None) -> Any:
-    """What columns can be chosen: the run's own, then the adapters of others."""
+def column_choices(runs: RunStore, run: str | None) -> list[tuple[str, str]]:
+    """What columns can be chosen: the run's own, then the adapters of others; of a bundled model, the base."""
     if not run:
-        return gr.Dropdown(choices=[])
+        return []
+    if run in BUNDLED_MODELS:
+        return [(VARIANTS["base"], "base")]
     others = [other.id for other in runs.all() if other.has_adapter and other.id != run]
     texts = [*OWN_COLUMNS, *(f"adapter@{other}" for other in others[:_OTHER_RUNS])]
-    return gr.Dropdown(choices=[(grammar.title(grammar.parse(text, run), run), text) for text in texts])
+    return [(grammar.title(grammar.parse(text, run), run), text) for text in texts]
 
 
 def examples(runs: RunStore, run: str | None) -> tuple[list[str], str]:
-    """Held-out prompts of a run, and the system prompt it was trained with."""
+    """Held-out prompts of a run, and the system prompt it was trained with; before any run, the bundled task's."""
     if not run:
         return [], ""
-    rows = [row for split in runs.heldout(run).values() for row in split[: _EXAMPLES // 2]]
+    rows = [row for split in _heldout(runs, run) for row in split[: _EXAMPLES // 2]]
     prompts = [next((m["content"] for m in reversed(row) if m["role"] == "user"), "") for row in rows]
     systems = [m["content"] for row in rows for m in row if m["role"] == "system"]
     return [text for text in prompts if text], systems[0] if systems else ""
+
+
+def _heldout(runs: RunStore, run: str) -> list[list[list[Message]]]:
+    if run not in BUNDLED_MODELS:
+        return list(runs.heldout(run).values())
+    return [[row["messages"] for row in tickets.rows(split, _EXAMPLES // 2)] for split in _SPLITS]
 
 
 def needed_run(run: str | None) -> str:

@@ -12,7 +12,7 @@ from typing import Any, get_args
 import gradio as gr
 
 from .. import columns as grammar
-from ..catalog import DEFAULT_COLUMNS
+from ..catalog import BUNDLED_MODELS, DEFAULT_COLUMNS, is_fetched
 from ..config import GenerationSettings
 from ..records import Order
 from ..runs import RunStore
@@ -34,8 +34,9 @@ _BUSY: dict[str, Any] = {
 is `waiting.Waiting`'s to say, not Gradio's."""
 
 
-def build(services: Services, gate: Gate) -> gr.Dropdown:
-    """Draw the tab and wire it; the run dropdown, for the page to refresh when the tab opens."""
+def build(services: Services, gate: Gate) -> SimpleNamespace:
+    """Draw the tab and wire it; its parts: ``run`` is to be refreshed when the tab opens, ``asking`` the events that
+    end with an answer in ``talk``."""
     parts = _draw()
     chat = Chat(services, list(parts.sampling))
     choices = [parts.run, parts.names, parts.system, parts.blind, parts.order, parts.talk, *parts.sampling.values()]
@@ -44,7 +45,9 @@ def build(services: Services, gate: Gate) -> gr.Dropdown:
     placing = ([parts.run, parts.names], [parts.placement, *parts.columns])
     asking = _wire_answers(parts, chat, choices, drawn, gate)
     freed = gate.on(parts.free.click, chat.release, parts.talk, drawn, needs="operator")
-    for event in (*asking, freed):
+    told = [parts.names, parts.system, parts.examples, *drawn]
+    chosen = gate.on(parts.run.change, chat.choose_run, [parts.run, parts.names], told, needs="visitor", cancels=asking)
+    for event in (*asking, freed, chosen):
         gate.on(event.then, chat.place, *placing, needs="visitor")
     gate.on(parts.stop.click, chat.halt, needs="visitor")
     gate.on(parts.clear.click, chat.forget, None, drawn, needs="visitor", cancels=asking)
@@ -54,18 +57,25 @@ def build(services: Services, gate: Gate) -> gr.Dropdown:
     left, right, shown = parts.compared
     for picked in (left, right):
         gate.on(picked.input, chat.differences, [parts.talk, left, right], shown, needs="visitor")
-    gate.on([parts.run.change, parts.names.change], chat.place, *placing, needs="visitor")
-    told = [parts.names, parts.system, parts.examples, *drawn]
-    gate.on(parts.run.change, chat.choose_run, parts.run, told, needs="visitor", cancels=asking)
+    gate.on(parts.names.change, chat.place, *placing, needs="visitor")
     gate.on(parts.examples.click, lambda sample: sample[0], parts.examples, parts.prompt, needs="visitor")
     gate.on(parts.new_seed.click, new_seed, parts.sampling["temperature"], parts.sampling["seed"], needs="visitor")
     gate.on(parts.greedy.click, greedy, None, parts.sampling["temperature"], needs="visitor")
-    run: gr.Dropdown = parts.run
-    return run
+    parts.asking = asking
+    return parts
+
+
+def askable(services: Services, chosen: str | None) -> gr.Dropdown:
+    """What can be talked to: the finished runs; while there is none, the bundled models as they are."""
+    found = runs_with_adapter(services.runs, chosen)
+    if found.choices:
+        return found
+    names = [name for name in BUNDLED_MODELS if is_fetched(services.settings, name)]
+    return gr.Dropdown([(f"{name} · before any training", name) for name in names], value=next(iter(names), None))
 
 
 def runs_with_adapter(runs: RunStore, chosen: str | None) -> gr.Dropdown:
-    """The runs that can be talked to; keeps the one that is chosen, else takes the newest."""
+    """The finished runs; keeps the one that is chosen, else takes the newest."""
     ready = [run for run in runs.all() if run.has_adapter and run.state.ended]
     ids = [run.id for run in ready]
     value = chosen if chosen in ids else (ids[0] if ids else None)
@@ -112,7 +122,14 @@ def _voting(chat: Chat, choice: str) -> Any:
 def _draw() -> SimpleNamespace:
     parts = SimpleNamespace(talk=gr.State(Talk()))
     with gr.Row():
-        parts.run = gr.Dropdown([], label="Finished run", elem_id="chat-run", scale=3, interactive=True)
+        parts.run = gr.Dropdown(
+            [],
+            label="Finished run",
+            info="until there is one, the bundled model as it is",
+            elem_id="chat-run",
+            scale=3,
+            interactive=True,
+        )
         parts.names = gr.Dropdown(
             [],
             value=list(DEFAULT_COLUMNS),
@@ -179,7 +196,7 @@ def _draw_chat(place: int) -> gr.Chatbot:
         feedback_options=None,
         editable="user",
         buttons=["copy"],
-        placeholder="Choose a finished run and ask something below.",
+        placeholder="Ask something below.",
     )
 
 

@@ -73,7 +73,7 @@ class Judge:
         """What can be measured of a run, and for operators its report, once it was made."""
         operator = visitor_of(self.services.access, request).role == "operator"
         made = reports.made(self.services.runs.path(run) / "report", run) if run and operator else []
-        return [column_choices(self.services.runs, run), _files(made)]
+        return [gr.Dropdown(choices=column_choices(self.services.runs, run)), _files(made)]
 
     def evaluate(self, run: str | None, names: list[str], limit: float | None) -> str:
         """Figures of the columns on the run's held-out rows."""

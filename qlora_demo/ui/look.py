@@ -50,6 +50,12 @@ mark.gone {background:#fecaca; color:#7f1d1d} mark.new {background:#bbf7d0; colo
 }
 #stop, #resume {align-self:end}
 [id^=TrainConfig-use_] {min-width:9rem !important}
+#guide {border:1px solid var(--border-color-primary); border-radius:8px; padding:.6rem .8rem; min-height:7.6rem}
+#guide p {margin:.3rem 0} .guide {display:flex; flex-wrap:wrap; gap:.2rem .5rem; list-style:none; margin:0; padding:0}
+.guide li {padding:.1rem .6rem; border:1px solid var(--border-color-primary); border-radius:1rem; font-size:.85rem}
+.guide .done {color:var(--good)} .guide .done::before {content:"✓ "}
+.guide [aria-current] {font-weight:700; border-color:var(--chosen); color:var(--chosen)}
+.unseen {position:absolute; width:1px; height:1px; overflow:hidden; clip-path:inset(50%)}
 .account {display:flex; flex-wrap:wrap; gap:.4rem 1.2rem; align-items:center; font-size:.9rem}
 .account form {display:flex; gap:.5rem; margin:0} .disabled-why {font-size:.9rem; opacity:.85; margin:.2rem 0}
 .account input, .account button {border:1px solid var(--border-color-primary); border-radius:4px}

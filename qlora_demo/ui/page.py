@@ -15,7 +15,7 @@ from ..logs import event
 from ..services import Services
 from ..settings import trust_proxies
 from ..status import AppStatus
-from . import account, benchmark_tab, chat_tab, evaluate_tab, explain_tab, live_tab, render, train_tab
+from . import account, benchmark_tab, chat_tab, evaluate_tab, explain_tab, guide, live_tab, render, train_tab
 from .door import Door, role_needed
 from .gate import Gate
 from .healthz import healthz
@@ -39,13 +39,14 @@ def build_page(services: Services, status: AppStatus) -> gr.Blocks:
         line = gr.HTML(elem_id="status")
         with gr.Accordion("What was found at the start", open=False, elem_id="found-at-start"):
             found_at_start = gr.HTML()
+        led = guide.draw()
         with gr.Tabs() as tabs:
             with gr.Tab("Train", id="train"):
                 account.explain(gate)
                 train_tab.build(services, page, gate)
             with gr.Tab("Chat", id="chat") as chat:
                 untrained = [_train_first(tabs, gate)]
-                run = chat_tab.build(services, gate)
+                talked = chat_tab.build(services, gate)
             with gr.Tab("Evaluate", id="evaluate") as judge:
                 account.explain(gate)
                 untrained.append(_train_first(tabs, gate))
@@ -59,6 +60,7 @@ def build_page(services: Services, status: AppStatus) -> gr.Blocks:
             with gr.Tab("Live", id="live") as live:
                 live_tab.build(services, gate)
             gate.only(live, "operator")
+        gate.on(page.load, *guide.wire(services, led, tabs, talked, gate), needs="visitor")
 
         def where() -> str:
             return render.status_line(device_info(), services.lease.holder(), status.notes())
@@ -67,14 +69,23 @@ def build_page(services: Services, status: AppStatus) -> gr.Blocks:
             found = chat_tab.runs_with_adapter(services.runs, chosen)
             return [found, gr.Button(visible=not found.choices)]
 
+        def talk_to(chosen: str | None) -> list[Any]:
+            return [chat_tab.askable(services, chosen), refresh(chosen)[1]]
+
         gate.on(gr.Timer(5).tick, where, None, line, needs="visitor", concurrency_limit=None)
         gate.on(page.load, where, None, line, needs="visitor")
         gate.on(page.load, lambda: render.found_at_start(status.found), None, found_at_start, needs="visitor")
         gate.on(explained.select, explain.open, explain.inputs, explain.outputs, needs="visitor")
-        for tab, dropdown, first in zip((chat, judge, explained), (run, judged, explain.run), untrained, strict=True):
+        for tab, fill, dropdown, first in zip(
+            (chat, judge, explained),
+            (talk_to, refresh, refresh),
+            (talked.run, judged, explain.run),
+            untrained,
+            strict=True,
+        ):
             if tab is not explained:  # which reads the model when it is opened, and not before
-                gate.on(page.load, refresh, dropdown, [dropdown, first], needs="visitor")
-            gate.on(tab.select, refresh, dropdown, [dropdown, first], needs="visitor")
+                gate.on(page.load, fill, dropdown, [dropdown, first], needs="visitor")
+            gate.on(tab.select, fill, dropdown, [dropdown, first], needs="visitor")
         gr.Markdown(f"<small>qlora-demo {__version__}</small>")
         gate.close(page)
     return page

@@ -1,0 +1,146 @@
+"""The guided first visit: one button that does the next thing, from the data to a downloaded report.
+
+A stage's button opens its tab and brings the control that does it into view: it is the same one that everybody uses,
+pressed for the newcomer where nothing is to be chosen, waiting to be pressed where something is.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
+from typing import Any
+
+import gradio as gr
+
+from .. import guide
+from ..guide import Stage, Standing
+from ..services import Services
+from . import render_guide as show
+from .chat import examples
+from .gate import Gate, visitor_of
+from .talk import Talk
+
+_POLL_SECONDS = 3
+_PATIENCE_MS = 10_000
+_LEAD = """() => {
+  const {control, filled, press} = %s, started = Date.now();
+  const ready = () => {
+    const found = document.querySelector(control), box = filled && document.querySelector(filled);
+    return found && found.offsetParent && !found.disabled && (!filled || (box && box.value)) ? found : null;
+  };
+  const go = () => {
+    const found = ready();
+    if (!found) { if (Date.now() - started < %d) setTimeout(go, 100); return; }
+    found.scrollIntoView({block: "center"});
+    found.focus();
+    if (press) found.click();
+  };
+  setTimeout(go, 100);
+}"""
+
+
+@dataclass(frozen=True)
+class Control:
+    """What does a stage: its tab, its selector, the box that must hold something first, whether to press it."""
+
+    tab: str
+    control: str
+    filled: str = ""
+    press: bool = True
+
+    def script(self) -> str:
+        """Waits until the control is there, then leads to it."""
+        told = json.dumps({"control": self.control, "filled": self.filled, "press": self.press})
+        return _LEAD % (told, _PATIENCE_MS)
+
+
+_SEND = Control("chat", "#send", "#prompt textarea", press=False)
+_CONTROLS = {
+    guide.DATA: Control("train", "#check-data"),
+    guide.BEFORE: _SEND,
+    guide.TRAIN: Control("train", "#start"),
+    guide.AFTER: _SEND,
+    guide.MEASURE: Control("evaluate", "#evaluate", "#judge-run input"),
+    guide.REPORT: Control("evaluate", "#report", "#judge-run input"),
+}
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What this page went through that leaves nothing on the disk, and what it shows."""
+
+    stages: frozenset[str] = frozenset()
+    shown: Any = field(default=None)
+
+
+def draw() -> SimpleNamespace:
+    """The line and the buttons, of which one is visible."""
+    with gr.Column(visible=False, elem_id="guide") as box:
+        line = gr.HTML(elem_id="guide-line")
+        with gr.Row():
+            buttons = [
+                gr.Button(
+                    stage.does, variant="primary", size="sm", visible=False, elem_id=f"guide-{stage.name.lower()}"
+                )
+                for stage in guide.STAGES
+            ]
+    return SimpleNamespace(box=box, line=line, buttons=buttons, seen=gr.State(Seen()))
+
+
+def wire(
+    services: Services, parts: SimpleNamespace, tabs: gr.Tabs, chat: SimpleNamespace, gate: Gate
+) -> tuple[Callable[..., list[Any]], Any, list[Any]]:
+    """Have the guide follow the home, and lead; what the page is to call when it is loaded."""
+
+    def look(seen: Seen, request: gr.Request) -> list[Any]:
+        operator = visitor_of(services.access, request).role == "operator"
+        return _drawn(services, seen, operator)
+
+    def asked(talk: Talk, seen: Seen, request: gr.Request) -> list[Any]:
+        """An answer came: of the base model alone, or of a tuned one."""
+        stage = guide.AFTER if talk.run in services.runs.names() else guide.BEFORE
+        return look(_with(seen, stage) if talk.answers else seen, request)
+
+    drawn = [parts.box, parts.line, *parts.buttons, parts.seen]
+    gate.on(gr.Timer(_POLL_SECONDS).tick, look, parts.seen, drawn, needs="visitor", concurrency_limit=None)
+    for event in chat.asking:
+        gate.on(event.then, asked, [chat.talk, parts.seen], drawn, needs="visitor")
+    for stage, button in zip(guide.STAGES, parts.buttons, strict=True):
+        led = gate.on(
+            button.click,
+            _leading(services, stage),
+            [chat.run, parts.seen],
+            [tabs, chat.prompt, *drawn],
+            needs="operator",
+        )
+        gate.on(led.then, lambda: None, needs="visitor", js=_CONTROLS[stage].script())
+    return look, parts.seen, drawn
+
+
+def _leading(services: Services, stage: Stage) -> Callable[[str | None, Seen], list[Any]]:
+    """Open a stage's tab; a question is put into the chat's box where one is to be asked."""
+    control = _CONTROLS[stage]
+
+    def lead(run: str | None, seen: Seen) -> list[Any]:
+        tuned = guide.newest_tuned(services.runs.all())
+        prompts, _ = examples(services.runs, tuned.id if tuned and run not in services.runs.names() else run)
+        prompt = prompts[0] if control is _SEND and prompts else gr.skip()
+        after = _with(seen, stage) if stage is guide.DATA else seen
+        return [gr.Tabs(selected=control.tab), prompt, *_drawn(services, after, operator=True)]
+
+    return lead
+
+
+def _drawn(services: Services, seen: Seen, operator: bool) -> list[Any]:
+    """The box, its line, its buttons, and what is seen; only where something changed."""
+    where = guide.standing(services.runs.all(), services.jobs.last, seen.stages) if operator else Standing(None)
+    if where == seen.shown:
+        return [*[gr.skip()] * (2 + len(guide.STAGES)), seen]
+    buttons = [gr.Button(visible=stage is where.next and not where.waits) for stage in guide.STAGES]
+    return [gr.Column(visible=where.next is not None), show.guide(where), *buttons, replace(seen, shown=where)]
+
+
+def _with(seen: Seen, stage: Stage) -> Seen:
+    return replace(seen, stages=seen.stages | {stage.name})

@@ -1,0 +1,63 @@
+"""The guided first visit: each stage is told by what is on the disk, and every button has a control to lead to."""
+
+from __future__ import annotations
+
+import pytest
+
+from qlora_demo import guide
+from qlora_demo.config import TrainConfig
+from qlora_demo.guide import STAGES, Standing, standing
+from qlora_demo.jobs import Job, save_result
+from qlora_demo.records import Progress, RunState
+from qlora_demo.report import save
+from qlora_demo.reporting import gather
+from qlora_demo.runs import Run, write_state
+from qlora_demo.services import Services
+from qlora_demo.ui.render_guide import guide as drawn
+
+
+def ended(services: Services, state: RunState, *, adapter: bool = True) -> Run:
+    run = services.runs.create(TrainConfig())
+    if adapter:
+        run.adapter.mkdir()
+    write_state(run.path, state)
+    return services.runs.get(run.id)
+
+
+@pytest.mark.parametrize(
+    ("seen", "expected"),
+    [((), guide.DATA), (("Data",), guide.BEFORE), (("Data", "Before"), guide.TRAIN), (("Before",), guide.DATA)],
+)
+def test_before_any_run_the_page_remembers(seen: tuple[str, ...], expected: guide.Stage) -> None:
+    assert standing([], None, seen) == Standing(expected)
+
+
+def test_a_home_is_followed_from_its_first_run_to_its_report(services: Services) -> None:
+    run = ended(services, RunState("finished"))
+
+    def stands(job: Job | None = None, seen: tuple[str, ...] = ()) -> Standing:
+        return standing(services.runs.all(), job, seen)
+
+    assert stands().next == guide.AFTER
+    assert stands(seen=("After",)).next == guide.MEASURE
+    at_work = stands(Job("evaluation", run.id, Progress("row 3 of 50", 0.1)))
+    assert (at_work.next, at_work.waits) == (guide.MEASURE, "At work: evaluation, row 3 of 50.")
+    failed = stands(Job("evaluation", run.id, Progress("row 3", 0.1), going=False, error="no room"))
+    assert (failed.next, failed.failed) == (guide.MEASURE, "no room")
+    save_result(run, "evaluation", {"splits": {}})
+    assert stands().next == guide.REPORT
+    save(gather(services, run), run.path / "report")
+    assert stands() == Standing(None) and drawn(stands()) == ""
+
+
+def test_a_failed_run_is_told_and_training_is_still_the_next_thing(services: Services) -> None:
+    ended(services, RunState("failed", error="<b>no room</b>"), adapter=False)
+    where = standing(services.runs.all(), None, ())
+    assert (where.next, where.failed) == (guide.TRAIN, "The last run failed: <b>no room</b>")
+    assert "&lt;b&gt;no room" in drawn(where) and "<b>no room" not in drawn(where)
+
+
+def test_the_line_marks_what_is_done_and_what_is_next() -> None:
+    text = drawn(Standing(guide.TRAIN))
+    assert text.count('class="done"') == STAGES.index(guide.TRAIN) == 2
+    assert text.count('<li aria-current="step">Train</li>') == 1 and guide.TRAIN.tells in text
