@@ -1,12 +1,13 @@
-"""The web app: read settings, build services, build the page, launch.
+"""The web app, as `python -m qlora_demo serve` starts it; a wrong setting ends it with one line.
 
     python app.py
 
 Host and port follow GRADIO_SERVER_NAME and GRADIO_SERVER_PORT.
 """
 
-from qlora_demo.compose import build_services, serve
-from qlora_demo.settings import Settings
+import sys
+
+from qlora_demo.cli import main
 
 if __name__ == "__main__":
-    serve(build_services(Settings.from_environment()))
+    sys.exit(main(["serve"]))

@@ -55,6 +55,7 @@ mark.gone {background:#fecaca; color:#7f1d1d} mark.new {background:#bbf7d0; colo
 .guide li {padding:.1rem .6rem; border:1px solid var(--border-color-primary); border-radius:1rem; font-size:.85rem}
 .guide .done {color:var(--good)} .guide .done::before {content:"✓ "}
 .guide [aria-current] {font-weight:700; border-color:var(--chosen); color:var(--chosen)}
+.dark .download-link {color:var(--focus) !important}
 .unseen {position:absolute; width:1px; height:1px; overflow:hidden; clip-path:inset(50%)}
 .account {display:flex; flex-wrap:wrap; gap:.4rem 1.2rem; align-items:center; font-size:.9rem}
 .account form {display:flex; gap:.5rem; margin:0} .disabled-why {font-size:.9rem; opacity:.85; margin:.2rem 0}
@@ -64,6 +65,13 @@ mark.gone {background:#fecaca; color:#7f1d1d} mark.new {background:#bbf7d0; colo
 .live dl {display:grid; grid-template-columns:max-content 1fr; gap:.2rem 1rem; margin:.3rem 0}
 .live dt {opacity:.75} .live dd {margin:0; overflow-wrap:anywhere} .live h4 {margin:0}
 """
+
+
+LABELS = """() => {
+  document.querySelector("#runs .search-input")?.setAttribute("aria-label", "Filter the runs");
+  document.querySelectorAll("#runs .virtual-table-viewport").forEach(scrolled => scrolled.tabIndex = 0);
+}"""
+"""Names for screen readers, and a way in for the keyboard, that Gradio gives no way to set."""
 
 
 def theme() -> gr.themes.Base:

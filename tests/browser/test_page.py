@@ -1,4 +1,5 @@
-"""The real page in Chromium: train, reload, restart, chat in three columns, and one mistake of each kind."""
+"""The real page in Chromium: led by its guide from an empty home to a report, with reloads and a restart; what it looks
+like then in every tab; and one mistake of each kind."""
 
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ from qlora_demo.records import RunState
 from qlora_demo.runs import write_state
 from qlora_demo.settings import Settings
 from tests.browser.conftest import Server
+from tests.browser.readable import steady, wrong_with
 
 pytestmark = [pytest.mark.browser, pytest.mark.bundled]
 MINUTE = 60_000
@@ -35,13 +37,59 @@ def screenshot(page: Page, name: str) -> None:
         page.screenshot(path=Path(folder) / f"{name}.png", full_page=True)
 
 
-def test_train_reload_restart_and_chat(page: Page, server: Server, browser: Browser) -> None:
-    progress = page.locator("#progress")
-    expect(progress).to_contain_text("No run yet")
+def test_a_newcomer_is_led_from_nothing_to_a_report(page: Page, server: Server, browser: Browser) -> None:
+    data_and_base_model(page)
+    next_is(page, "Train")
+    tab(page, "Train")
     set_number(page, "max_steps", "30")
-    page.click("#start")
+    page.click("#guide-train")
+    trains_through_reload_and_restart(page, server, browser)
+    screenshot(page, "train")
+
+    next_is(page, "After")
+    page.click("#guide-after")
+    three_columns_answer(page)
+    retry_multi_turn_stop_and_clear(page)
+    edit_again_and_differences(page)
+    blind_vote(page)
+    next_is(page, "Measure")
+    evaluate_fidelity_and_report(page)
+    expect(page.locator("#guide")).to_be_hidden()
+    export_merged(page)
+    for theme, width, height in (("light", 1280, 900), ("dark", 390, 844)):
+        assert wrong_with(browser, f"{server.url}?__theme={theme}", width, height) == []
+    tab(page, "Chat")
+    page.click("#free")
+    expect(page.locator("#status")).to_contain_text("device is free", timeout=MINUTE)
+
+
+def next_is(page: Page, stage: str) -> None:
+    """What the guide offers, and that it offers nothing else."""
+    expect(page.locator("#guide [aria-current=step]")).to_have_text(stage, timeout=MINUTE)
+    expect(page.locator("#guide button:visible")).to_have_count(1)
+
+
+def data_and_base_model(page: Page) -> None:
+    expect(page.locator("#progress")).to_contain_text("No run yet")
+    next_is(page, "Data")
+    page.click("#guide-data")
+    expect(page.locator("#preflight")).to_contain_text("Nothing is wrong with it", timeout=MINUTE)
+    next_is(page, "Before")
+    page.click("#guide-before")
+    expect(page.locator("#send")).to_be_focused()
+    expect(page.locator("#prompt textarea")).not_to_have_value("")
+    expect(page.locator("#column-1")).to_be_hidden()
+    page.keyboard.press("Enter")
+    expect(page.locator("#foot-0")).to_contain_text(ENDED, timeout=MINUTE)
+    expect(page.locator("#foot-0")).to_contain_text("bf16 weights, adapter none")
+
+
+def trains_through_reload_and_restart(page: Page, server: Server, browser: Browser) -> None:
+    progress = page.locator("#progress")
     expect(progress).to_contain_text("running", timeout=MINUTE)
-    expect(progress).to_contain_text(re.compile(r"step [1-9]\d* of 30"), timeout=MINUTE)
+    expect(page.locator("#guide")).to_contain_text("The run is running")
+    with steady(page):
+        expect(progress).to_contain_text(re.compile(r"step [1-9]\d* of 30"), timeout=MINUTE)
 
     page.reload()
     expect(progress).to_contain_text(re.compile(r"running · step \d+ of 30 · about .* left"), timeout=MINUTE)
@@ -54,31 +102,23 @@ def test_train_reload_restart_and_chat(page: Page, server: Server, browser: Brow
     server.start()
     page.goto(server.url)
     expect(progress).to_contain_text(re.compile(r"(running|finished) · step \d+ of 30"), timeout=MINUTE)
-    expect(progress).to_contain_text("finished · step 30 of 30", timeout=3 * MINUTE)
+    with steady(page):
+        expect(progress).to_contain_text("finished · step 30 of 30", timeout=3 * MINUTE)
     expect(page.locator("#progress")).to_contain_text("Gradient checkpointing: off")
     for label in ("training", "held-out", "loss (nats per token)", "learning rate"):
         expect(page.get_by_text(label, exact=True).first).to_be_visible()
     page.get_by_role("button", name="Configuration and versions").click()
     expect(page.locator("#about")).to_contain_text(re.compile("max_steps.*30.*transformers", re.DOTALL))
     page.get_by_role("button", name="Configuration and versions").click()
-    screenshot(page, "train")
-
-    three_columns_answer(page)
-    retry_multi_turn_stop_and_clear(page)
-    edit_again_and_differences(page)
-    blind_vote(page)
-    evaluate_fidelity_and_report(page)
-    export_merged(page)
-    tab(page, "Chat")
-    page.click("#free")
-    expect(page.locator("#status")).to_contain_text("device is free", timeout=MINUTE)
 
 
 def three_columns_answer(page: Page) -> None:
-    tab(page, "Chat")
     expect(page.locator("#placement")).to_contain_text(re.compile("loads base, adapter, merged"))
-    ask_example(page)
-    all_answered(page, 2 * MINUTE)
+    expect(page.locator("#send")).to_be_focused()
+    expect(page.locator("#prompt textarea")).not_to_have_value("")
+    with steady(page):
+        page.keyboard.press("Enter")
+        all_answered(page, 2 * MINUTE)
     for place in range(3):
         expect(page.locator(f"#foot-{place}")).to_contain_text(
             re.compile(r"time to first token.*tokens/s.*total", re.DOTALL)
@@ -174,8 +214,9 @@ def blind_vote(page: Page) -> None:
 def evaluate_fidelity_and_report(page: Page) -> None:
     tab(page, "Evaluate")
     expect(page.locator("#votes")).to_contain_text("1 vote, of them 1 a tie")
-    set_rows(page, "4")
-    page.click("#evaluate")
+    set_rows(page, "1")
+    page.click("#guide-measure")
+    expect(page.locator("#guide")).to_contain_text("At work: evaluation", timeout=MINUTE)
     expect(page.locator("#job")).to_contain_text("ended", timeout=2 * MINUTE)
     expect(page.locator("#evaluation")).to_contain_text(re.compile("test.*adapter.*hard", re.DOTALL))
     expect(page.locator("#evaluation svg")).to_be_visible()
@@ -188,7 +229,8 @@ def evaluate_fidelity_and_report(page: Page) -> None:
     expect(page.locator("#fidelity")).to_contain_text("Ship the merge onto the dequantized base", timeout=MINUTE)
     screenshot(page, "evaluate")
 
-    page.click("#report")
+    next_is(page, "Report")
+    page.click("#guide-report")
     link = page.locator("#report-files a[download$='.html'], #report-files a[href$='.html']").first
     expect(link).to_be_visible(timeout=MINUTE)
     with page.expect_download() as download:
@@ -219,11 +261,13 @@ def test_mistakes_are_told_in_one_line(page: Page) -> None:
     expect(page.locator("#progress")).to_contain_text("No run yet")
 
     tab(page, "Chat")
-    page.fill("#prompt textarea", "hello")
+    expect(page.locator("#placement")).to_contain_text("loads base:")
     page.click("#send")
-    expect(page.get_by_text("run: none is finished yet")).to_be_visible()
-    expect(page.locator("#prompt textarea")).to_have_value("hello")
+    expect(page.get_by_text("prompt: it is empty")).to_be_visible()
     expect(page.locator("#chat-0")).not_to_contain_text("Error")
+    tab(page, "Evaluate")
+    page.click("#evaluate")
+    expect(page.get_by_text("run: none is finished yet")).to_be_visible()
 
 
 def test_a_model_that_does_not_exist_is_told_and_leaves_no_run(page: Page) -> None:
