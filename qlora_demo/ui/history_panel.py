@@ -15,12 +15,15 @@ from . import render_training as show
 from .gate import Gate
 
 _MOST = 6
+_LABEL = """() => document.querySelector("#runs .search-input")?.setAttribute("aria-label", "Filter the runs")"""
+"""A name for screen readers, that Gradio gives no way to set."""
 
 
 def build(services: Services, gate: Gate) -> SimpleNamespace:
     """Draw the panel and wire it; ``refresh`` brings ``drawn`` up to date where something changed."""
     parts = _draw()
     panel = History(services)
+    gate.on(parts.table.change, lambda: None, needs="visitor", js=_LABEL)
     noted = [parts.note, parts.tags]
     gate.on(parts.chosen.change, panel.compare, parts.chosen, [parts.compared, *noted], needs="visitor")
     gate.on(parts.save.click, panel.annotate, [parts.chosen, *noted], parts.seen, needs="operator")
@@ -43,7 +46,8 @@ class History:
             return [gr.skip()] * 4
         kept = [run.id for run in runs if run.id in names]
         choices = [(render.run_label(run), run.id) for run in runs]
-        return [render.runs_table(runs), gr.Dropdown(choices=choices, value=kept), self._side_by_side(kept), now]
+        table = gr.Dataframe(render.runs_table(runs), visible=bool(runs))
+        return [table, gr.Dropdown(choices=choices, value=kept), self._side_by_side(kept), now]
 
     def compare(self, names: list[str]) -> list[Any]:
         """Curves over each other, figures side by side, what the first two differ in, and the first one's note."""
@@ -69,7 +73,13 @@ def _draw() -> SimpleNamespace:
     parts = SimpleNamespace(seen=gr.State(None))
     with gr.Accordion("History", open=True):
         parts.table = gr.Dataframe(
-            render.runs_table([]), interactive=False, elem_id="runs", wrap=False, show_search="filter", max_height=320
+            render.runs_table([]),
+            visible=False,
+            interactive=False,
+            elem_id="runs",
+            wrap=False,
+            show_search="filter",
+            max_height=320,
         )
         parts.chosen = gr.Dropdown(
             [],

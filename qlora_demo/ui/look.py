@@ -67,13 +67,6 @@ mark.gone {background:#fecaca; color:#7f1d1d} mark.new {background:#bbf7d0; colo
 """
 
 
-LABELS = """() => {
-  document.querySelector("#runs .search-input")?.setAttribute("aria-label", "Filter the runs");
-  document.querySelectorAll("#runs .virtual-table-viewport").forEach(scrolled => scrolled.tabIndex = 0);
-}"""
-"""Names for screen readers, and a way in for the keyboard, that Gradio gives no way to set."""
-
-
 def theme() -> gr.themes.Base:
     """Gradio's own, with text that is dark enough on its ground, and a bold face that has all letters."""
     return gr.themes.Default(
