@@ -15,15 +15,12 @@ from . import render_training as show
 from .gate import Gate
 
 _MOST = 6
-_LABEL = """() => document.querySelector("#runs .search-input")?.setAttribute("aria-label", "Filter the runs")"""
-"""A name for screen readers, that Gradio gives no way to set."""
 
 
 def build(services: Services, gate: Gate) -> SimpleNamespace:
     """Draw the panel and wire it; ``refresh`` brings ``drawn`` up to date where something changed."""
     parts = _draw()
     panel = History(services)
-    gate.on(parts.table.change, lambda: None, needs="visitor", js=_LABEL)
     noted = [parts.note, parts.tags]
     gate.on(parts.chosen.change, panel.compare, parts.chosen, [parts.compared, *noted], needs="visitor")
     gate.on(parts.save.click, panel.annotate, [parts.chosen, *noted], parts.seen, needs="operator")

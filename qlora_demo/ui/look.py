@@ -67,6 +67,14 @@ mark.gone {background:#fecaca; color:#7f1d1d} mark.new {background:#bbf7d0; colo
 """
 
 
+LABELS = """() => {
+  const name = () =>
+    document.querySelector("#runs .search-input")?.setAttribute("aria-label", "Filter the runs");
+  new MutationObserver(name).observe(document.body, {childList: true, subtree: true});
+}"""
+"""Names for screen readers that Gradio gives no way to set, given as what bears them is drawn."""
+
+
 def theme() -> gr.themes.Base:
     """Gradio's own, with text that is dark enough on its ground, and a bold face that has all letters."""
     return gr.themes.Default(

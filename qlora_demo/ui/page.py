@@ -19,7 +19,7 @@ from . import account, benchmark_tab, chat_tab, evaluate_tab, explain_tab, guide
 from .door import Door, role_needed
 from .gate import Gate
 from .healthz import healthz
-from .look import CSS, theme
+from .look import CSS, LABELS, theme
 
 TITLE = "QLoRA demo"
 _SESSIONS = 1000
@@ -72,6 +72,7 @@ def build_page(services: Services, status: AppStatus) -> gr.Blocks:
         def talk_to(chosen: str | None) -> list[Any]:
             return [chat_tab.askable(services, chosen), refresh(chosen)[1]]
 
+        gate.on(page.load, lambda: None, needs="visitor", js=LABELS)
         gate.on(gr.Timer(5).tick, where, None, line, needs="visitor", concurrency_limit=None)
         gate.on(page.load, where, None, line, needs="visitor")
         gate.on(page.load, lambda: render.found_at_start(status.found), None, found_at_start, needs="visitor")
