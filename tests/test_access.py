@@ -171,6 +171,7 @@ def test_operators_are_not_counted() -> None:
     access = Access(Settings(HOME, limits=Limits(visitor_requests=1)))
     for _ in range(3):
         access.spend(access.identify("1.1.1.1"))
+    assert access.requests == 0
 
 
 def test_the_memory_for_counting_is_bounded() -> None:

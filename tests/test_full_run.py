@@ -21,7 +21,7 @@ from qlora_demo.services import Services
 from qlora_demo.settings import Settings
 from tests.ml.test_variants import loaded
 
-pytestmark = pytest.mark.bundled
+pytestmark = [pytest.mark.bundled, pytest.mark.timeout(1800)]  # the run takes minutes, more on a busy machine
 NAMES = ["base", "adapter", "merged"]
 ROWS = 40
 

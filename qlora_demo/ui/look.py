@@ -22,7 +22,7 @@ CSS = """
 .foot dl {display:grid; grid-template-columns:max-content 1fr; gap:.05rem .8rem; font-size:.85rem}
 .run dt, .foot dt {opacity:.75; font-size:.8rem} .run dd, .foot dd {margin:0; font-weight:600}
 .foot {min-height:14rem} .head {min-height:5.2rem} .foot small, .head small {opacity:.75}
-.head small {display:block} .empty {padding:1rem 0}
+.head small, .foot small {display:block} .empty {padding:1rem 0}
 /* Gradio's own button would empty the picture and not the conversation. */
 [id^=chat-] button[aria-label=Clear] {display:none}
 .about {display:grid; grid-template-columns:max-content 1fr; gap:.1rem 1rem; font-size:.85rem; margin:0 0 .6rem}
@@ -52,7 +52,7 @@ mark.gone {background:#fecaca; color:#7f1d1d} mark.new {background:#bbf7d0; colo
 [id^=TrainConfig-use_] {min-width:9rem !important}
 #guide {border:1px solid var(--border-color-primary); border-radius:8px; padding:.6rem .8rem; min-height:7.6rem}
 #guide p {margin:.3rem 0} .guide {display:flex; flex-wrap:wrap; gap:.2rem .5rem; list-style:none; margin:0; padding:0}
-.guide li {padding:.1rem .6rem; border:1px solid var(--border-color-primary); border-radius:1rem; font-size:.85rem}
+#guide .guide li {margin:0; padding:.1rem .6rem; border:1px solid var(--border-color-primary); border-radius:1rem; font-size:.85rem}
 .guide .done {color:var(--good)} .guide .done::before {content:"✓ "}
 .guide [aria-current] {font-weight:700; border-color:var(--chosen); color:var(--chosen)}
 .dark .download-link {color:var(--focus) !important}

@@ -56,7 +56,7 @@ def slot_foot(answer: Answer | None, blind: bool) -> str:
     table = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in _figures(answer))
     proof = f"<small>answered by: {escape(str(answer.proof))}</small>" if answer.proof else ""
     decode = f"<small>decode: {escape(answer.decode)}</small>" if answer.decode else ""
-    return f'<div class="foot"><dl>{table}</dl>{proof} {decode}</div>'
+    return f'<div class="foot"><dl>{table}</dl>{proof}{decode}</div>'
 
 
 def latency(answers: Mapping[str, Answer], blind: bool) -> str:

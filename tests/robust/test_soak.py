@@ -34,7 +34,7 @@ from tests.robust.visitor import TOKENS, Asked, Page, Visitor
 
 pytestmark = [pytest.mark.processes, pytest.mark.soak, pytest.mark.timeout(900)]
 
-_SECONDS = float(os.environ.get("QLORA_DEMO_SOAK_SECONDS", "20"))
+_SECONDS = float(os.environ.get("QLORA_DEMO_SOAK_SECONDS", "10"))
 _VISITORS = 50
 _COLUMNS = ["base", "adapter"]
 _GROWTH_MIB = 64
