@@ -52,7 +52,8 @@ mark.gone {background:#fecaca; color:#7f1d1d} mark.new {background:#bbf7d0; colo
 [id^=TrainConfig-use_] {min-width:9rem !important}
 #guide {border:1px solid var(--border-color-primary); border-radius:8px; padding:.6rem .8rem; min-height:7.6rem}
 #guide p {margin:.3rem 0} .guide {display:flex; flex-wrap:wrap; gap:.2rem .5rem; list-style:none; margin:0; padding:0}
-#guide .guide li {margin:0; padding:.1rem .6rem; border:1px solid var(--border-color-primary); border-radius:1rem; font-size:.85rem}
+#guide .guide li {margin:0; padding:.1rem .6rem; font-size:.85rem}
+.guide li {border:1px solid var(--border-color-primary); border-radius:1rem}
 .guide .done {color:var(--good)} .guide .done::before {content:"✓ "}
 .guide [aria-current] {font-weight:700; border-color:var(--chosen); color:var(--chosen)}
 .dark .download-link {color:var(--focus) !important}

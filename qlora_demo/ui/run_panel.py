@@ -115,17 +115,20 @@ def poll(services: Services, run_id: str | None, seen: dict[str, Any]) -> list[A
         "plots": (_marks(run)[:2], _plot_step(run, metrics)),
     }
     parts = [
-        _draw_runs(known, run) if now["runs"] != seen.get("runs") else [gr.skip()] * 2,
+        _draw_runs(known, run, run_id if seen else None) if now["runs"] != seen.get("runs") else [gr.skip()] * 2,
         _draw_state(services, run, metrics) if now["run"] != seen.get("run") else [gr.skip()] * (5 + _LIGHTER),
         _draw_plots(metrics) if now["plots"] != seen.get("plots") else [gr.skip()],
     ]
     return [*(value for part in parts for value in part), now]
 
 
-def _draw_runs(known: list[Run], run: Run | None) -> list[Any]:
+def _draw_runs(known: list[Run], run: Run | None, chosen: str | None) -> list[Any]:
+    """The list and the queue.  Where the page has chosen this run its choice is left alone: another may have been made
+    while this was on its way."""
     choices = [(render.run_label(r), r.id) for r in known]
     waiting = [r for r in known if r.state.status == "queued"]
-    return [gr.Dropdown(choices, value=run.id if run else None), show.queue(waiting)]
+    name = run.id if run else None
+    return [gr.Dropdown(choices) if name and name == chosen else gr.Dropdown(choices, value=name), show.queue(waiting)]
 
 
 def _draw_state(services: Services, run: Run | None, metrics: list[TrainMetrics]) -> list[Any]:
