@@ -22,7 +22,7 @@ from . import __version__
 from .answers import kept
 from .arguments import Parser, add_config, add_knobs, memory_size, names, positive, train_config, with_given
 from .catalog import DEFAULT_COLUMNS, SMOLLM2
-from .cli_benchmark import add_arguments, benchmark
+from .cli_benchmark import add_arguments, benchmark, print_benchmark
 from .columns import parse_all
 from .compose import build_services, serve
 from .config import GenerationSettings
@@ -267,7 +267,9 @@ def _parser() -> Parser:
     faithful = _add(commands, "fidelity", fidelity)
     faithful.add_argument("run")
     faithful.add_argument("--limit", type=positive, help="rows; default 32")
-    add_arguments(_add(commands, "benchmark", benchmark))
+    measuring = _add(commands, "benchmark", benchmark)
+    add_arguments(measuring)
+    measuring.set_defaults(show=print_benchmark)
     _add(commands, "doctor", doctor).set_defaults(show=print_checks)
     server = _add(commands, "serve", start_server)
     server.add_argument("--host")

@@ -8,9 +8,9 @@ from typing import Any, get_args
 
 from .arguments import Parser, add_config, add_knobs, train_config, with_given
 from .benchmark_config import FULL, BenchmarkConfig, BenchmarkKind
-from .benchmark_tables import comparison
+from .benchmark_tables import comparison, machine, settings, table
 from .benchmarking import read_result_file, write_result_file
-from .console import report_progress
+from .console import print_result, report_progress
 from .errors import RequestError
 from .gpu import device_info
 from .presets import COMPARED
@@ -45,6 +45,19 @@ def benchmark(services: Services, args: argparse.Namespace) -> Any:
         services.benchmarks.delete(name)
         return {"id": name, "state": "deleted"}
     return services.benchmarks.get(name)
+
+
+def print_benchmark(result: Any) -> None:
+    """A benchmark for people: what was measured, each case's figures with their units, on what; lists as they are."""
+    if not isinstance(result, dict) or "rows" not in result:
+        print_result(result)
+        return
+    print(f"{result['id']}: {result['state']} {result['error']}".rstrip(), settings(result), sep="\n")
+    found = table(result)
+    for case, *figures in found.rows:
+        print(f"\n{case}")
+        print_result({name: figure for name, figure in zip(found.head[1:], figures, strict=True)}, 2)
+    print(f"\n{result.get('method', '')}\n{machine(result)}")
 
 
 def _measure(services: Services, args: argparse.Namespace) -> dict[str, Any]:

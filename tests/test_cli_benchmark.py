@@ -10,6 +10,7 @@ import pytest
 from qlora_demo.benchmark_config import BenchmarkConfig
 from qlora_demo.benchmarking import Benchmarks, read_result_file
 from qlora_demo.cli import main
+from qlora_demo.cli_benchmark import print_benchmark
 from qlora_demo.config import TrainConfig
 from qlora_demo.gpu import Lease
 from qlora_demo.settings import Settings
@@ -39,6 +40,21 @@ def test_two_files_are_laid_side_by_side(home: Path, tmp_path: Path, capsys: pyt
     rows = told(capsys, "diff", str(tmp_path / "a.json"), str(tmp_path / "b.json"))
     assert isinstance(rows, list)
     assert rows[-1] == {"case": "a", "figure": "tokens/s", "first": "1.0", "second": "3.0", "ratio": "3.00"}
+
+
+def test_figures_are_printed_with_their_units(capsys: pytest.CaptureFixture[str]) -> None:
+    result = {
+        "id": "one",
+        "kind": "training",
+        "state": "finished",
+        "error": "",
+        "rows": [ROW | {"peak_bytes": 3 << 30}],
+    }
+    print_benchmark(result | {"options": {}, "config": TrainConfig().model_dump(), "method": "so", "machine": {}})
+    printed = capsys.readouterr().out
+    assert printed.startswith("one: finished\n")
+    assert "\na\n  peak, load: –\n" in printed
+    assert {"  peak: 3.0 GiB", "  step, median: 2.0 s", "  tokens/s: 1.0"} <= set(printed.splitlines())
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,6 @@ from qlora_demo.ml.worker import Worker
 from qlora_demo.records import AnswerRequest, GenerationChunk, Message
 from qlora_demo.services import Services
 from tests.ml.test_variants import finished_run
-from tests.tiny import save_adapter
 
 ASKED: list[Message] = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hello, wörld"}]
 OTHER: list[Message] = [{"role": "user", "content": "quite another and rather longer question, isn't it?"}]
@@ -61,17 +60,6 @@ class Broken(Rerun):
 
     def capture(self, run: Run) -> Run:
         return lambda: self.spoil(run())
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tiny_model: Path) -> Any:
-    return load.load_tokenizer(str(tiny_model))
-
-
-@pytest.fixture(scope="module")
-def adapted(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    folder = save_adapter(tiny_model, tmp_path_factory.mktemp("adapter") / "adapter")
-    return load.load_adapter(load.load_quantized(str(tiny_model), "inference"), folder)
 
 
 @pytest.fixture(scope="module")

@@ -13,21 +13,9 @@ from qlora_demo.errors import ConfigError
 from qlora_demo.ml import load
 from qlora_demo.ml.generate import add_pass, complete, encode, stream
 from qlora_demo.records import AnswerTiming, Message
-from tests.tiny import save_adapter
 
 ASKED: list[Message] = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hello, wörld"}]
 SETTINGS = GenerationSettings(max_new_tokens=24)
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tiny_model: Path) -> Any:
-    return load.load_tokenizer(str(tiny_model))
-
-
-@pytest.fixture(scope="module")
-def adapted(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    folder = save_adapter(tiny_model, tmp_path_factory.mktemp("adapter") / "adapter")
-    return load.load_adapter(load.load_quantized(str(tiny_model), "inference"), folder)
 
 
 def _plain(model: Any, tokenizer: Any, conversation: list[Message]) -> list[int]:

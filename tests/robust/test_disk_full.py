@@ -48,13 +48,6 @@ def home(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def services(home: Path) -> Iterator[Services]:
-    made = build_services(Settings(home))
-    yield made
-    made.engine.release()
-
-
-@pytest.fixture
 def run(services: Services) -> Run:
     run = services.runs.create(TrainConfig())
     append_metrics(run.path, TrainMetrics(1, 1.0, loss=2.0))
