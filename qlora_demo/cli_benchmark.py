@@ -56,7 +56,7 @@ def print_benchmark(result: Any) -> None:
     found = table(result)
     for case, *figures in found.rows:
         print(f"\n{case}")
-        print_result({name: figure for name, figure in zip(found.head[1:], figures, strict=True)}, 2)
+        print_result(dict(zip(found.head[1:], figures, strict=True)), 2)
     print(f"\n{result.get('method', '')}\n{machine(result)}")
 
 
