@@ -54,7 +54,7 @@ def told(result: dict[str, Any], name: str) -> str:
     if "ratio_script_defaults" in result:
         return _section("Training through the app against a plain TRL script", _overhead(result), result, name)
     if "speed_ratio" in result:
-        title = f"Decoding {result['model']} on {result['threads']} thread"
+        title = f"Decoding {result['model']} on {result['threads']} thread{'s' * (result['threads'] > 1)}"
         return _section(title, _decoding(result), result, name)
     return _section("The memory plan against what was taken", _plan(result), result, name)
 
@@ -79,9 +79,15 @@ def _overhead(result: dict[str, Any]) -> Table:
 
 def _decoding(result: dict[str, Any]) -> Table:
     rows = tuple(
-        (name, f"{ratio['cpu']:.2f} x", f"{ratio['wall']:.2f} x") for name, ratio in result["speed_ratio"].items()
+        (
+            name,
+            f"{ratio['cpu']:.2f} x",
+            f"{ratio['wall']:.2f} x",
+            "the same" if result["same_tokens"][name] else "not all the same",
+        )
+        for name, ratio in result["speed_ratio"].items()
     )
-    return Table(("tokens/s", "by processor time", "by the clock"), rows)
+    return Table(("tokens/s", "by processor time", "by the clock", "tokens"), rows)
 
 
 def _plan(result: dict[str, Any]) -> Table:

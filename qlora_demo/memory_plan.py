@@ -22,7 +22,7 @@ _DROPPED_BYTES: dict[Kind, int] = {"cuda": 2 + 1, "cpu": 2 + 2}
 """Of each input of an adapter under dropout: the value that is left, and the mask."""
 _OVERHEAD: dict[Kind, tuple[int, str]] = {
     "cuda": (3 * GIB // 4, "CUDA context, cuBLAS workspace, the allocator's slack"),
-    "cpu": (640 * MIB, "Python, torch and the other libraries in the process, measured"),
+    "cpu": (680 * MIB, "Python, torch and the other libraries in the process, measured"),
 }
 _MARGIN = 0.05
 _MOST_ROWS, _MOST_TOKENS = 4096, 131072
