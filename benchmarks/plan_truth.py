@@ -3,8 +3,9 @@
     python -m benchmarks.plan_truth [--out FILE]
 
 Method: each configuration trains full rows of random tokens through the app's trainer in a process of its own (see
-`qlora_demo/ml/measure_training.py`), twice; the measured figure is the most that either took of the device, on a CPU the
-process's highest resident memory, which differs by some per cent from one process to the next.  The plan is reckoned from the shape and the settings alone.
+`qlora_demo/ml/measure_training.py`), twice; the measured figure is the most that either took of the device, on a CPU
+the process's highest resident memory, which differs by some per cent from one process to the next.  The plan is
+reckoned from the shape and the settings alone.
 """
 
 from __future__ import annotations
