@@ -228,6 +228,7 @@ def evaluate_fidelity_and_report(page: Page) -> None:
     expect(page.locator("#job")).to_contain_text("ended", timeout=3 * MINUTE)
     expect(page.locator("#fidelity")).to_contain_text("Ship the merge onto the dequantized base", timeout=MINUTE)
     screenshot(page, "evaluate")
+    prompt_set(page)
 
     next_is(page, "Report")
     page.click("#guide-report")
@@ -238,6 +239,16 @@ def evaluate_fidelity_and_report(page: Page) -> None:
     text = download.value.path().read_text("utf-8")
     assert "Ship the merge onto the dequantized base" in text
     assert "The Corvid Cast is on fire." in text and "Before and after" in text and "<script" not in text
+
+
+def prompt_set(page: Page) -> None:
+    page.get_by_role("button", name="Prompt sets").click()
+    page.fill("#prompt-set textarea", "The Corvid Cast is on fire.\nMy invoice is wrong.")
+    page.click("#ask-all")
+    expect(page.locator("#job")).to_contain_text(re.compile("prompts.*ended", re.DOTALL), timeout=2 * MINUTE)
+    expect(page.locator("#prompts")).to_contain_text(
+        re.compile(r"The Corvid Cast is on fire\..*tokens.*My invoice is wrong\.", re.DOTALL)
+    )
 
 
 def set_rows(page: Page, value: str) -> None:
