@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -72,7 +72,7 @@ class Seen:
     """What this page went through that leaves nothing on the disk, and what it shows."""
 
     stages: frozenset[str] = frozenset()
-    shown: Any = field(default=None)
+    shown: Standing | None = None
 
 
 def draw() -> SimpleNamespace:
