@@ -94,14 +94,18 @@ def wire(
 ) -> tuple[Callable[..., list[Any]], Any, list[Any]]:
     """Have the guide follow the home, and lead; what the page is to call when it is loaded."""
 
+    def operates(request: gr.Request) -> bool:
+        return visitor_of(services.access, request).role == "operator"
+
     def look(seen: Seen, request: gr.Request) -> list[Any]:
-        operator = visitor_of(services.access, request).role == "operator"
-        return _drawn(services, seen, operator)
+        """Where nothing changed, what is seen is left alone: a button may have added to it meanwhile."""
+        *shown, after = _drawn(services, seen, operates(request))
+        return [*shown, gr.skip() if after == seen else after]
 
     def asked(talk: Talk, seen: Seen, request: gr.Request) -> list[Any]:
         """An answer came: of the base model alone, or of a tuned one."""
         stage = guide.AFTER if talk.run in services.runs.names() else guide.BEFORE
-        return look(_with(seen, stage) if talk.answers else seen, request)
+        return _drawn(services, _with(seen, stage) if talk.answers else seen, operates(request))
 
     drawn = [parts.box, parts.line, *parts.buttons, parts.seen]
     gate.on(gr.Timer(_POLL_SECONDS).tick, look, parts.seen, drawn, needs="visitor", concurrency_limit=None)
