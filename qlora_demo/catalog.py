@@ -62,10 +62,10 @@ SHAPES = {
     "llama-2-7b": ModelShape(4096, 11008, 32, 32, 32, 128, 32000, False),
     "llama-3.1-8b": ModelShape(4096, 14336, 32, 32, 8, 128, 128256, False),
     "mistral-7b": ModelShape(4096, 14336, 32, 32, 8, 128, 32768, False),
-    "qwen3-0.6b": ModelShape(1024, 3072, 28, 16, 8, 128, 151936, True),
-    "qwen3-1.7b": ModelShape(2048, 6144, 28, 16, 8, 128, 151936, True),
-    "qwen3-4b": ModelShape(2560, 9728, 36, 32, 8, 128, 151936, True),
-    "qwen3-8b": ModelShape(4096, 12288, 36, 32, 8, 128, 151936, False),
+    "qwen3-0.6b": ModelShape(1024, 3072, 28, 16, 8, 128, 151936, True, qk_norm=True),
+    "qwen3-1.7b": ModelShape(2048, 6144, 28, 16, 8, 128, 151936, True, qk_norm=True),
+    "qwen3-4b": ModelShape(2560, 9728, 36, 32, 8, 128, 151936, True, qk_norm=True),
+    "qwen3-8b": ModelShape(4096, 12288, 36, 32, 8, 128, 151936, False, qk_norm=True),
 }
 """Dimensions as the models' config.json files give them, in `ModelShape`'s order; tiny is no model's, and tries out
 what a larger one is wanted for."""

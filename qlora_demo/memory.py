@@ -23,7 +23,7 @@ constant per block and a 32-bit one per 256 blocks.  int8's constant per row is 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """A decoder's dimensions, as its config.json names them."""
+    """A decoder's dimensions, as its config.json names them; ``qk_norm``: each head's queries and keys are normed."""
 
     hidden_size: int
     intermediate_size: int
@@ -33,6 +33,7 @@ class ModelShape:
     head_dim: int
     vocab_size: int
     tie_word_embeddings: bool
+    qk_norm: bool = False
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> ModelShape:
@@ -48,11 +49,16 @@ class ModelShape:
                 head_dim=int(config.get("head_dim") or hidden // heads),
                 vocab_size=int(config["vocab_size"]),
                 tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
+                qk_norm=str(config.get("model_type", "")).startswith("qwen3"),
             )
         except (KeyError, TypeError, ValueError, ZeroDivisionError) as exc:
             raise ModelError(
                 f"config.json: {exc} is missing or no number; only Llama-like decoders can be planned"
             ) from exc
+
+    @property
+    def q_size(self) -> int:
+        return self.num_attention_heads * self.head_dim
 
     @property
     def kv_size(self) -> int:
@@ -61,19 +67,20 @@ class ModelShape:
     @property
     def linear_parameters(self) -> int:
         """Weights of the q, k, v, o, gate, up and down projections of all layers: what NF4 quantizes."""
-        q = self.num_attention_heads * self.head_dim
-        attention = self.hidden_size * (2 * q + 2 * self.kv_size)
+        attention = self.hidden_size * (2 * self.q_size + 2 * self.kv_size)
         return self.num_hidden_layers * (attention + 3 * self.hidden_size * self.intermediate_size)
 
     @property
     def other_parameters(self) -> int:
         """Embeddings, head and norms: what stays in 16 bit."""
         tables = 1 if self.tie_word_embeddings else 2
-        return tables * self.vocab_size * self.hidden_size + (2 * self.num_hidden_layers + 1) * self.hidden_size
+        norms = (2 * self.num_hidden_layers + 1) * self.hidden_size
+        of_heads = 2 * self.num_hidden_layers * self.head_dim if self.qk_norm else 0
+        return tables * self.vocab_size * self.hidden_size + norms + of_heads
 
     def linear_sizes(self) -> dict[str, tuple[int, int]]:
         """(inputs, outputs) of one layer's linear modules, by name."""
-        h, i, q, kv = self.hidden_size, self.intermediate_size, self.num_attention_heads * self.head_dim, self.kv_size
+        h, i, q, kv = self.hidden_size, self.intermediate_size, self.q_size, self.kv_size
         attention = {"q_proj": (h, q), "k_proj": (h, kv), "v_proj": (h, kv), "o_proj": (q, h)}
         return attention | {"gate_proj": (h, i), "up_proj": (h, i), "down_proj": (i, h)}
 
@@ -92,9 +99,12 @@ def activation_bytes(shape: ModelShape, tokens: int, *, checkpointing: bool) -> 
     """Bytes of 16-bit activations kept for the backward pass of `tokens` tokens in one forward pass.
 
     Without checkpointing, a layer keeps the inputs of its norms (once more in fp32), of its projections and of the
-    attention and gating products; with it, each layer keeps its input and one layer at a time is recomputed.
+    attention and gating products; with it, each layer keeps its input and one layer at a time is recomputed.  A norm on
+    queries and keys keeps them once more in 16 bit and once in fp32.
     """
-    per_layer = 2 * (8 * shape.hidden_size + 2 * shape.kv_size + 4 * shape.intermediate_size) + 8 * shape.hidden_size
+    halves = 6 * shape.hidden_size + 2 * shape.q_size + 2 * shape.kv_size + 4 * shape.intermediate_size
+    normed = 2 * shape.hidden_size * 4 + (shape.q_size + shape.kv_size) * 6 * shape.qk_norm
+    per_layer = 2 * halves + normed
     kept = 2 * shape.hidden_size
     layers = shape.num_hidden_layers
     return tokens * (layers * kept + per_layer if checkpointing else layers * per_layer)

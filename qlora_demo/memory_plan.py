@@ -192,12 +192,17 @@ def _trained(config: TrainConfig, kind: Kind, trained: int, full: bool) -> list[
 def _passing(shape: ModelShape, config: TrainConfig, kind: Kind, checkpointing: bool) -> list[MemoryItem]:
     tokens = config.per_device_train_batch_size * config.max_length
     how = "recomputed layer by layer" if checkpointing else "all layers kept"
-    tile = min(tokens, _LOGITS_TILE[0]) * min(shape.vocab_size, _LOGITS_TILE[1])
+    rows, entries = min(tokens, _LOGITS_TILE[0]), min(shape.vocab_size, _LOGITS_TILE[1])
+    scores = MemoryItem(
+        "logits", rows * entries * _TILE_BYTES[kind], f"a tile of the fused head, {_TILE_BYTES[kind]} bytes a score"
+    )
+    if kind == "cpu" and (widened := entries * (6 * rows + 4 * shape.hidden_size)) > scores.bytes:
+        scores = MemoryItem("logits", widened, "a tile of the fused head, and its part of the head's weights in fp32")
     return [
         MemoryItem(
             "activations", activation_bytes(shape, tokens, checkpointing=checkpointing), f"{tokens:,} tokens, {how}"
         ),
-        MemoryItem("logits", tile * _TILE_BYTES[kind], f"a tile of the fused head, {_TILE_BYTES[kind]} bytes a score"),
+        scores,
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import pytest
 from qlora_demo.catalog import SHAPES
 from qlora_demo.config import TrainConfig
 from qlora_demo.errors import ConfigError
-from qlora_demo.memory_plan import MemoryPlan, compare, lighter, parse_memory, plan
+from qlora_demo.memory import ModelShape, activation_bytes
+from qlora_demo.memory_plan import Kind, MemoryPlan, compare, lighter, parse_memory, plan
 from qlora_demo.planning import plan_training
 from qlora_demo.services import Services
 from qlora_demo.units import GIB
@@ -78,6 +80,26 @@ def test_what_costs_memory_costs_it_in_the_plan() -> None:
     ]
     assert all(planned(**values).total_bytes > base for values in more)
     assert planned(optim="paged_adamw_8bit").total_bytes < base
+
+
+def test_norms_on_queries_and_keys_are_kept_for_the_backward_pass() -> None:
+    shape = SHAPES["qwen3-0.6b"]
+    plain = replace(shape, qk_norm=False)
+    kept, without = (activation_bytes(one, 10, checkpointing=False) for one in (shape, plain))
+    assert kept - without == 10 * 28 * (2048 + 1024) * (2 + 4)
+    assert ModelShape.from_config({**asdict(plain), "model_type": "qwen3"}) == shape
+
+
+def test_few_rows_are_scored_beside_the_heads_weights_in_fp32_on_a_cpu() -> None:
+    shape, entries = SHAPES["qwen3-0.6b"], 32768
+
+    def logits(kind: Kind, tokens: int) -> int:
+        config = TrainConfig(per_device_train_batch_size=1, max_length=tokens)
+        return item(plan(shape, config, kind, checkpointing=False), "logits")
+
+    assert logits("cpu", 128) == entries * (128 * (2 + 4) + 1024 * 4)
+    assert logits("cpu", 512) == entries * 512 * 31
+    assert logits("cuda", 128) == entries * 128 * 10
 
 
 def test_the_largest_batch_and_the_longest_row_are_the_last_that_fit() -> None:

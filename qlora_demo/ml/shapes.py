@@ -25,8 +25,6 @@ from transformers.quantizers import AutoHfQuantizer
 
 from ..catalog import shape_named
 
-_FAMILIES = {"qwen3": "qwen3", "mistral": "mistral"}
-"""Every other shape is a Llama; Qwen3 has norms of its own on queries and keys."""
 _CONTEXT_TOKENS = 32768
 _STD = 0.02
 _MARKS = ("<|im_start|>", "<|im_end|>", "<|pad|>")
@@ -39,9 +37,11 @@ _CHATML = (
 def shape_config(source: str) -> PreTrainedConfig:
     """The transformers config of ``shape:NAME``."""
     name, shape = shape_named(source)
+    dimensions = asdict(shape)
+    family = "qwen3" if dimensions.pop("qk_norm") else "mistral" if name.startswith("mistral") else "llama"
     config = AutoConfig.for_model(
-        _FAMILIES.get(name.partition("-")[0], "llama"),
-        **asdict(shape),
+        family,
+        **dimensions,
         max_position_embeddings=_CONTEXT_TOKENS,
         bos_token_id=None,
         eos_token_id=_MARKS.index("<|im_end|>"),
