@@ -15,7 +15,10 @@ from .agree import agreed, is_main
 
 
 class Checkpoints(TrainerCallback):
-    """Asks the trainer to save, and marks what it has saved."""
+    """Asks the trainer to save, and marks what it has saved.
+
+    Never after the last step: resumed from there, the trainer would do one step too many.
+    """
 
     def __init__(self, config: TrainConfig) -> None:
         self.steps, self.seconds = config.save_steps, 60 * config.save_minutes
@@ -24,7 +27,7 @@ class Checkpoints(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         by_step = self.steps and state.global_step % self.steps == 0
         by_time = self.seconds and agreed(time.monotonic() - self._saved >= self.seconds)
-        if by_step or by_time or control.should_training_stop:
+        if state.global_step < state.max_steps and (by_step or by_time or control.should_training_stop):
             control.should_save = True
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
