@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import get_args
 
-from .catalog import VARIANTS
+from .catalog import BUNDLED_MODELS, VARIANTS
 from .errors import ConfigError
 from .records import Column, MergeBase
 
@@ -38,6 +38,11 @@ def parse_all(texts: Sequence[str], run: str) -> tuple[Column, ...]:
     if len({column.name for column in columns}) < len(columns):
         raise ConfigError("variants", f"{', '.join(texts)} names a column twice; name each once")
     return columns
+
+
+def is_bundled(column: Column) -> bool:
+    """Whether a column is a bundled model as it is: its source names the model, no run or adapter."""
+    return column.recipe == "base" and column.source in BUNDLED_MODELS
 
 
 def title(column: Column, run: str = "") -> str:

@@ -13,6 +13,7 @@ from huggingface_hub import constants, hf_hub_download, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from .catalog import BUNDLED_MODELS, SHAPES, bundled_path, is_fetched, is_shape, shape_named
+from .columns import is_bundled
 from .errors import AdapterError, ModelError, RunError
 from .memory import ModelShape
 from .records import BaseForm, Column
@@ -91,7 +92,7 @@ def planned_shape(settings: Settings, model: str) -> ModelShape:
 
 def origin_of(settings: Settings, runs: RunStore, column: Column) -> Origin:
     """Where a column's weights come from; a base may be named by a bundled model, before any run has an adapter."""
-    if column.recipe == "base" and column.source in BUNDLED_MODELS:
+    if is_bundled(column):
         folder = resolve(settings, column.source)
         return Origin(column.source, Path(folder), folder, "16bit")
     return find_adapter(settings, runs, column.source)

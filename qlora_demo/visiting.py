@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .catalog import BUNDLED_MODELS
-from .columns import title
+from .columns import is_bundled, title
 from .config import GenerationSettings
 from .errors import ConfigError, NoRoom, RunError
 from .placement import unit_name
@@ -22,7 +21,7 @@ from .settings import Limits, variable
 def finished_only(runs: RunStore, columns: Sequence[Column]) -> None:
     """Raises `RunError` where a column is neither of a finished run nor a bundled model as it is."""
     for column in columns:
-        if column.recipe == "base" and column.source in BUNDLED_MODELS:
+        if is_bundled(column):
             continue
         try:
             run = runs.get(column.source)

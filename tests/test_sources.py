@@ -10,10 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from qlora_demo.catalog import SMOLLM2
 from qlora_demo.config import TrainConfig
 from qlora_demo.errors import AdapterError, ModelError, RunError
+from qlora_demo.records import Column
 from qlora_demo.services import Services
-from qlora_demo.sources import find_adapter, shape_of, weights_digest
+from qlora_demo.sources import adapter_bytes, find_adapter, origin_of, shape_of, weights_digest
 
 
 def test_a_run_names_its_base_its_method_and_what_it_was_trained_on(services: Services, tiny_model: Path) -> None:
@@ -23,6 +25,17 @@ def test_a_run_names_its_base_its_method_and_what_it_was_trained_on(services: Se
     found = find_adapter(services.settings, services.runs, run.id)
     assert (found.name, found.adapter, found.model) == (run.id, run.adapter, str(tiny_model))
     assert (found.form, found.digest) == ("16bit", "abcd")
+
+
+def test_a_bundled_model_is_a_base_column_s_source_and_no_other_s(services: Services, tiny_model: Path) -> None:
+    folder = services.settings.models / SMOLLM2.name
+    folder.parent.mkdir()
+    folder.symlink_to(tiny_model)
+    found = origin_of(services.settings, services.runs, Column("base", "base", SMOLLM2.name))
+    assert (found.name, found.form, adapter_bytes(found.adapter)) == (SMOLLM2.name, "16bit", 0)
+    assert found.model == str(found.adapter) == str(folder)
+    with pytest.raises(AdapterError, match="no such run or folder"):
+        origin_of(services.settings, services.runs, Column("adapter", "adapter", SMOLLM2.name))
 
 
 def test_a_run_without_an_adapter_is_refused(services: Services) -> None:

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import logs
-from ..catalog import BUNDLED_MODELS
-from ..columns import parse
+from ..columns import is_bundled, parse
 from ..config import TrainConfig
 from ..errors import DataError, OutOfMemory
 from ..exporting import base_for, card, export_folder, facts, lines
@@ -114,9 +113,8 @@ class Engine:
 
     def _load(self, columns: Sequence[Column], halt: Halt, purpose: Purpose) -> Generator[Progress]:
         self._variants.plan(columns)
-        source = columns[0].source
-        whose = source if source in BUNDLED_MODELS else f"run {source}"
-        self._held = self._held or self._lease.acquire(purpose, f"of {whose}")
+        run = "" if is_bundled(columns[0]) else "run "
+        self._held = self._held or self._lease.acquire(purpose, f"of {run}{columns[0].source}")
         room = True
         try:
             for progress in self._variants.load(columns):

@@ -29,7 +29,6 @@ class Reporter(TrainerCallback):
         self.path = path
         self.config = config
         self.choices = choices
-        self.stopping = False
         self.trouble = ""
         self.eval_loss: float | None = None
         self.tokens = 0
@@ -82,8 +81,7 @@ class Reporter(TrainerCallback):
             append_metrics(self.path, metrics)
 
     def _check_stop(self, control: Any) -> None:
-        self.stopping = agreed((self.path / "stop").exists())
-        if self.stopping:
+        if agreed((self.path / "stop").exists()):
             control.should_training_stop = True
 
     def _check_loss(self, loss: float, step: int, control: Any) -> None:

@@ -107,7 +107,7 @@ def _finish(path: Path, config: TrainConfig, splits: Splits, trainer: SFTTrainer
     broken = bool(losses) and not math.isfinite(losses[-1])
     if trainer.state.global_step and not broken:
         _save_adapter(path, config, trainer)
-    early = reporter.stopping or trainer.state.global_step < trainer.state.max_steps
+    early = trainer.state.global_step < trainer.state.max_steps
     status = "failed" if broken else "stopped" if early else "finished"
     if status == "finished" and is_main():
         shutil.rmtree(path / CHECKPOINTS, ignore_errors=True)

@@ -108,7 +108,7 @@ def wire(
         return _drawn(services, _with(seen, stage) if talk.answers else seen, operates(request))
 
     drawn = [parts.box, parts.line, *parts.buttons, parts.seen]
-    gate.on(gr.Timer(_POLL_SECONDS).tick, look, parts.seen, drawn, needs="visitor", concurrency_limit=None)
+    gate.on(gr.Timer(_POLL_SECONDS).tick, look, parts.seen, drawn, needs="operator", concurrency_limit=None)
     for event in chat.asking:
         gate.on(event.then, asked, [chat.talk, parts.seen], drawn, needs="visitor")
     for stage, button in zip(guide.STAGES, parts.buttons, strict=True):
@@ -128,13 +128,18 @@ def _leading(services: Services, stage: Stage) -> Callable[[str | None, Seen], l
     control = _CONTROLS[stage]
 
     def lead(run: str | None, seen: Seen) -> list[Any]:
-        tuned = guide.newest_tuned(services.runs.all())
-        prompts, _ = examples(services.runs, tuned.id if tuned and run not in services.runs.names() else run)
-        prompt = prompts[0] if control is _SEND and prompts else gr.skip()
+        prompt = _question(services, run) if control is _SEND else gr.skip()
         after = _with(seen, stage) if stage is guide.DATA else seen
         return [gr.Tabs(selected=control.tab), prompt, *_drawn(services, after, operator=True)]
 
     return lead
+
+
+def _question(services: Services, chosen: str | None) -> Any:
+    """One that the newest run never saw, else one for what is chosen; what is in the box stays where there is none."""
+    tuned = guide.newest_tuned(services.runs.all())
+    prompts, _ = examples(services.runs, tuned.id if tuned else chosen)
+    return prompts[0] if prompts else gr.skip()
 
 
 def _drawn(services: Services, seen: Seen, operator: bool) -> list[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import gradio as gr
@@ -45,17 +46,16 @@ def build_page(services: Services, status: AppStatus) -> gr.Blocks:
                 account.explain(gate)
                 train_tab.build(services, page, gate)
             with gr.Tab("Chat", id="chat") as chat:
-                untrained = [_train_first(tabs, gate)]
                 talked = chat_tab.build(services, gate)
             with gr.Tab("Evaluate", id="evaluate") as judge:
                 account.explain(gate)
-                untrained.append(_train_first(tabs, gate))
+                none_to_judge = _train_first(tabs, gate)
                 judged = evaluate_tab.build(services, gate)
             with gr.Tab("Benchmark", id="benchmark"):
                 account.explain(gate)
                 benchmark_tab.build(services, page, gate)
             with gr.Tab("Explain", id="explain") as explained:
-                untrained.append(_train_first(tabs, gate))
+                none_to_explain = _train_first(tabs, gate)
                 explain = explain_tab.build(services, gate)
             with gr.Tab("Live", id="live") as live:
                 live_tab.build(services, gate)
@@ -65,31 +65,33 @@ def build_page(services: Services, status: AppStatus) -> gr.Blocks:
         def where() -> str:
             return render.status_line(device_info(), services.lease.holder(), status.notes())
 
-        def refresh(chosen: str | None) -> list[Any]:
-            found = chat_tab.runs_with_adapter(services.runs, chosen)
-            return [found, gr.Button(visible=not found.choices)]
-
-        def talk_to(chosen: str | None) -> list[Any]:
-            return [chat_tab.askable(services, chosen), refresh(chosen)[1]]
+        def talk_to(chosen: str | None) -> gr.Dropdown:
+            return chat_tab.askable(services, chosen)
 
         gate.on(page.load, lambda: None, needs="visitor", js=LABELS)
         gate.on(gr.Timer(5).tick, where, None, line, needs="visitor", concurrency_limit=None)
         gate.on(page.load, where, None, line, needs="visitor")
         gate.on(page.load, lambda: render.found_at_start(status.found), None, found_at_start, needs="visitor")
         gate.on(explained.select, explain.open, explain.inputs, explain.outputs, needs="visitor")
-        for tab, fill, dropdown, first in zip(
-            (chat, judge, explained),
-            (talk_to, refresh, refresh),
-            (talked.run, judged, explain.run),
-            untrained,
-            strict=True,
-        ):
-            if tab is not explained:  # which reads the model when it is opened, and not before
-                gate.on(page.load, fill, dropdown, [dropdown, first], needs="visitor")
-            gate.on(tab.select, fill, dropdown, [dropdown, first], needs="visitor")
+        for trigger in (page.load, chat.select):
+            gate.on(trigger, talk_to, talked.run, talked.run, needs="visitor")
+        _list_runs(services, gate, (page.load, judge.select), (judged, none_to_judge))
+        # Explain reads the model when it is opened, and not before.
+        _list_runs(services, gate, (explained.select,), (explain.run, none_to_explain))
         gr.Markdown(f"<small>qlora-demo {__version__}</small>")
         gate.close(page)
     return page
+
+
+def _list_runs(services: Services, gate: Gate, events: Sequence[Any], parts: tuple[gr.Dropdown, gr.Button]) -> None:
+    """Have a dropdown list the finished runs, and a button lead on where there is none."""
+
+    def refresh(chosen: str | None) -> list[Any]:
+        found = chat_tab.runs_with_adapter(services.runs, chosen)
+        return [found, gr.Button(visible=not found.choices)]
+
+    for trigger in events:
+        gate.on(trigger, refresh, parts[0], list(parts), needs="visitor")
 
 
 def _train_first(tabs: gr.Tabs, gate: Gate) -> gr.Button:

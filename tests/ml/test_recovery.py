@@ -18,6 +18,7 @@ from qlora_demo.columns import parse_all
 from qlora_demo.config import GenerationSettings, TrainConfig
 from qlora_demo.errors import ConfigError, RunError
 from qlora_demo.halt import Halt
+from qlora_demo.ml.checkpoints import Checkpoints
 from qlora_demo.ml.load import load_16bit
 from qlora_demo.ml.merge import load_merged
 from qlora_demo.ml.reporter import Reporter
@@ -53,6 +54,14 @@ def kill(run: Run) -> None:
             command = (process / "cmdline").read_bytes() if (process / "cmdline").exists() else b""
             if str(run.path).encode() in command:
                 os.kill(int(process.name), signal.SIGKILL)
+
+
+@pytest.mark.parametrize(("step", "saved"), [(5, True), (6, False)])
+def test_there_is_no_checkpoint_after_the_last_step(step: int, saved: bool) -> None:
+    """From there the trainer would do a step more than it was asked for."""
+    control, state = TrainerControl(should_training_stop=True), TrainerState(global_step=step, max_steps=6)
+    Checkpoints(TrainConfig(save_steps=1)).on_step_end(None, state, control)
+    assert control.should_save == saved
 
 
 def whole_checkpoint(run: Run) -> bool:

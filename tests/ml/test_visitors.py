@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from qlora_demo.access import Visitor
+from qlora_demo.catalog import SMOLLM2
 from qlora_demo.compose import build_services
 from qlora_demo.errors import NoRoom, RunError
 from qlora_demo.halt import Halt
@@ -170,6 +171,12 @@ def test_columns_of_unfinished_runs_are_not_for_visitors(app: SimpleNamespace) -
     for source in ("/etc", "../runs", "someone/something", "20260101-000000-qlora-0000"):
         with pytest.raises(RunError, match="is of no finished run here"):
             finished_only(app.services.runs, [replace(column, source=source)])
+
+
+def test_a_bundled_model_as_it_is_is_for_visitors_too(app: SimpleNamespace) -> None:
+    finished_only(app.services.runs, [Column("base", "base", SMOLLM2.name)])
+    with pytest.raises(RunError, match="is of no finished run here"):
+        finished_only(app.services.runs, [Column("merged", "merged", SMOLLM2.name)])
 
 
 def test_what_would_push_models_out_is_refused(app: SimpleNamespace) -> None:
