@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from qlora_demo.catalog import SMOLLM2
 from qlora_demo.config import GenerationSettings, TrainConfig
-from qlora_demo.errors import DemoError, DeviceBusy
+from qlora_demo.errors import ConfigError, DemoError, DeviceBusy
 from qlora_demo.halt import Halt
 from qlora_demo.knobs import field_names
 from qlora_demo.records import Answer, AnswerRequest, Progress
@@ -130,3 +131,12 @@ def test_what_waits_for_a_vote_is_not_taken_back(tab: Tab) -> None:
         with pytest.raises(DemoError, match="wait for a vote"):
             tab.press(button)
         assert tab.said() == ["one", "answer 1", "two", "answer 2"]
+
+
+def test_the_base_model_alone_is_offered_as_such_and_has_no_report(services: Services) -> None:
+    chat = Chat(services, SAMPLING)
+    names, system, examples, *_ = chat.choose_run(SMOLLM2.name, ["base", "adapter"])
+    assert names._constructor_args[0] == {"choices": [("Base", "base")], "value": ["base"]}
+    assert "JSON" in system and examples._constructor_args[0]["samples"]
+    with pytest.raises(ConfigError, match="not trained yet; train it, then ask"):
+        chat.keep(Talk(run=SMOLLM2.name))

@@ -115,6 +115,8 @@ class Chat:
 
     def keep(self, talk: Talk) -> None:
         """Put the last prompt and its answers into the run's report."""
+        if talk.run in BUNDLED_MODELS:
+            raise ConfigError("report", f"only runs have one, and {talk.run} is not trained yet; train it, then ask")
         run = self.services.runs.get(needed_run(talk.run))
         count = keep_conversation(run, talk.system, talk.prompt, list(talk.answers.values()))
         gr.Info(
