@@ -134,9 +134,9 @@ def test_what_waits_for_a_vote_is_not_taken_back(tab: Tab) -> None:
 
 
 def test_the_base_model_alone_is_offered_as_such_and_has_no_report(services: Services) -> None:
-    chat = Chat(services, SAMPLING)
+    chat = Chat(services, list(SAMPLING))
     names, system, examples, *_ = chat.choose_run(SMOLLM2.name, ["base", "adapter"])
-    assert names._constructor_args[0] == {"choices": [("Base", "base")], "value": ["base"]}
+    assert (names["choices"], names["value"]) == ([("Base", "base")], ["base"])
     assert "JSON" in system and examples._constructor_args[0]["samples"]
     with pytest.raises(ConfigError, match="not trained yet; train it, then ask"):
         chat.keep(Talk(run=SMOLLM2.name))

@@ -128,7 +128,7 @@ class Chat:
         prompts, system = examples(self.services.runs, run)
         chosen = ["base"] if run in BUNDLED_MODELS else list(DEFAULT_COLUMNS) if names == ["base"] else names
         return [
-            gr.Dropdown(choices=column_choices(self.services.runs, run), value=chosen),
+            gr.update(choices=column_choices(self.services.runs, run), value=chosen),
             system,
             gr.Dataset(samples=[[text] for text in prompts]),
             *self.draw(Talk()),

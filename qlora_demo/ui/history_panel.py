@@ -44,7 +44,7 @@ class History:
         kept = [run.id for run in runs if run.id in names]
         choices = [(render.run_label(run), run.id) for run in runs]
         table = gr.Dataframe(render.runs_table(runs), visible=bool(runs))
-        return [table, gr.Dropdown(choices=choices, value=kept), self._side_by_side(kept), now]
+        return [table, gr.update(choices=choices, value=kept), self._side_by_side(kept), now]
 
     def compare(self, names: list[str]) -> list[Any]:
         """Curves over each other, figures side by side, what the first two differ in, and the first one's note."""
