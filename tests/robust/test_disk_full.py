@@ -193,7 +193,7 @@ def services_runs(home: Path) -> Any:
 def test_a_checkpoint_that_finds_no_room_is_gone_and_the_run_goes_on_from_the_last_whole_one(
     services: Services, home: Path, tiny_model: Path, chat_file: Path, room_kib: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = TrainConfig(model=str(tiny_model), dataset=str(chat_file), **TINY | {"max_steps": 6, "save_steps": 2})
+    config = TrainConfig(model=str(tiny_model), dataset=str(chat_file), **TINY | {"max_steps": 8, "save_steps": 2})
     run = services.runs.create(config)
     ballast: list[Path] = []
     append = append_metrics
@@ -219,13 +219,13 @@ def test_a_checkpoint_that_finds_no_room_is_gone_and_the_run_goes_on_from_the_la
     train(run.path, config, services.settings)
     run = services.runs.get(run.id)
     assert (run.state.status, run.has_adapter) == ("finished", True)
-    assert [line.step for line in services.runs.metrics(run.id) if line.loss is not None] == [1, 2, 3, 4, 5, 6]
+    assert [line.step for line in services.runs.metrics(run.id) if line.loss is not None] == list(range(1, 9))
 
 
 def test_an_adapter_that_finds_no_room_is_not_there_and_the_run_can_go_on(
     services: Services, home: Path, tiny_model: Path, chat_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = TrainConfig(model=str(tiny_model), dataset=str(chat_file), **TINY | {"max_steps": 2, "save_steps": 2})
+    config = TrainConfig(model=str(tiny_model), dataset=str(chat_file), **TINY | {"max_steps": 3, "save_steps": 2})
     run = services.runs.create(config)
     save = trainer._save_adapter
     with monkeypatch.context() as patch:
