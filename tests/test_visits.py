@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Generator, Iterator
 
+import gradio as gr
 import pytest
 
 from qlora_demo import logs
@@ -121,6 +122,13 @@ def test_a_refusal_is_logged_by_its_kind_and_without_its_words(kept: Kept, strea
     ((event, request, facts),) = kept.events
     assert (event, facts["error"]) == ("request.refused", "RequestError") and request
     assert "secret" not in str(facts)
+
+
+def test_a_refusal_hands_back_an_untouched_output_only_where_there_is_one() -> None:
+    def refuse() -> None:
+        raise RequestError("prompt: it is empty")
+
+    assert (told(refuse)(), told(refuse, draws=False)()) == (gr.skip(), None)
 
 
 def test_the_models_thread_logs_under_the_name_of_who_asks(kept: Kept) -> None:

@@ -117,9 +117,10 @@ def _finish(path: Path, config: TrainConfig, splits: Splits, trainer: SFTTrainer
 
 
 def score_answers(trainer: SFTTrainer, rows: list[Any]) -> dict[str, Any]:
-    """The task's own score of greedy answers to held-out rows, by the model that was just trained."""
+    """The task's own score of greedy answers to held-out rows, by the model that was just trained; ranks that hold a
+    part of it each answer together."""
     talks = [row["messages"] for row in rows if "messages" in row]
-    if not talks or not is_main():
+    if not talks or not (is_main() or trainer.is_fsdp_enabled):
         return {}
     settings = GenerationSettings(max_new_tokens=ANSWER_TOKENS)
     model = trainer.accelerator.unwrap_model(trainer.model).eval()

@@ -165,12 +165,15 @@ def _sft_config(path: Path, config: TrainConfig, chosen: Chosen) -> SFTConfig:
 
 
 def _spread(config: TrainConfig, chosen: Chosen) -> dict[str, Any]:
-    """FSDP2 where it is chosen: whole layers are gathered for their turn, and recomputed by FSDP's own means."""
-    checkpointing = chosen.gradient_checkpointing
+    """FSDP2 where it is chosen: whole layers are gathered for their turn.
+
+    Activations are recomputed by the model's own means there too: accelerate's wrappers draw another dropout when they
+    recompute, and rename the layers, under which PEFT then finds no adapter to save.
+    """
+    checkpointing = {"activation_checkpointing": chosen.gradient_checkpointing}
     if config.parallel == "ddp":
-        return {"activation_checkpointing": checkpointing}
-    settings = {"version": 2, "reshard_after_forward": True, "activation_checkpointing": checkpointing}
-    return {"activation_checkpointing": False, "fsdp": True, "fsdp_config": settings}
+        return checkpointing
+    return checkpointing | {"fsdp": True, "fsdp_config": {"version": 2, "reshard_after_forward": True}}
 
 
 def lora_config(config: TrainConfig) -> LoraConfig:

@@ -49,7 +49,7 @@ class Gate:
         if needs == "operator":
             self.guard(*(source for source in sources if isinstance(source, gr.components.Component)))
         visit = not isinstance(sources[0], gr.Blocks | gr.Timer)
-        checked = told(self._checked(handler, needs, counted), visit=visit)
+        checked = told(self._checked(handler, needs, counted), visit=visit, draws=bool(outputs))
         if len(triggers) == 1:
             return triggers[0](checked, inputs, outputs, **_QUIET | options)
         return gr.on(triggers, checked, inputs, outputs, **_QUIET | options)

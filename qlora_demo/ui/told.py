@@ -16,15 +16,16 @@ from ..errors import DemoError, Forbidden
 from ..visits import VISITS, each, new_request
 
 
-def told(handler: Callable[..., Any], *, visit: bool = True) -> Callable[..., Any]:
+def told(handler: Callable[..., Any], *, visit: bool = True, draws: bool = True) -> Callable[..., Any]:
     """A handler whose `DemoError`s appear as a message and leave the page as it was.
 
     Raising `gr.Error` instead would stamp "Error" over everything the handler might have drawn; that is right only for
     who may not use the handler at all.  What the handler logs bears the request's name; ``visit``: a person asked for
-    it, not a page by itself.
+    it, not a page by itself; ``draws``: it has outputs, which are left alone then.
     """
     name = getattr(handler, "__qualname__", "handler")
     going = VISITS.one if visit else contextlib.nullcontext
+    untouched = gr.skip() if draws else None
     if inspect.isgeneratorfunction(handler):
 
         @functools.wraps(handler)
@@ -35,8 +36,8 @@ def told(handler: Callable[..., Any], *, visit: bool = True) -> Callable[..., An
                     yield from each(handler(*args, **kwargs), request)
                 except DemoError as exc:
                     with logs.of(request=request):
-                        shown = _shown(name, exc)
-                    yield shown
+                        _show(name, exc)
+                    yield untouched
 
         return generator
 
@@ -46,14 +47,14 @@ def told(handler: Callable[..., Any], *, visit: bool = True) -> Callable[..., An
             try:
                 return handler(*args, **kwargs)
             except DemoError as exc:
-                return _shown(name, exc)
+                _show(name, exc)
+                return untouched
 
     return function
 
 
-def _shown(name: str, exc: DemoError) -> Any:
+def _show(name: str, exc: DemoError) -> None:
     logs.event("request.refused", logging.WARNING, handler=name, error=type(exc).__name__)
     if isinstance(exc, Forbidden):
         raise gr.Error(str(exc), duration=20, print_exception=False) from exc
     gr.Warning(str(exc), duration=20, title="Not done")
-    return gr.skip()
