@@ -6,6 +6,9 @@
 PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
+PYTEST := $(BIN)/python -m pytest
+# A test file at a time on each of two cores, in their own order.
+SPREAD := -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test soak quick lint audit chromium screenshot clean
 
@@ -14,13 +17,13 @@ demo: .venv/.demo
 	$(BIN)/python app.py
 
 test: .venv/.dev lint chromium
-	$(BIN)/python -m pytest
+	$(PYTEST) $(SPREAD)
 
 soak: .venv/.dev
-	QLORA_DEMO_SOAK_SECONDS=300 $(BIN)/python -m pytest -s tests/robust/test_soak.py
+	QLORA_DEMO_SOAK_SECONDS=300 $(PYTEST) -s tests/robust/test_soak.py
 
 quick: .venv/.dev
-	$(BIN)/python -m pytest -m "not bundled and not browser and not processes"
+	$(PYTEST) $(SPREAD) -m "not bundled and not browser and not processes"
 
 lint: .venv/.dev
 	$(BIN)/ruff format --check .
@@ -41,7 +44,7 @@ chromium: .venv/.dev
 	|| $(BIN)/python -m playwright install chromium
 
 screenshot: .venv/.dev chromium
-	QLORA_DEMO_SCREENSHOTS=docs $(BIN)/python -m pytest tests/browser
+	QLORA_DEMO_SCREENSHOTS=docs $(PYTEST) tests/browser
 
 .venv/bin/python:
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed; set PYTHON=/path/to/python3.11" >&2; exit 2; }

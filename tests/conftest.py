@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import hypothesis
 import pytest
@@ -29,19 +27,13 @@ hypothesis.settings.load_profile("here")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
-@pytest.fixture(autouse=True)
-def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """One thread for the tiny model, here and in the processes that a test starts: threads that wait for each other
-    cost more than its passes."""
-    torch: Any = sys.modules.get("torch")
-    if request.node.get_closest_marker("bundled") or not torch:
-        yield
-        return
-    before = torch.get_num_threads()
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+# Two files are tested at once on two cores: threads that wait for each other would cost more than they bring.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes longest begins first."""
+    items.sort(key=lambda item: item.get_closest_marker("bundled") is None)
 
 
 @pytest.fixture

@@ -124,7 +124,7 @@ def test_a_refusal_is_logged_by_its_kind_and_without_its_words(kept: Kept, strea
     assert "secret" not in str(facts)
 
 
-def test_a_refusal_hands_back_an_untouched_output_only_where_there_is_one() -> None:
+def test_a_refusal_hands_back_an_untouched_output_only_where_there_is_one(kept: Kept) -> None:
     def refuse() -> None:
         raise RequestError("prompt: it is empty")
 

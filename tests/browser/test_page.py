@@ -20,6 +20,8 @@ from tests.browser.readable import steady, wrong_with
 
 pytestmark = [pytest.mark.browser, pytest.mark.bundled]
 MINUTE = 60_000
+STEPS = 16
+"""Enough to learn the form of an answer."""
 ENDED = re.compile("ended by itself|cut at|stopped by hand")
 
 
@@ -37,11 +39,12 @@ def screenshot(page: Page, name: str) -> None:
         page.screenshot(path=Path(folder) / f"{name}.png", full_page=True)
 
 
+@pytest.mark.timeout(1200)
 def test_a_newcomer_is_led_from_nothing_to_a_report(page: Page, server: Server, browser: Browser) -> None:
     data_and_base_model(page)
     next_is(page, "Train")
     tab(page, "Train")
-    set_number(page, "max_steps", "30")
+    set_number(page, "max_steps", str(STEPS))
     page.click("#guide-train")
     trains_through_reload_and_restart(page, server, browser)
     screenshot(page, "train")
@@ -89,26 +92,26 @@ def trains_through_reload_and_restart(page: Page, server: Server, browser: Brows
     expect(progress).to_contain_text("running", timeout=MINUTE)
     expect(page.locator("#guide")).to_contain_text("The run is running")
     with steady(page):
-        expect(progress).to_contain_text(re.compile(r"step [1-9]\d* of 30"), timeout=MINUTE)
+        expect(progress).to_contain_text(re.compile(rf"step [1-9]\d* of {STEPS}"), timeout=MINUTE)
 
     page.reload()
-    expect(progress).to_contain_text(re.compile(r"running · step \d+ of 30 · about .* left"), timeout=MINUTE)
+    expect(progress).to_contain_text(re.compile(rf"running · step \d+ of {STEPS} · about .* left"), timeout=MINUTE)
     second = browser.new_page()
     second.goto(server.url)
-    expect(second.locator("#progress")).to_contain_text("of 30", timeout=MINUTE)
+    expect(second.locator("#progress")).to_contain_text(f"of {STEPS}", timeout=MINUTE)
     second.close()
 
     server.kill()
     server.start()
     page.goto(server.url)
-    expect(progress).to_contain_text(re.compile(r"(running|finished) · step \d+ of 30"), timeout=MINUTE)
+    expect(progress).to_contain_text(re.compile(rf"(running|finished) · step \d+ of {STEPS}"), timeout=MINUTE)
     with steady(page):
-        expect(progress).to_contain_text("finished · step 30 of 30", timeout=3 * MINUTE)
+        expect(progress).to_contain_text(f"finished · step {STEPS} of {STEPS}", timeout=5 * MINUTE)
     expect(page.locator("#progress")).to_contain_text("Gradient checkpointing: off")
     for label in ("training", "held-out", "loss (nats per token)", "learning rate"):
         expect(page.get_by_text(label, exact=True).first).to_be_visible()
     page.get_by_role("button", name="Configuration and versions").click()
-    expect(page.locator("#about")).to_contain_text(re.compile("max_steps.*30.*transformers", re.DOTALL))
+    expect(page.locator("#about")).to_contain_text(re.compile(f"max_steps.*{STEPS}.*transformers", re.DOTALL))
     page.get_by_role("button", name="Configuration and versions").click()
 
 
@@ -129,6 +132,15 @@ def three_columns_answer(page: Page) -> None:
     expect(page.locator("#chat-1")).to_contain_text('"category"')
     expect(page.locator("#latency")).to_contain_text("median time per output token")
     screenshot(page, "chat")
+    answers_are_short_from_here(page)
+
+
+def answers_are_short_from_here(page: Page) -> None:
+    """Long enough for the task's answers; what the model says without end is seen by then."""
+    sampling = page.get_by_role("button", name="System prompt and sampling")
+    sampling.click()
+    page.locator("#GenerationSettings-max_new_tokens input").first.fill("40")
+    sampling.click()
 
 
 def ask_example(page: Page) -> None:

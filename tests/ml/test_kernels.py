@@ -22,6 +22,8 @@ from qlora_demo.ml.data import load_splits
 from qlora_demo.ml.trainer import loss_kernels, make_trainer, situation
 
 GPU = torch.device("cuda")
+TRLS_OWN = trl.kernels.chunked_logprob._use_triton
+"""As it is before any test trains here."""
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +33,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         monkeypatch.setattr(f"qlora_demo.ml.{module}.device", lambda: GPU)
     monkeypatch.setattr(trl.kernels.chunked_logprob, "_TRITON_AVAILABLE", True)
     for module in (trl.kernels.chunked_logprob, trl.trainer.utils):
-        monkeypatch.setattr(module, "_use_triton", trl.kernels.chunked_logprob._use_triton)
+        monkeypatch.setattr(module, "_use_triton", TRLS_OWN)
     kernels.triton_trouble.cache_clear()
     yield
     kernels.triton_trouble.cache_clear()

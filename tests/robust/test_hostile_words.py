@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 from urllib.parse import quote
 
+import gradio as gr
 import httpx
 import pytest
 from playwright.sync_api import Browser, expect
@@ -121,7 +122,9 @@ def test_the_app_gives_no_file_away_and_fetches_none(told_app: SimpleNamespace, 
         listener.listen()
         listener.settimeout(0)
         port = listener.getsockname()[1]
-        uploads = [one for one in told_app.page.fns.values() if one.name == "keep" and len(one.inputs) == 1]
+        handlers = told_app.page.fns.values()
+        uploads = [one for one in handlers if one.inputs and isinstance(one.inputs[0], gr.UploadButton | gr.File)]
+        assert uploads
         for path in ("/etc/passwd", str(state), f"http://127.0.0.1:{port}/x", "file:///etc/passwd"):
             for value in ({"path": path}, {"url": path}, {"path": path, "meta": {"_type": "gradio.FileData"}}):
                 for handler in uploads:
