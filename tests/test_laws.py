@@ -15,36 +15,18 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "qlora_demo"
+PLAIN = """
+    access answers background benchmark_cases benchmark_tables benchmarking catalog choices columns differences disk
+    dispatch doctor exporting flops gpu guide halt health history hub idle jobs launcher locks memory memory_plan
+    model_card placement planning plots preload presets promptsets rates report reporting row_files row_formats runs
+    scoring services settings sources status stored syncing tables tickets units verdicts visiting visits votes
+    waiting
+"""
+"""The modules that know neither the page nor the engine's libraries."""
 TIERS = (
     {"app", "cli", "cli_benchmark", "arguments", "console", "__main__", "compose"},
     {"ui", "ml"},
-    {"services", "status", "launcher", "runs", "gpu", "memory", "memory_plan", "catalog", "settings", "locks"}
-    | {"choices", "tickets", "scoring", "sources", "columns", "placement", "planning", "halt", "answers"}
-    | {"promptsets", "reporting", "exporting", "jobs", "verdicts", "access", "rates", "waiting", "visiting", "stored"}
-    | {"benchmarking", "benchmark_cases", "benchmark_tables", "flops", "guide"}
-    | {
-        "votes",
-        "differences",
-        "presets",
-        "history",
-        "dispatch",
-        "row_formats",
-        "row_files",
-        "report",
-        "plots",
-        "tables",
-        "units",
-        "hub",
-        "model_card",
-        "disk",
-        "health",
-        "visits",
-        "preload",
-        "doctor",
-        "syncing",
-        "idle",
-        "background",
-    },
+    set(PLAIN.split()),
     {"records", "config", "benchmark_config", "knobs", "errors", "logs"},
 )
 ENGINE_LIBRARIES = {"torch", "transformers", "peft", "trl", "bitsandbytes", "datasets", "accelerate"}
@@ -294,6 +276,11 @@ def code() -> Sources:
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
 def test_the_code_keeps_the_law(law: Checker, code: Sources) -> None:
     assert law(code) == []
+
+
+def test_files_of_tests_and_benchmarks_are_short_too() -> None:
+    files = [path for folder in ("tests", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
+    assert [path.name for path in files if len(path.read_text("utf-8").splitlines()) > 350] == []
 
 
 @pytest.mark.parametrize(("law", "files", "breaches"), BREACHES, ids=lambda part: getattr(part, "__name__", ""))

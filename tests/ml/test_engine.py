@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import threading
-import time
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,6 @@ from qlora_demo.halt import Halt
 from qlora_demo.ml.generate import stream
 from qlora_demo.ml.load import precision_of, read_adapter_config
 from qlora_demo.ml.turns import turn
-from qlora_demo.ml.worker import Worker
 from qlora_demo.records import AnswerRequest, ExportKind, ExportRequest, Message
 from qlora_demo.runs import Run
 from qlora_demo.services import Services
@@ -305,17 +302,6 @@ def test_sampling_with_one_seed_draws_the_same_from_the_same_logits(services: Se
     assert other[0].token_ids != answers[0].token_ids
 
 
-def test_the_worker_hands_errors_to_the_thread_that_asked() -> None:
-    worker = Worker()
-
-    def fail() -> None:
-        raise RequestError("no")
-
-    with pytest.raises(RequestError, match="no"):
-        worker.call(fail)
-    assert worker.call(lambda: threading.current_thread().name) == "models"
-
-
 def test_loading_can_be_stopped_between_two_models(services: Services, run: Run) -> None:
     services.engine().release()
     stop = Halt()
@@ -326,21 +312,6 @@ def test_loading_can_be_stopped_between_two_models(services: Services, run: Run)
     assert services.engine().resident() == ()
     list(services.engine().load(parse_all(NAMES, run.id), Halt()))
     assert len(services.engine().resident()) == 3
-
-
-def test_the_worker_waits_until_an_item_is_dealt_with(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qlora_demo.ml.worker._PATIENCE_SECONDS", 10)
-    events: list[str] = []
-
-    def make() -> Generator[int]:
-        for number in range(3):
-            events.append(f"make {number}")
-            yield number
-
-    for item in Worker().iterate(make, Halt()):
-        time.sleep(0.02)
-        events.append(f"use {item}")
-    assert events == [f"{what} {number}" for number in range(3) for what in ("make", "use")]
 
 
 def test_every_column_has_each_place_in_the_turn(services: Services, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

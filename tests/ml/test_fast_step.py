@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
-import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,9 @@ from qlora_demo.columns import parse_all
 from qlora_demo.config import GenerationSettings
 from qlora_demo.halt import Halt
 from qlora_demo.ml import fast_step, load
-from qlora_demo.ml.fast_step import CudaGraphs, FastPath, Forward, Run, difference
+from qlora_demo.ml.fast_step import FastPath, Forward, Run, difference
 from qlora_demo.ml.generate import decode, encode, stream
 from qlora_demo.ml.variants import Variants
-from qlora_demo.ml.worker import Worker
 from qlora_demo.records import AnswerRequest, GenerationChunk, Message
 from qlora_demo.services import Services
 from tests.ml.test_variants import finished_run
@@ -289,49 +287,6 @@ def test_a_near_tie_may_turn_and_a_clear_choice_may_not() -> None:
     assert "most likely token" in difference(eager, turned)
 
 
-@pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Names of what was asked of CUDA, in order."""
-    asked: list[str] = []
-
-    class Aside:
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            asked.append(f"{type(self).__name__}{args[1:]}{kwargs}")
-
-        def __enter__(self) -> None:
-            asked.append("enter")
-
-        def __exit__(self, *exc: object) -> None:
-            asked.append("exit")
-
-        def wait_stream(self, other: Any) -> None:
-            asked.append("wait")
-
-        def replay(self) -> None:
-            asked.append("replay")
-
-    for name in ("Stream", "CUDAGraph", "graph", "stream"):
-        monkeypatch.setattr(torch.cuda, name, type(name, (Aside,), {}))
-    monkeypatch.setattr(torch.cuda, "current_stream", Aside)
-    yield asked
-
-
-def test_a_graph_is_captured_after_rehearsals_and_only_replayed_from_then_on(calls: list[str]) -> None:
-    runs: list[str] = []
-
-    def run() -> torch.Tensor:
-        runs.append("run")
-        calls.append("run")
-        return torch.zeros(1)
-
-    replay = CudaGraphs(compiles=True).capture(run)
-    captured = calls.index("graph(){'capture_error_mode': 'thread_local'}")
-    assert calls[captured + 1 : captured + 4] == ["enter", "run", "exit"]
-    assert len(runs) == 4
-    assert replay() is replay()
-    assert (len(runs), calls[-2:]) == (4, ["replay", "replay"])
-
-
 def test_idle_time_makes_the_columns_steps_and_the_proof_still_holds(
     services: Services, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -379,20 +334,3 @@ def test_released_weights_are_freed_with_their_steps(services: Services, tiny_mo
     del weights, one
     held.release()
     assert seen() is None
-
-
-def test_the_worker_works_on_its_own_until_somebody_asks() -> None:
-    pieces = list(range(1000))
-    begun = threading.Event()
-
-    def idle() -> bool:
-        begun.set()
-        time.sleep(0.005)
-        return bool(pieces) and pieces.pop() >= 0
-
-    worker = Worker(idle)
-    begun.wait(10)
-    left = worker.call(lambda: len(pieces))
-    assert left > 0
-    worker.call(pieces.clear)
-    assert worker.call(lambda: "asked") == "asked"
