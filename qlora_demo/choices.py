@@ -10,7 +10,7 @@ from .config import TrainConfig, target_names
 from .errors import ConfigError
 from .memory import ModelShape
 from .memory_plan import Kind, optimizer_of, plan
-from .records import Choice
+from .records import CHECKPOINTING, Choice
 from .units import GIB
 
 _ROOM = 0.8
@@ -106,7 +106,7 @@ def _fused_kernels(situation: Situation) -> tuple[str, str]:
 
 
 def _checkpointing(config: TrainConfig, shape: ModelShape, situation: Situation) -> tuple[bool, Choice]:
-    what = "Gradient checkpointing"
+    what = CHECKPOINTING
     if config.gradient_checkpointing != "auto":
         return config.gradient_checkpointing == "on", Choice(what, config.gradient_checkpointing, "chosen by hand")
     need = plan(shape, config, situation.kind, checkpointing=False).total_bytes

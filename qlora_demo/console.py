@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Iterator
 from typing import Any
 
+from .errors import DeviceBusy
 from .records import Progress, Step
 from .runs import Run
 from .services import Services
 
 
 def follow(services: Services, run: Run) -> Run:
-    """Print a run's losses until it has ended; the run as it ended."""
+    """Print a run's losses until it has ended; the run as it ended.  One that waits begins when the device is free."""
     offset = 0
     while True:
+        if run.state.status == "queued":
+            with contextlib.suppress(DeviceBusy):
+                services.launcher.start_next()
         run = services.runs.get(run.id)
         lines, offset = services.runs.read_since(run.id, offset)
         for line in lines:

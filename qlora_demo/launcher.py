@@ -46,10 +46,11 @@ class Launcher:
         return self._queue(self.runs.create(config), RunState(status="queued", processes=processes))
 
     def resume(self, name: str) -> Run:
-        """Have a run that was interrupted go on from its last whole checkpoint when the device is free."""
+        """Have a run that was interrupted go on from its last whole checkpoint, or where there is none from its first
+        step, when the device is free."""
         run = self.runs.get(name)
-        if not run.resumable_from:
-            why = "has no whole checkpoint" if run.state.ended else "has not ended"
+        if not run.resumable:
+            why = "there is nothing left to train" if run.state.ended else "it has not ended"
             raise RunError(f"run {name}: {run.state.status}, {why}; start a new run with its settings")
         (run.path / "stop").unlink(missing_ok=True)
         return self._queue(run, replace(run.state, status="queued", error="", ended_at=None, lighter=()))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from .config import TrainConfig, target_names
+from .errors import ConfigError
 from .memory import BITS_PER_WEIGHT, ModelShape, activation_bytes
 from .records import Lighter
 from .units import GIB, MIB
@@ -128,7 +129,11 @@ def lighter(shape: ModelShape, config: TrainConfig, kind: Kind, *, checkpointing
 
     def saves(changes: dict[str, Any]) -> int:
         recomputes = checkpointing or changes.get("gradient_checkpointing") == "on"
-        return now - plan(shape, config.changed(**changes), kind, checkpointing=recomputes).total_bytes
+        try:
+            changed = config.changed(**changes)
+        except ConfigError:  # beyond a field's range, or at odds with another
+            return 0
+        return now - plan(shape, changed, kind, checkpointing=recomputes).total_bytes
 
     found = sorted((Lighter(changes, saves(changes)) for changes in wanted), key=lambda one: -one.saves_bytes)
     return tuple(one for one in found if one.saves_bytes > 0)[:3]

@@ -42,11 +42,16 @@ class Lighter:
     saves_bytes: int
 
 
+CHECKPOINTING = "Gradient checkpointing"
+"""What the choice is called."""
+
+
 @dataclass(frozen=True)
 class RunState:
     """Where a run stands.  Times are seconds since the epoch; ``summary`` holds the end's figures; a failed run was
     ``refused`` where its request was wrong (a bad row, an unknown model) and nothing was trained.  ``lighter`` names
-    changes that would have taken less memory, the largest saving first."""
+    changes that would have taken less memory, the largest saving first.  ``earlier_seconds``: of the sittings before
+    the one that began at ``started_at``."""
 
     __pydantic_config__ = {"extra": "forbid", "allow_inf_nan": False}  # noqa: RUF012 - what checks it as it is read
 
@@ -60,10 +65,20 @@ class RunState:
     summary: dict[str, Any] = field(default_factory=dict)
     processes: int = 1
     lighter: tuple[Lighter, ...] = ()
+    earlier_seconds: float = 0.0
 
     @property
     def ended(self) -> bool:
         return self.status in ENDED
+
+    @property
+    def checkpointing(self) -> bool | None:
+        """Whether activations are recomputed; None before that is decided."""
+        return next((one.value == "on" for one in self.choices if one.what == CHECKPOINTING), None)
+
+    def seconds(self, now: float) -> float | None:
+        """How long the run has been at work, loading included; None before it began."""
+        return None if self.started_at is None else self.earlier_seconds + (self.ended_at or now) - self.started_at
 
 
 @dataclass(frozen=True)

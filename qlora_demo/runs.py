@@ -52,6 +52,7 @@ adapter/        the LoRA adapter and tokenizer; PEFT loads it
 checkpoints/    what an interrupted run continues from; gone once it has finished
 results/        evaluation, merge fidelity, prompt sets, chosen conversations (JSON)
 report/         the report as HTML, JSON and CSV, once it was made
+tensorboard/    its logs, where they were asked for
 exports/        what was merged or exported, each with a model card
 initial-adapter/ where an adapter that changes its base (PiSSA, OLoRA) began
 note.json       a person's note and tags
@@ -80,10 +81,15 @@ class Run:
         return self.adapter.is_dir()
 
     @property
+    def resumable(self) -> bool:
+        """Whether the run has ended before its last step and can go on."""
+        return self.state.ended and self.state.status != "finished"
+
+    @property
     def resumable_from(self) -> int:
-        """The step that an ended run would continue from; 0 where it cannot."""
+        """The step that a resumable run would continue from; 0 where it would begin again."""
         checkpoint = last_checkpoint(self.path)
-        return checkpoint[0] if checkpoint and self.state.ended and self.state.status != "finished" else 0
+        return checkpoint[0] if checkpoint and self.resumable else 0
 
     @property
     def lock(self) -> Path:

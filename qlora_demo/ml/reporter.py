@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,12 @@ _WINDOW, _DIVERGED = 10, 2.0
 
 
 class Reporter(TrainerCallback):
-    """Writes what the trainer does into the run directory, and stops it when somebody asks."""
+    """Writes what the trainer does into the run directory, and stops it when somebody asks.  ``earlier``: what a
+    resumed run measured up to its checkpoint."""
 
-    def __init__(self, path: Path, config: TrainConfig, choices: tuple[Choice, ...]) -> None:
+    def __init__(
+        self, path: Path, config: TrainConfig, choices: tuple[Choice, ...], earlier: Sequence[TrainMetrics] = ()
+    ) -> None:
         self.path = path
         self.config = config
         self.choices = choices
@@ -35,8 +39,8 @@ class Reporter(TrainerCallback):
         self.seconds = 0.0
         self._began = 0.0
         self._step_seconds = 0.0
-        self._losses: list[float] = []
-        self._heldout: list[float] = []
+        self._losses = [line.loss for line in earlier if line.loss is not None]
+        self._heldout = [line.eval_loss for line in earlier if line.eval_loss is not None]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         now = read_state(self.path)
@@ -60,6 +64,8 @@ class Reporter(TrainerCallback):
             self._append(TrainMetrics(state.global_step, time.time(), eval_loss=self.eval_loss))
         elif "loss" in logs:
             self._check_loss(float(logs["loss"]), state.global_step, control)
+            if not (math.isfinite(float(logs["loss"])) and math.isfinite(float(logs["grad_norm"]))):
+                control.should_save = False  # nobody would want to go on from there
             tokens = int(logs["num_tokens"]) - self.tokens
             self.tokens += tokens
             self._append(

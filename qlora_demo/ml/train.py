@@ -11,11 +11,13 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import shutil
 import signal
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -30,7 +32,7 @@ from ..disk import is_full
 from ..errors import DemoError, OutOfMemory, RequestError, WorkError
 from ..gpu import device_info
 from ..memory_plan import lighter, plan
-from ..records import Choice, Lighter, RunState
+from ..records import Choice, Lighter, RunState, TrainMetrics
 from ..runs import (
     CHECKPOINT_MARK,
     CHECKPOINTS,
@@ -71,9 +73,16 @@ def main() -> None:
 
 def train(path: Path, config: TrainConfig, settings: Settings) -> None:
     """Run the training and save its adapter; the state says how it ended."""
-    before = read_state(path)
-    write_run_state(path, RunState(status="loading", started_at=before.started_at or time.time()))
+    if config.report_to == "tensorboard":
+        os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(path / "tensorboard"))
+    before, lines = read_state(path), read_metrics(path)[0]
+    earlier = before.earlier_seconds + _sitting_seconds(before, lines)
+    write_run_state(
+        path,
+        RunState("loading", started_at=time.time(), processes=before.processes, earlier_seconds=earlier),
+    )
     checkpoint = last_checkpoint(path)
+    kept = [line for line in lines if checkpoint and line.step <= checkpoint[0]]
     if is_main():
         cut_metrics(path, checkpoint[0] if checkpoint else 0)
     splits = load_splits(config)
@@ -83,7 +92,8 @@ def train(path: Path, config: TrainConfig, settings: Settings) -> None:
         ran_on = versions() | {"base_weights": weights_digest(resolve(settings, config.model))}
         write_atomically(path / "versions.json", json.dumps(ran_on, indent=2))
     logs.event("training.loaded", rows=len(trainer.train_dataset), resumed_from=checkpoint[0] if checkpoint else 0)
-    reporter = Reporter(path, config, chosen.reasons + _data_choices(trainer, config) + _resumed(checkpoint))
+    choices = chosen.reasons + _data_choices(trainer, config) + _resumed(checkpoint)
+    reporter = Reporter(path, config, choices, kept)
     trainer.add_callback(reporter)
     trainer.add_callback(Checkpoints(config))
     trainer.train(resume_from_checkpoint=str(checkpoint[1]) if checkpoint else None)
@@ -109,11 +119,11 @@ def _finish(path: Path, config: TrainConfig, splits: Splits, trainer: SFTTrainer
         _save_adapter(path, config, trainer)
     early = trainer.state.global_step < trainer.state.max_steps
     status = "failed" if broken else "stopped" if early else "finished"
-    if status == "finished" and is_main():
-        shutil.rmtree(path / CHECKPOINTS, ignore_errors=True)
     if config.score_rows and not broken:
         summary["score"] = score_answers(trainer, splits.heldout["test"][: config.score_rows])
     _end(path, status, summary=summary, error=reporter.trouble)
+    if status == "finished" and is_main():
+        shutil.rmtree(path / CHECKPOINTS, ignore_errors=True)
 
 
 def score_answers(trainer: SFTTrainer, rows: list[Any]) -> dict[str, Any]:
@@ -153,7 +163,9 @@ class EndState:
             exc = _out_of_disk(self.path)
         message = str(exc) if isinstance(exc, DemoError) else f"{kind.__name__ if kind else ''}: {exc}"
         message = " ".join(message.split())[:1000]
-        _end(self.path, "failed", error=message, refused=isinstance(exc, RequestError), lighter=self.lighter)
+        kept = (self.path / "adapter").is_dir() or last_checkpoint(self.path) is not None
+        refused = isinstance(exc, RequestError) and not kept
+        _end(self.path, "failed", error=message, refused=refused, lighter=self.lighter)
         if isinstance(exc, DemoError):
             print(f"error: {message}", file=sys.stderr)
             raise SystemExit(exc.exit_code) from exc
@@ -195,14 +207,18 @@ def _out_of_memory(path: Path, exc: BaseException) -> tuple[OutOfMemory, tuple[L
     activations were recomputed."""
     config = TrainConfig.from_file(path / "config.json")
     shape = shape_of(resolve(Settings.from_environment(), config.model))
-    choices = {choice.what: choice.value for choice in read_state(path).choices}
-    checkpointing = choices.get("Gradient checkpointing") == "on"
+    checkpointing = bool(read_state(path).checkpointing)
     needed = plan(shape, config, device_kind(), checkpointing=checkpointing).total_bytes
     told = OutOfMemory(
         f"device: out of memory ({exc}); by the plan the run takes {memory(needed)} and the device has "
         f"{memory(device_info().total_bytes)}; take one of the lighter settings below and start again"
     )
     return told, lighter(shape, config, device_kind(), checkpointing=checkpointing)
+
+
+def _sitting_seconds(before: RunState, lines: Sequence[TrainMetrics]) -> float:
+    """How long the sitting before this one was at work, up to the last that it measured."""
+    return max(0.0, lines[-1].time - before.started_at) if lines and before.started_at else 0.0
 
 
 def _resumed(checkpoint: tuple[int, Path] | None) -> tuple[Choice, ...]:
@@ -228,7 +244,7 @@ def _save_adapter(path: Path, config: TrainConfig, trainer: SFTTrainer) -> None:
 def _end(path: Path, status: Any, **values: Any) -> None:
     state = read_state(path)
     ended = time.time()
-    summary = values.pop("summary", {}) | {"runtime_seconds": ended - (state.started_at or ended)}
+    summary = values.pop("summary", {}) | {"runtime_seconds": state.seconds(ended) or 0.0}
     write_run_state(path, replace(state, status=status, ended_at=ended, summary=summary, **values))
     logs.event("training.ended", state=status)
 

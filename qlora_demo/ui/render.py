@@ -82,8 +82,8 @@ def run_progress(run: Run | None, metrics: Sequence[TrainMetrics]) -> str:
     head = f"<b>{escape(state.status)}</b> · step {step} of {total or '…'}"
     if state.status == "running" and len(steps) > 1:
         head += f" · about {duration(seconds_left(steps, total))} left"
-    if state.ended and state.started_at and state.ended_at:
-        head += f" · took {duration(state.ended_at - state.started_at)}"
+    if state.ended and state.ended_at and (took := state.seconds(state.ended_at)) is not None:
+        head += f" · took {duration(took)}"
     error = f'<p class="bad">{escape(state.error)}</p>' if state.error else ""
     body = bar(share, "training progress") + error + _figures(metrics) + _choices(state.choices)
     return f'<div class="run"><p>{head}</p>{body}</div>'
@@ -137,7 +137,7 @@ def _choices(choices: Sequence[Choice]) -> str:
 
 def _runs_row(run: Run) -> list[object]:
     config, state, summary = run.config, run.state, run.state.summary
-    end, note = state.ended_at or time.time(), read_note(run)
+    took, note = state.seconds(time.time()), read_note(run)
     return [
         run.id,
         state.status,
@@ -151,7 +151,7 @@ def _runs_row(run: Run) -> list[object]:
         _number(score_of(run), ".1%"),
         _number(summary.get("tokens_per_second"), ".0f"),
         memory(summary["peak_memory_bytes"]) if summary.get("peak_memory_bytes") else "",
-        duration(end - state.started_at) if state.started_at else "",
+        "" if took is None else duration(took),
         note.text,
         ", ".join(note.tags),
     ]

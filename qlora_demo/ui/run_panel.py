@@ -141,7 +141,7 @@ def _draw_state(services: Services, run: Run | None, metrics: list[TrainMetrics]
         return [render.run_progress(None, []), "", "", *[gr.Button(visible=False)] * 2, *buttons]
     about = render.run_about(run, services.runs.versions(run.id))
     at = run.resumable_from
-    resume = gr.Button(f"Resume from step {at}" if at else "Resume", visible=bool(at))
+    resume = gr.Button(f"Resume from step {at}" if at else "Start it again", visible=run.resumable)
     stop = gr.Button(visible=not run.state.ended)
     progress = render.run_progress(run, metrics) + _planned(services, run)
     return [progress, about, services.runs.log_tail(run.id), stop, resume, *buttons]
@@ -154,7 +154,9 @@ def _planned(services: Services, run: Run) -> str:
         return ""
     what = "GPU memory allocated" if device_info().kind == "cuda" else "resident memory of the process"
     try:
-        planned = plan_training(services.settings, run.config).chosen.total_bytes
+        switch = "on" if run.state.checkpointing else "off"
+        config = run.config.changed(gradient_checkpointing=switch)
+        planned = plan_training(services.settings, config).chosen.total_bytes
     except DemoError as exc:
         return show.problem(str(exc))
     return show.planned_and_measured(planned, measured, what)

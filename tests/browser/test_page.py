@@ -175,6 +175,7 @@ def retry_multi_turn_stop_and_clear(page: Page) -> None:
 
     page.fill("#prompt textarea", "Tell me another very long story about a scanner.")
     page.click("#send")
+    expect(page.locator("#chat-0")).to_contain_text("scanner", timeout=MINUTE)
     expect(page.locator("#foot-0")).to_contain_text(re.compile(r"answer\s*[3-9] tokens"), timeout=MINUTE)
     page.click("#clear")
     expect(page.locator("#chat-0")).not_to_contain_text("scanner")

@@ -26,6 +26,11 @@ def config(tiny_model: Path, chat_file: Path) -> TrainConfig:
     return TrainConfig(model=str(tiny_model), dataset=str(chat_file), **changes)
 
 
+def sharded_command(run: Run, processes: int) -> list[str]:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    return [*torchrun, "-m", "tests.ml.sharded", str(run.path)]
+
+
 def losses(services: Services, run: Run) -> dict[int, float]:
     return {line.step: line.loss for line in services.runs.metrics(run.id) if line.loss is not None}
 
@@ -46,8 +51,7 @@ def test_ranks_that_hold_a_part_each_train_stop_resume_and_save_as_one_process_t
     services: Services, config: TrainConfig, method: str, checkpointing: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(launcher, "refuse", lambda *_: None)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    monkeypatch.setattr(launcher, "train_command", lambda run, _: [*torchrun, "-m", "tests.ml.sharded", str(run.path)])
+    monkeypatch.setattr(launcher, "train_command", sharded_command)
     config = config.changed(method=method, gradient_checkpointing=checkpointing, score_rows=2)
     monkeypatch.setenv(STOP_AFTER, "3")
     two = wait(services, services.launcher.start(config.changed(parallel="fsdp"), processes=2), ended)

@@ -124,7 +124,7 @@ def test_a_checkpoint_that_a_kill_cut_short_is_skipped(services: Services, confi
 
 def test_what_cannot_go_on_says_why(services: Services, config: TrainConfig) -> None:
     run = services.runs.create(config)
-    with pytest.raises(RunError, match="created, has not ended"):
+    with pytest.raises(RunError, match="created, it has not ended"):
         services.launcher.resume(run.id)
 
 

@@ -59,7 +59,7 @@ def text_of(ended: dict[str, Any]) -> str:
 
 def until(holds: Callable[[], bool]) -> None:
     """Wait for what happens soon in another thread."""
-    for _ in range(300):
+    for _ in range(1200):
         if holds():
             return
         time.sleep(0.1)

@@ -1,0 +1,132 @@
+"""A run in several sittings is one run: nothing of the first is lost by what goes wrong in the second."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import TrainerControl, TrainerState
+
+from qlora_demo.config import TrainConfig
+from qlora_demo.console import follow
+from qlora_demo.errors import DataError
+from qlora_demo.memory import ModelShape
+from qlora_demo.memory_plan import lighter
+from qlora_demo.ml.reporter import Reporter
+from qlora_demo.ml.train import EndState, _sitting_seconds, train
+from qlora_demo.records import RunState, TrainMetrics
+from qlora_demo.runs import CHECKPOINTS, Run, append_metrics, last_checkpoint, write_state
+from qlora_demo.services import Services
+from tests.ml.test_train import TINY, wait
+
+
+@pytest.fixture
+def config(tiny_model: Path, chat_file: Path) -> TrainConfig:
+    return TrainConfig(model=str(tiny_model), dataset=str(chat_file), **TINY | {"save_steps": 2})
+
+
+def stopped_after(services: Services, config: TrainConfig, step: int, patch: pytest.MonkeyPatch) -> Run:
+    """A run that was stopped from outside, with its checkpoint."""
+    run = services.runs.create(config)
+
+    def stops(path: Path, metrics: TrainMetrics) -> None:
+        append_metrics(path, metrics)
+        if metrics.step == step:
+            (path / "stop").touch()
+
+    with patch.context() as inner:
+        inner.setattr("qlora_demo.ml.reporter.append_metrics", stops)
+        train(run.path, config, services.settings)
+    (run.path / "stop").unlink()
+    return services.runs.get(run.id)
+
+
+def test_a_request_that_is_wrong_only_when_it_is_resumed_costs_nothing(
+    services: Services, config: TrainConfig, chat_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = stopped_after(services, config, 1, monkeypatch)
+    assert run.resumable_from == 2 and run.has_adapter
+    chat_file.rename(chat_file.with_suffix(".moved"))
+    with pytest.raises(SystemExit), EndState(run.path):
+        train(run.path, config, services.settings)
+    run = services.runs.get(run.id)
+    assert (run.state.status, run.state.refused, run.resumable_from) == ("failed", False, 2)
+    assert "there is no file" in run.state.error
+
+
+def test_what_fails_while_the_answers_are_scored_leaves_the_checkpoint(
+    services: Services, config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = services.runs.create(config)
+    with monkeypatch.context() as patch:
+        patch.setattr("qlora_demo.ml.train.score_answers", lambda *_: (_ for _ in ()).throw(DataError("scored: no")))
+        with pytest.raises(SystemExit), EndState(run.path):
+            train(run.path, config.changed(score_rows=2), services.settings)
+    assert services.runs.get(run.id).resumable_from == 2
+    train(run.path, config, services.settings)
+    assert services.runs.get(run.id).state.status == "finished"
+    assert not (run.path / CHECKPOINTS).exists()
+
+
+@pytest.mark.parametrize(("loss", "norm"), [(math.nan, 1.0), (2.0, math.nan), (2.0, math.inf)])
+def test_weights_that_are_no_numbers_are_not_kept_to_go_on_from(tmp_path: Path, loss: float, norm: float) -> None:
+    reporter, control = Reporter(tmp_path, TrainConfig(), ()), TrainerControl(should_save=True)
+    logs: dict[str, Any] = {"loss": loss, "learning_rate": 1e-3, "grad_norm": norm, "mean_token_accuracy": 0.5}
+    reporter.on_log(None, TrainerState(global_step=1), control, logs | {"num_tokens": 1})
+    assert not control.should_save
+
+
+def test_patience_and_divergence_remember_the_sittings_before(tmp_path: Path) -> None:
+    earlier = [TrainMetrics(step, step, loss=1.0) for step in range(1, 11)]
+    earlier += [TrainMetrics(10, 10, eval_loss=0.5)]
+    write_state(tmp_path, RunState("running"))
+    reporter, control = Reporter(tmp_path, TrainConfig(early_stopping_patience=1), (), earlier), TrainerControl()
+    reporter.on_log(None, TrainerState(global_step=11), control, {"eval_loss": 0.6})
+    assert control.should_training_stop and "no better than 0.5000" in reporter.trouble
+    assert reporter._losses == [1.0] * 10
+
+
+def test_a_run_s_time_leaves_out_what_lay_between_its_sittings() -> None:
+    before = RunState("failed", started_at=1000.0, earlier_seconds=50.0)
+    assert _sitting_seconds(before, [TrainMetrics(1, 1030.0, loss=1.0)]) == 30
+    assert _sitting_seconds(before, []) == 0
+    now = replace(before, started_at=9000.0, earlier_seconds=80.0)
+    assert (now.seconds(9010.0), RunState("queued").seconds(1.0)) == (90, None)
+
+
+def test_a_run_without_a_checkpoint_begins_again(services: Services, config: TrainConfig) -> None:
+    run = services.runs.create(config)
+    write_state(run.path, RunState("failed", error="killed", processes=1))
+    append_metrics(run.path, TrainMetrics(1, 1.0, loss=9.0))
+    assert last_checkpoint(run.path) is None
+    services.launcher.resume(run.id)
+    run = wait(services, run, lambda one: one.state.status == "finished" and not one.alive)
+    assert [line.step for line in services.runs.metrics(run.id) if line.loss is not None] == [1, 2, 3, 4]
+
+
+def test_the_command_line_begins_a_run_that_waits_when_the_device_is_free(
+    services: Services, config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = services.lease.acquire("chat", "somebody")
+    run = services.launcher.submit(config)
+    assert run.state.status == "queued"
+    started: list[str] = []
+
+    def spawn(run: Run, *_: Any) -> None:
+        started.append(run.id)
+        write_state(run.path, RunState("finished"))
+
+    monkeypatch.setattr(services.launcher, "_spawn", spawn)
+    monkeypatch.setattr("time.sleep", lambda _: held.release())
+    assert follow(services, run).state.status == "finished"
+    assert started == [run.id]
+
+
+def test_a_lighter_setting_beyond_a_field_s_range_is_none(services: Services) -> None:
+    shape = ModelShape(64, 128, 2, 4, 2, 16, 300, True)
+    config = TrainConfig(per_device_train_batch_size=64, gradient_accumulation_steps=128)
+    found = lighter(shape, config, "cpu", checkpointing=False)
+    assert found and all("gradient_accumulation_steps" not in one.changes for one in found)
