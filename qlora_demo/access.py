@@ -56,10 +56,11 @@ class _Session:
 
 
 class Access:
-    """Decides for one app.  Sessions live as long as the process, at most twelve hours."""
+    """Decides for one app, which answers on ``host``.  Sessions live as long as the process, at most twelve hours."""
 
     def __init__(self, settings: Settings, now: Callable[[], float] = time.monotonic) -> None:
         self.settings = settings
+        self.host = settings.host
         self.limits = limits = settings.limits
         self._now = now
         self._sessions: dict[bytes, _Session] = {}
@@ -69,9 +70,10 @@ class Access:
 
     @property
     def open(self) -> bool:
-        """Whether everyone is an operator: on a machine of one's own where nothing else was asked for."""
+        """Whether everyone is an operator: on a machine of one's own, from that machine, where nothing else was asked
+        for."""
         chosen = self.settings
-        return not (chosen.is_space or chosen.shared or chosen.operators or chosen.password)
+        return _loopback(self.host) and not (chosen.is_space or chosen.shared or chosen.operators or chosen.password)
 
     @property
     def trouble(self) -> str:
@@ -80,30 +82,32 @@ class Access:
         named = chosen.operators or chosen.creator
         if self.open or chosen.password or (chosen.hub_sign_in and named):
             return ""
-        why = "QLORA_DEMO_PASSWORD is not set"
+        off, why = "Training is off and nobody is an operator", "QLORA_DEMO_PASSWORD is not set"
+        if not (chosen.is_space or chosen.shared or chosen.operators):
+            return f"{off}: strangers may reach {self.host} and {why}. Set it and restart; 127.0.0.1 needs none."
         if not chosen.hub_sign_in:
             why += " and nobody can sign in with Hugging Face here (a Space whose README says hf_oauth: true)"
         else:
             why += " and QLORA_DEMO_OPERATORS names nobody"
-        return f"Training is off and nobody is an operator: {why}. Set one of them as a secret and restart."
+        return f"{off}: {why}. Set one of them as a secret and restart."
 
-    def warning(self, host: str) -> str:
-        """What whoever starts the app should know about who may do what; empty where there is nothing."""
-        if self.open and not _loopback(host):
-            return f"Whoever reaches {host} may train and delete: set QLORA_DEMO_PASSWORD where strangers can."
-        return self.trouble
+    def answers_to(self, name: str) -> bool:
+        """Whether the app may be asked by this name.  Where everyone is an operator, only by one of this machine's: any
+        other can be another site's, led here so that its pages pass for the app's own (DNS rebinding)."""
+        return not self.open or _loopback(name)
 
-    def identify(self, address: str, session: str = "") -> Visitor:
-        """Who asks from an address, and may hold a session."""
+    def identify(self, address: str, session: str = "", own: bool = True) -> Visitor:
+        """Who asks from an address, and may hold a session; who does not ask by their ``own`` will is a visitor."""
         place, held = _network(address), self._sessions.get(_digest(session))
-        if held is not None and held.until > self._now():
+        if own and held is not None and held.until > self._now():
             return Visitor("operator", place, name=held.name, token=held.token)
-        return Visitor("operator" if self.open else "visitor", place)
+        return Visitor("operator" if own and self.open else "visitor", place)
 
     def require(self, visitor: Visitor, needs: Role) -> None:
         """Raises `Forbidden` where the visitor is not what is needed."""
         if needs == "operator" and visitor.role != "operator":
-            remedy = self.trouble or "sign in at the top of the page, or duplicate the app and use your own"
+            sign_in = "sign in at the top of the page, or duplicate the app and use your own"
+            remedy = self.trouble or ("ask from the app's own page" if self.open else sign_in)
             raise Forbidden(f"role: you are a visitor, and only operators may do this; {remedy}")
 
     def sign_in(self, password: str, address: str) -> str:
@@ -156,10 +160,11 @@ def _digest(text: str) -> bytes:
 
 
 def _loopback(host: str) -> bool:
+    """Whether only this machine reaches it; what is neither an address nor ``localhost`` may lead anywhere."""
     try:
-        return ipaddress.ip_address(host).is_loopback
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
-        return host in ("", "localhost")
+        return host.lower() == "localhost"
 
 
 def _network(address: str) -> str:

@@ -34,6 +34,10 @@ class Lease:
             raise DeviceBusy(f"device: held by {self.holder()}; wait for it or stop it")
         return held
 
+    def is_held_for(self, purpose: Purpose) -> bool:
+        """Whether the device is held, and for this."""
+        return is_held(self.path) and read_note(self.path).get("purpose") == purpose
+
     def holder(self) -> str:
         """Who holds the device, in words; empty when it is free."""
         if not is_held(self.path):
@@ -45,6 +49,13 @@ class Lease:
 def device_info() -> DeviceInfo:
     """The device without importing torch: the first GPU that `nvidia-smi` lists, else the processor."""
     return _nvidia() or _processor()
+
+
+def gpu_count() -> int:
+    """How many GPUs may be seen, without importing torch; 0 where `nvidia-smi` lists none."""
+    listed = sum(line.strip().isdecimal() for line in _smi("index", every=True))
+    visible = _visible()
+    return min(listed, sum(not name.startswith("-") for name in visible)) if visible else listed
 
 
 def bf16_in_words() -> str:
@@ -77,13 +88,20 @@ def _nvidia() -> DeviceInfo | None:
         return None
 
 
-def _smi(fields: str) -> list[str]:
-    """What `nvidia-smi` says of each GPU, or of the first one that may be seen; nothing where it cannot be asked."""
+def _visible() -> list[str]:
+    """The GPUs that CUDA_VISIBLE_DEVICES names; empty where it names none, and all may be seen."""
+    names = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    return [name.strip() for name in names if name.strip()]
+
+
+def _smi(fields: str, every: bool = False) -> list[str]:
+    """What `nvidia-smi` says of the first GPU that may be seen where one is named, else of each; nothing where it
+    cannot be asked."""
     if not shutil.which("nvidia-smi"):
         return []
     query = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
-    if visible := os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip():
-        query.append(f"--id={visible}")
+    if not every and (visible := _visible()):
+        query.append(f"--id={visible[0]}")
     try:
         return subprocess.run(query, capture_output=True, text=True, timeout=10, check=True).stdout.splitlines()
     except (subprocess.SubprocessError, OSError):

@@ -3,15 +3,37 @@
 from __future__ import annotations
 
 import shutil
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import psutil
 
 from . import __version__
 from .services import Services
 from .settings import usable_home
+
+T = TypeVar("T")
+
+
+class Kept(Generic[T]):
+    """What ``read`` answers, read once in so many seconds; whoever asks while it is being read waits for that."""
+
+    def __init__(self, read: Callable[[], T], seconds: float, now: Callable[[], float] = time.monotonic) -> None:
+        self._read = read
+        self._seconds = seconds
+        self._now = now
+        self._lock = threading.Lock()
+        self._kept: tuple[float, T] | None = None
+
+    def __call__(self) -> T:
+        with self._lock:
+            if self._kept is None or self._now() >= self._kept[0] + self._seconds:
+                answer = self._read()
+                self._kept = self._now(), answer
+            return self._kept[1]
 
 
 def facts(services: Services) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Pauses the Space's hardware when nobody has used it for QLORA_DEMO_PAUSE_MINUTES: it bills by the minute.
 
-Never while a run waits or goes, a job works, an answer or anything else that was asked for is under way, or something
-is still to be sent.  A paused Space is started again by its owner.
+Never while a run waits or goes, a job works, a benchmark measures, an answer or anything else that was asked for is
+under way, or something is still to be sent.  A paused Space is started again by its owner.
 """
 
 from __future__ import annotations
@@ -53,8 +53,9 @@ class Pauser:
         return Note(f"pause: {self.trouble}", bad=True) if self.trouble else None
 
     def _busy(self) -> bool:
-        runs = self.services.runs
+        runs, lease = self.services.runs, self.services.lease
         at_work = runs.active() is not None or bool(runs.queued()) or self.services.jobs.going
+        at_work = at_work or lease.is_held_for("benchmark")
         return at_work or not self._visits.idle_seconds() or self._pending()
 
     def _idle_seconds(self) -> float:

@@ -12,10 +12,11 @@
                                on a Space its creator is one too
     QLORA_DEMO_PASSWORD        who knows it can sign in as an operator; at least 8 characters
 
-On a Space, with GRADIO_SHARE, or where operators or a password are set, everyone else is a visitor; elsewhere everyone
-is an operator.  `Limits` lists the limits, each read from QLORA_DEMO_ and its name in capitals.  A Space sets SPACE_ID,
-and OAUTH_CLIENT_ID and its like where its README says ``hf_oauth: true``.  Host and port follow Gradio's own
-GRADIO_SERVER_NAME and GRADIO_SERVER_PORT; uvicorn's FORWARDED_ALLOW_IPS says which proxies may tell an address.
+On a Space, with GRADIO_SHARE, on an address that other machines reach, or where operators or a password are set,
+everyone else is a visitor; elsewhere everyone is an operator.  `Limits` lists the limits, each read from QLORA_DEMO_
+and its name in capitals.  A Space sets SPACE_ID, and OAUTH_CLIENT_ID and its like where its README says
+``hf_oauth: true``.  Host and port follow Gradio's own GRADIO_SERVER_NAME and GRADIO_SERVER_PORT; uvicorn's
+FORWARDED_ALLOW_IPS says which proxies may tell an address.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from .errors import ConfigError
 from .locks import HeldLock
 
 _SPACE_DISK = "/data"
+_HOST = "127.0.0.1"
 _OAUTH = ("OAUTH_CLIENT_ID", "OAUTH_CLIENT_SECRET", "OAUTH_SCOPES", "OPENID_PROVIDER_URL")
 _SHORTEST_PASSWORD = 8
 _PRIVATE_NETWORKS = "127.0.0.0/8,10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,100.64.0.0/10"
@@ -91,7 +93,8 @@ class Settings:
     """Directories are absolute; none need exist yet.
 
     ``space`` is the Space's id, ``creator`` the hub's id of who made it, ``hub_sign_in`` whether people can sign in
-    with Hugging Face, ``shared`` whether strangers can reach the app by a link that Gradio makes.
+    with Hugging Face, ``shared`` whether strangers can reach the app by a link that Gradio makes, ``host`` the address
+    that the app answers on where it is told no other.
     """
 
     home: Path
@@ -106,6 +109,7 @@ class Settings:
     hub_sign_in: bool = False
     creator: str = ""
     shared: bool = False
+    host: str = _HOST
     limits: Limits = LIMITS
 
     @property
@@ -144,6 +148,7 @@ class Settings:
             hub_sign_in=bool(space) and environ.get("SYSTEM") == "spaces" and all(map(environ.get, _OAUTH)),
             creator=environ.get("SPACE_CREATOR_USER_ID", ""),
             shared=environ.get("GRADIO_SHARE", "").lower() == "true",
+            host=environ.get("GRADIO_SERVER_NAME") or _HOST,
             limits=Limits.from_environment(environ),
         )
 

@@ -34,10 +34,35 @@ class Clock:
         (Settings(HOME, operators=("ada",)), "visitor"),
         (Settings(HOME, space="me/demo"), "visitor"),
         (Settings(HOME, shared=True), "visitor"),
+        *((Settings(HOME, host=host), "operator") for host in ("localhost", "127.0.0.2", "::1", "[::1]")),
+        *((Settings(HOME, host=host), "visitor") for host in ("0.0.0.0", "::", "10.0.0.9", "my-box", "")),
     ],
 )
 def test_everyone_is_an_operator_only_where_nothing_else_is_asked_for(settings: Settings, role: str) -> None:
     assert Access(settings).identify("10.0.0.1").role == role
+
+
+@pytest.mark.parametrize(
+    ("settings", "name", "answers"),
+    [
+        *((Settings(HOME), name, True) for name in ("127.0.0.1", "localhost", "::1")),
+        *((Settings(HOME), name, False) for name in ("evil.example", "127.0.0.1.evil.example", "10.0.0.9", "")),
+        (Settings(HOME, password="correct horse"), "demo.example", True),
+        (Settings(HOME, space="me/demo"), "me-demo.hf.space", True),
+    ],
+)
+def test_where_everyone_is_an_operator_only_names_of_this_machine_are_answered_to(
+    settings: Settings, name: str, answers: bool
+) -> None:
+    assert Access(settings).answers_to(name) is answers
+
+
+def test_who_was_sent_by_another_site_is_a_visitor_and_told_so() -> None:
+    access = Access(Settings(HOME))
+    sent = access.identify("127.0.0.1", own=False)
+    assert sent.role == "visitor"
+    with pytest.raises(Forbidden, match="only operators may do this; ask from the app's own page"):
+        access.require(sent, "operator")
 
 
 def test_a_visitor_is_told_what_to_do_and_an_operator_may() -> None:
@@ -121,26 +146,14 @@ def test_without_a_creator_nobody_is_it() -> None:
         (Settings(HOME, space="me/demo"), "QLORA_DEMO_PASSWORD is not set and nobody can sign in with Hugging Face"),
         (Settings(HOME, operators=("ada",)), "nobody can sign in with Hugging Face"),
         (Settings(HOME, space="me/demo", password="correct horse"), ""),
+        (Settings(HOME, host="0.0.0.0"), "strangers may reach 0.0.0.0 and QLORA_DEMO_PASSWORD is not set. Set it"),
+        (Settings(HOME, host="0.0.0.0", password="correct horse"), ""),
+        (Settings(HOME, host="0.0.0.0", operators=("ada",)), "nobody can sign in with Hugging Face"),
     ],
 )
 def test_what_keeps_everyone_from_being_an_operator_is_told(settings: Settings, why: str) -> None:
     trouble = Access(settings).trouble
     assert why in trouble and bool(trouble) == bool(why)
-
-
-@pytest.mark.parametrize(
-    ("settings", "host", "says"),
-    [
-        (Settings(HOME), "127.0.0.1", ""),
-        (Settings(HOME), "localhost", ""),
-        (Settings(HOME), "0.0.0.0", "Whoever reaches 0.0.0.0 may train and delete: set QLORA_DEMO_PASSWORD"),
-        (Settings(HOME, password="correct horse"), "0.0.0.0", ""),
-        (Settings(HOME, space="me/demo"), "0.0.0.0", "Training is off and nobody is an operator"),
-    ],
-)
-def test_whoever_starts_the_app_is_warned(settings: Settings, host: str, says: str) -> None:
-    warning = Access(settings).warning(host)
-    assert says in warning and bool(warning) == bool(says)
 
 
 def test_requests_are_counted_by_page_by_address_and_in_all() -> None:

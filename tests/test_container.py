@@ -20,6 +20,7 @@ import pytest
 import yaml
 
 from qlora_demo.catalog import SMOLLM2
+from qlora_demo.ui.healthz import KEPT_SECONDS
 
 from .dockerfile import Instruction, environment, read_stages
 
@@ -105,7 +106,7 @@ class Container:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        set_there = {"GRADIO_SERVER_PORT": str(port), "GRADIO_SERVER_NAME": "127.0.0.1", "HOME": str(folder / "home")}
+        set_there = {"GRADIO_SERVER_PORT": str(port), "HOME": str(folder / "home")}
         disks = {"QLORA_DEMO_DISK": str(self.disk), "QLORA_DEMO_BUNDLED": str(folder / "shipped")}
         ours = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
         self.spied = self.disk / "spied"
@@ -168,6 +169,7 @@ def test_the_copied_files_are_an_app_that_runs_without_rights_and_is_healthy(con
         time.sleep(0.3)
     with urllib.request.urlopen(container.url) as page:
         assert b"gradio" in page.read()
+    assert "strangers may reach 0.0.0.0 and QLORA_DEMO_PASSWORD is not set" in container.log.read_text("utf-8")
     with urllib.request.urlopen(f"{container.url}/healthz") as answer:
         assert json.load(answer)["home_writable"]
     assert (container.disk / "qlora_demo").is_dir()
@@ -178,6 +180,7 @@ def test_the_copied_files_are_an_app_that_runs_without_rights_and_is_healthy(con
     hosts = {line.split()[-1] for line in container.spied.read_text("utf-8").splitlines()}
     assert "127.0.0.1" in hosts and hosts <= AT_HOME
     (container.disk / "qlora_demo").chmod(0o500)
+    time.sleep(KEPT_SECONDS)
     assert not container.healthy()
 
 

@@ -14,7 +14,9 @@ from qlora_demo.config import TrainConfig
 from qlora_demo.records import RunState
 from qlora_demo.runs import write_state
 from qlora_demo.settings import Limits, Settings
-from tests.calls import Client, numbers, opened
+from qlora_demo.status import AppStatus
+from qlora_demo.ui.page import open_page
+from tests.calls import Client, numbers, opened, quietly
 
 PASSWORD = "correct horse"
 
@@ -172,6 +174,68 @@ def test_behind_https_the_session_is_sent_by_nothing_else(app: SimpleNamespace) 
 def test_another_site_cannot_use_an_operator_s_session(operator: Client, site: str, status: int) -> None:
     headers = {"sec-fetch-site": site}
     assert operator.http.post("/gradio_api/upload", files={"files": b"x"}, headers=headers).status_code == status
+
+
+@pytest.fixture(scope="module")
+def open_app(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The address of a launched app on which everyone is an operator."""
+    return str(opened(build_services(Settings(tmp_path_factory.mktemp("open")))).local_url)
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"sec-fetch-site": "same-origin", "origin": "https://proxy.example"}, 200),
+        ({"origin": "own"}, 200),
+        ({"sec-fetch-site": "cross-site"}, 403),
+        ({"sec-fetch-site": "same-site", "origin": "http://127.0.0.1:1"}, 403),
+        ({"origin": "https://evil.example"}, 403),
+        ({"origin": "http://127.0.0.1:1"}, 403),
+        ({"origin": "null"}, 403),
+    ],
+)
+def test_another_site_s_page_is_no_operator_where_everyone_is(
+    open_app: str, headers: dict[str, str], status: int
+) -> None:
+    own = open_app.rstrip("/")
+    with Client(open_app, **{name: own if value == "own" else value for name, value in headers.items()}) as client:
+        answer = client.http.post("/gradio_api/upload", files={"files": b"x"})
+    assert answer.status_code == status
+    assert status == 200 or "ask from the app's own page" in answer.json()["detail"]
+
+
+def test_a_link_on_another_site_still_opens_the_page(open_app: str) -> None:
+    with Client(open_app, **{"sec-fetch-site": "cross-site"}) as client:
+        assert client.http.get("/").status_code == 200
+
+
+NAMES = {"localhost:7860": 200, "[::1]:7860": 200} | dict.fromkeys(["evil.example:7860", "10.0.0.9", "[", ""], 403)
+
+
+@pytest.mark.parametrize(("host", "status"), NAMES.items())
+def test_a_name_that_strangers_may_have_led_here_is_not_answered_to(open_app: str, host: str, status: int) -> None:
+    with Client(open_app, **{"host": host, "sec-fetch-site": "same-origin"}) as client:
+        answers = [client.http.get(path) for path in ("/", "/config", "/healthz")]
+        answers.append(client.http.post("/gradio_api/upload", files={"files": b"x"}))
+    assert {answer.status_code for answer in answers} == {status}
+    assert status == 200 or "set QLORA_DEMO_PASSWORD and restart" in answers[0].json()["detail"]
+
+
+def test_where_there_is_a_password_any_name_is_answered_to(app: SimpleNamespace) -> None:
+    with Client(app.url, host="demo.example") as client:
+        assert client.http.get("/config").status_code == 200
+        assert client.sign_in(PASSWORD).headers["location"] == "./"
+
+
+def test_where_strangers_reach_the_app_nobody_is_an_operator_and_the_page_says_why(home: Path) -> None:
+    services = build_services(Settings(home))
+    page = quietly(lambda: open_page(services, AppStatus(), "0.0.0.0", None))
+    with Client(f"http://127.0.0.1:{page.server_port}") as client:
+        assert client.http.post("/gradio_api/upload", files={"files": b"x"}).status_code == 403
+        [who] = numbers(page, "who")
+        [line] = client.call(who, [])["output"]["data"]
+    assert "Training is off and nobody is an operator: strangers may reach 0.0.0.0" in line
 
 
 def test_guessing_the_password_is_slowed_down(app: SimpleNamespace) -> None:

@@ -1,7 +1,9 @@
-"""What `/healthz` answers; tests/test_container.py asks a real app for it."""
+"""What `/healthz` answers, which tests/test_container.py asks a real app for, and what is kept for who asks again."""
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -10,11 +12,12 @@ from starlette.testclient import TestClient
 
 from qlora_demo import __version__
 from qlora_demo.config import TrainConfig
-from qlora_demo.health import facts
+from qlora_demo.health import Kept, facts
 from qlora_demo.records import RunState
 from qlora_demo.runs import write_state
 from qlora_demo.services import Services
 from qlora_demo.ui.healthz import healthz
+from tests.calls import Client, numbers, opened
 
 
 @pytest.fixture
@@ -51,6 +54,69 @@ def test_it_is_503_where_the_home_cannot_be_written(client: TestClient, home: Pa
     assert (found["device_holder"], found["queued_runs"], found["disk_free_bytes"]) == (None, None, None)
 
 
+def test_who_asks_often_gets_the_same_answer(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+    probes: list[Path] = []
+    monkeypatch.setattr("qlora_demo.health.usable_home", probes.append)
+    monkeypatch.setattr("qlora_demo.ui.healthz.KEPT_SECONDS", 3600.0)
+    client = TestClient(Starlette(routes=[healthz(services)]))
+    first, *others = [client.get("/healthz").json() for _ in range(20)]
+    assert others == [first] * 19
+    assert len(probes) == 1
+
+
 def test_it_leaves_nothing_in_the_home(services: Services, home: Path) -> None:
     facts(services)
     assert list(home.iterdir()) == []
+
+
+def test_it_is_read_again_after_its_seconds_and_not_before() -> None:
+    reads, clock = [0], [100.0]
+
+    def read() -> int:
+        reads[0] += 1
+        return reads[0]
+
+    kept = Kept(read, 4.0, lambda: clock[0])
+    assert (kept(), kept()) == (1, 1)
+    clock[0] += 3.9
+    assert kept() == 1
+    clock[0] += 0.1
+    assert (kept(), kept()) == (2, 2)
+
+
+def test_what_could_not_be_read_is_not_kept() -> None:
+    answers = iter([1, 0])
+    kept = Kept(lambda: 1 // (1 - next(answers)), 4.0)
+    with pytest.raises(ZeroDivisionError):
+        kept()
+    assert kept() == 1
+
+
+def test_who_asks_while_it_is_read_waits_for_the_one_reading() -> None:
+    reading, done, reads = threading.Event(), threading.Event(), []
+
+    def read() -> int:
+        reads.append(1)
+        reading.set()
+        done.wait()
+        return len(reads)
+
+    kept = Kept(read, 3600.0)
+    with ThreadPoolExecutor(8) as threads:
+        first = threads.submit(kept)
+        reading.wait()
+        others = [threads.submit(kept) for _ in range(7)]
+        done.set()
+    assert [one.result() for one in (first, *others)] == [1] * 8
+
+
+def test_open_pages_share_one_reading_of_the_device(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads: list[int] = []
+    monkeypatch.setattr("qlora_demo.gpu._nvidia", lambda: reads.append(1))
+    monkeypatch.setattr("qlora_demo.ui.page._DEVICE_SECONDS", 3600.0)
+    page = opened(services)
+    reads.clear()
+    for number in numbers(page, "where") * 3:
+        with Client(str(page.local_url)) as client:
+            assert "CPU" in client.call(number, [])["output"]["data"][0]
+    assert len(reads) == 1

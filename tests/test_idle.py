@@ -93,6 +93,14 @@ def test_a_job_holds_it(space: Space) -> None:
     assert space.after(1) == [SPACE]
 
 
+def test_a_benchmark_holds_it_and_models_in_memory_do_not(space: Space) -> None:
+    held = space.services.lease.acquire("benchmark", "of ranks")
+    assert space.after(5 * MINUTES) == []
+    held.annotate({"purpose": "chat", "detail": "of a run"})
+    assert space.after(MINUTES) == [SPACE]
+    held.release()
+
+
 def test_what_is_still_to_be_sent_holds_it(space: Space) -> None:
     space.pending = True
     assert space.after(5 * MINUTES) == []

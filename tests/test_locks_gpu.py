@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from qlora_demo.errors import DeviceBusy
-from qlora_demo.gpu import Lease, bf16_in_words, device_info
+from qlora_demo.gpu import Lease, bf16_in_words, device_info, gpu_count
 from qlora_demo.locks import HeldLock, is_held, read_note
 from qlora_demo.records import DeviceInfo
 
@@ -145,6 +145,14 @@ def test_the_holder_of_the_device_is_told_in_words(tmp_path: Path) -> None:
     assert lease.holder() == ""
 
 
+def test_what_the_device_is_held_for_is_told(tmp_path: Path) -> None:
+    lease = Lease(tmp_path)
+    held = lease.acquire("benchmark", "of ranks")
+    assert lease.is_held_for("benchmark") and not lease.is_held_for("chat")
+    held.release()
+    assert not lease.is_held_for("benchmark")
+
+
 def test_two_homes_have_a_device_each(tmp_path: Path) -> None:
     first, second = (Lease(tmp_path / name).acquire("chat") for name in ("a", "b"))
     assert first.fd != second.fd
@@ -177,6 +185,31 @@ def test_without_a_usable_gpu_the_processor_is_the_device(
 ) -> None:
     _fake_nvidia_smi(tmp_path, monkeypatch, script)
     assert device_info().kind == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("script", "visible", "count"),
+    [
+        ("echo 0; echo 1; echo 2", "", 3),
+        ('case "$*" in *--id=*) echo 2;; *) echo 0; echo 1; echo 2;; esac', "2,0", 2),
+        ("echo 0", "0,1", 1),
+        ("echo 0; echo 1", "-1", 0),
+        ('case "$*" in *--query-gpu=index*) echo 0; echo 1;; esac', "1", 1),
+        ("echo No devices were found", "", 0),
+        ("exit 9", "", 0),
+    ],
+)
+def test_the_gpus_that_may_be_seen_are_counted(
+    script: str, visible: str, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _fake_nvidia_smi(tmp_path, monkeypatch, script)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert gpu_count() == count
+
+
+def test_without_nvidia_smi_no_gpu_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert gpu_count() == 0
 
 
 @pytest.mark.parametrize(

@@ -137,6 +137,20 @@ def test_roles_are_read_from_the_environment(tmp_path: Path) -> None:
     assert "correct horse" not in repr(settings)
 
 
+@pytest.mark.parametrize(
+    ("given", "host"),
+    [
+        ({}, "127.0.0.1"),
+        ({"GRADIO_SERVER_NAME": ""}, "127.0.0.1"),
+        ({"GRADIO_SERVER_NAME": "0.0.0.0"}, "0.0.0.0"),
+    ],
+)
+def test_the_app_answers_on_this_machine_alone_unless_it_is_told_otherwise(
+    tmp_path: Path, given: dict[str, str], host: str
+) -> None:
+    assert Settings.from_environment(given | {"QLORA_DEMO_HOME": str(tmp_path)}).host == host
+
+
 def test_a_short_password_is_refused_without_being_told(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"^QLORA_DEMO_PASSWORD: has 7 characters; give at least 8$"):
         Settings.from_environment({"QLORA_DEMO_HOME": str(tmp_path), "QLORA_DEMO_PASSWORD": "secret7"})

@@ -10,7 +10,7 @@ import json
 from collections.abc import Awaitable, Callable, MutableMapping
 from http.cookies import CookieError, SimpleCookie
 from typing import Any
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, urlsplit
 
 from ..access import SESSION_SECONDS, Access, HubUser, Visitor
 from ..errors import Forbidden, RequestError, TooMany
@@ -51,6 +51,7 @@ class Door:
         visitor = self._who(scope, headers)
         scope.setdefault("state", {})["visitor"] = visitor
         try:
+            self._check_name(headers)
             if scope["method"] == "POST" and path in ("/sign-in", "/sign-out"):
                 await self._sign(path, scope, receive, send)
                 return
@@ -60,9 +61,13 @@ class Door:
             await _respond(send, exc.status, json.dumps({"detail": str(exc)}))
 
     def _who(self, scope: Scope, headers: Headers) -> Visitor:
-        """A session counts only on the page's own requests: another site's page can have a browser send its cookie."""
-        own = headers.get(b"sec-fetch-site", "none") in ("same-origin", "none")
-        return self.access.identify(_address(scope), _cookie(headers) if own else "")
+        """Another site's page can have a browser ask, from this machine and with its cookie: neither counts then."""
+        return self.access.identify(_address(scope), _cookie(headers), _is_own(headers))
+
+    def _check_name(self, headers: Headers) -> None:
+        if not self.access.answers_to(_host(headers.get(b"host", "localhost"))):
+            why = "set QLORA_DEMO_PASSWORD and restart to use another name or a proxy"
+            raise _Refused(403, f"everyone is an operator here, so only 127.0.0.1 and localhost are answered to; {why}")
 
     async def _checked(self, path: str, headers: Headers, visitor: Visitor, receive: Receive) -> Receive:
         """What the app may receive of this request; raises `_Refused`."""
@@ -166,6 +171,23 @@ def _too_large(most: int) -> _Refused:
 
 def _address(scope: Scope) -> str:
     return str((scope.get("client") or ("",))[0])
+
+
+def _is_own(headers: Headers) -> bool:
+    """Whether the app's own page asks, or what is no page.  Browsers of before 2023, and all over plain HTTP from
+    another machine, tell no Sec-Fetch-Site; a proxy may have changed the host that an Origin is compared with."""
+    if site := headers.get(b"sec-fetch-site"):
+        return site in ("same-origin", "none")
+    origin = headers.get(b"origin")
+    return origin is None or origin.partition("://")[2].lower() == headers.get(b"host", "").lower()
+
+
+def _host(name: str) -> str:
+    """The host of a Host header, without its port."""
+    try:
+        return urlsplit(f"//{name}").hostname or ""
+    except ValueError:
+        return ""
 
 
 def _cookie(headers: Headers) -> str:

@@ -6,15 +6,19 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from ..health import facts
+from ..health import Kept, facts
 from ..services import Services
+
+KEPT_SECONDS = 1.0
+"""Anybody may ask, as often as they like, and each look writes to the disk and reads every run."""
 
 
 def healthz(services: Services) -> Route:
     """GET and HEAD of `/healthz`: 200, or 503 where the app cannot write its home; see `health.facts`."""
+    look = Kept(lambda: facts(services), KEPT_SECONDS)
 
     def answer(request: Request) -> JSONResponse:
-        found = facts(services)
+        found = look()
         status = 200 if found["home_writable"] else 503
         return JSONResponse(found, status, headers={"Cache-Control": "no-store"})
 

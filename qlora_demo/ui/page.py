@@ -12,6 +12,7 @@ from starlette.middleware import Middleware
 from .. import __version__
 from ..background import begin
 from ..gpu import device_info
+from ..health import Kept
 from ..logs import event
 from ..services import Services
 from ..settings import trust_proxies
@@ -27,6 +28,8 @@ _SESSIONS = 1000
 """Pages whose conversations are kept; beyond, the one that was used longest ago is forgotten."""
 _THREADS = 40
 """For handlers, beside those that wait for an answer."""
+_DEVICE_SECONDS = 4.0
+"""All open pages share one reading of the device: on a GPU it is a process, and something may be timed meanwhile."""
 
 
 def build_page(services: Services, status: AppStatus) -> gr.Blocks:
@@ -62,8 +65,10 @@ def build_page(services: Services, status: AppStatus) -> gr.Blocks:
             gate.only(live, "operator")
         gate.on(page.load, *guide.wire(services, led, tabs, talked, gate), needs="visitor")
 
+        device = Kept(device_info, _DEVICE_SECONDS)
+
         def where() -> str:
-            return render.status_line(device_info(), services.lease.holder(), status.notes())
+            return render.status_line(device(), services.lease.holder(), status.notes())
 
         def talk_to(chosen: str | None) -> gr.Dropdown:
             return chat_tab.askable(services, chosen)
@@ -106,18 +111,19 @@ def launch(services: Services, host: str | None, port: int | None) -> None:
     status = AppStatus()
     page = open_page(services, status, host, port)
     begin(services, status)
-    if warning := services.access.warning(str(page.server_name or "")):
-        event("access.warning", logging.WARNING, text=warning)
+    if trouble := services.access.trouble:
+        event("access.warning", logging.WARNING, text=trouble)
     page.block_thread()
 
 
 def open_page(services: Services, status: AppStatus, host: str | None, port: int | None) -> gr.Blocks:
     """Begin to answer, behind the door; returns at once."""
-    limits = services.settings.limits
+    limits, access = services.settings.limits, services.access
+    access.host = host or access.host
     page = build_page(services, status)
     trust_proxies(services.settings)
     page.launch(
-        server_name=host,
+        server_name=access.host,
         server_port=port,
         css=CSS,
         theme=theme(),
@@ -129,7 +135,7 @@ def open_page(services: Services, status: AppStatus, host: str | None, port: int
         max_threads=_THREADS + limits.queue_length,
         app_kwargs={
             "routes": [healthz(services)],
-            "middleware": [Middleware(Door, access=services.access, needs=role_needed(page))],
+            "middleware": [Middleware(Door, access=access, needs=role_needed(page))],
         },
         prevent_thread_lock=True,
     )
