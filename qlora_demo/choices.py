@@ -77,6 +77,14 @@ def refuse(config: TrainConfig, kind: Kind) -> None:
         raise ConfigError("report_to", f"{config.report_to} is not installed; pip install {config.report_to}, or none")
 
 
+def refuse_processes(config: TrainConfig, processes: int, gpus: int) -> None:
+    """Raise `ConfigError` for more processes than GPUs, where there are any, and for shards of one process."""
+    if gpus and processes > gpus:
+        raise ConfigError("processes", f"{processes} are more than the GPUs here; give at most {gpus}")
+    if config.parallel == "fsdp" and processes < 2:
+        raise ConfigError("processes", "fsdp shards over two or more; give as many, or choose ddp")
+
+
 def refuse_targets(config: TrainConfig, linear: Collection[str]) -> None:
     """Raise `ConfigError` where a layer is named that is not among a model's linear ones, given by their full names."""
     known = sorted({name.rpartition(".")[2] for name in linear} - {"lm_head"})

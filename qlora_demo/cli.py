@@ -80,7 +80,10 @@ def fetch(services: Services, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def train(services: Services, args: argparse.Namespace) -> dict[str, Any]:
-    """Start a run and follow it to its end."""
+    """Start a run and follow it to its end; or only make its folder, for processes that are started by hand."""
+    if args.prepare:
+        run = services.runs.create(train_config(args))
+        return {"run": run.id, "state": run.state.status, "path": str(run.path)}
     run = services.launcher.start(train_config(args), args.processes)
     return _outcome(services, run)
 
@@ -238,6 +241,7 @@ def _parser() -> Parser:
     _add(commands, "fetch", fetch)
     training = add_config(_add(commands, "train", train))
     training.add_argument("--processes", type=positive, default=1, help="training processes (default 1)")
+    training.add_argument("--prepare", action="store_true", help="make the run's folder and start nothing")
     add_config(_add(commands, "preflight", preflight))
     planning = add_config(_add(commands, "plan", plan))
     planning.add_argument(

@@ -12,13 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from . import logs
-from .choices import refuse
+from .choices import refuse, refuse_processes
 from .config import TrainConfig
 from .errors import DeviceBusy, RunError
-from .gpu import Lease, device_info
+from .gpu import Lease, device_info, gpu_count
 from .locks import HeldLock
 from .records import RunState
-from .runs import Run, RunStore, write_state
+from .runs import HELD, Run, RunStore, write_state
 
 _CHECKOUT = str(Path(__file__).resolve().parent.parent)
 
@@ -34,7 +34,7 @@ class Launcher:
         """Create a run and spawn its process, which inherits the run's lock and the device's."""
         if (active := self.runs.active()) is not None:
             raise DeviceBusy(f"device: run {active.id} is training; wait for it or stop it")
-        refuse(config, device_info().kind)
+        _refuse(config, processes)
         with self._device() as device:
             run = self.runs.create(config)
             self._start(run, RunState(status="created", processes=processes), device)
@@ -42,7 +42,7 @@ class Launcher:
 
     def submit(self, config: TrainConfig, processes: int = 1) -> Run:
         """Create a run that starts when the device is free, now or after those that wait already."""
-        refuse(config, device_info().kind)
+        _refuse(config, processes)
         return self._queue(self.runs.create(config), RunState(status="queued", processes=processes))
 
     def resume(self, name: str) -> Run:
@@ -114,9 +114,14 @@ class Launcher:
             logs.event("run.ended", run=run, state=self.runs.get(run).state.status, exit_code=code)
 
 
+def _refuse(config: TrainConfig, processes: int) -> None:
+    refuse(config, device_info().kind)
+    refuse_processes(config, processes, gpu_count())
+
+
 def train_command(run: Run, processes: int) -> list[str]:
     """The training process's command line; under torchrun when there is more than one process."""
-    module = ["-m", "qlora_demo.ml.train", str(run.path)]
+    module = ["-m", "qlora_demo.ml.train", str(run.path), HELD]
     if processes == 1:
         return [sys.executable, *module]
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]

@@ -21,9 +21,13 @@ BITS_PER_WEIGHT: dict[BaseForm, float] = {
 constant per block and a 32-bit one per 256 blocks.  int8's constant per row is counted with the leftovers."""
 
 
+_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
+
+
 @dataclass(frozen=True)
 class ModelShape:
-    """A decoder's dimensions, as its config.json names them; ``qk_norm``: each head's queries and keys are normed."""
+    """A decoder's dimensions, as its config.json names them; ``qk_norm``: each head's queries and keys are normed;
+    ``positions``: the longest row it was made for, 0 where that is not told."""
 
     hidden_size: int
     intermediate_size: int
@@ -34,10 +38,15 @@ class ModelShape:
     vocab_size: int
     tie_word_embeddings: bool
     qk_norm: bool = False
+    positions: int = 0
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> ModelShape:
-        """Read a transformers config; raises `ModelError` naming the field that is missing."""
+        """Read a transformers config; raises `ModelError` naming the field that is missing, or tells of experts."""
+        if experts := [name for name in _EXPERTS if config.get(name)]:
+            raise ModelError(
+                f"config.json: {experts[0]} is set; mixtures of experts can be neither planned nor trained"
+            )
         try:
             heads, hidden = int(config["num_attention_heads"]), int(config["hidden_size"])
             return cls(
@@ -50,6 +59,7 @@ class ModelShape:
                 vocab_size=int(config["vocab_size"]),
                 tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
                 qk_norm=str(config.get("model_type", "")).startswith("qwen3"),
+                positions=int(config.get("max_position_embeddings") or 0),
             )
         except (KeyError, TypeError, ValueError, ZeroDivisionError) as exc:
             raise ModelError(

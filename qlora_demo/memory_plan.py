@@ -98,6 +98,7 @@ def compare(
     def fits(changed: TrainConfig) -> bool:
         return plan(shape, changed, kind, checkpointing=checkpointing).total_bytes <= device_bytes
 
+    longest = min(_MOST_TOKENS, shape.positions or _MOST_TOKENS)
     others = [
         plan(shape, config.changed(method=way, init_lora_weights="default"), kind, checkpointing=checkpointing)
         for way in ("qlora", "lora")
@@ -110,7 +111,7 @@ def compare(
         checkpointed_bytes=plan(shape, config, kind, checkpointing=True).total_bytes,
         device_bytes=device_bytes,
         largest_batch=_largest(_MOST_ROWS, lambda rows: fits(config.changed(per_device_train_batch_size=rows))),
-        longest_row=_largest(_MOST_TOKENS, lambda tokens: fits(config.changed(max_length=max(16, tokens)))),
+        longest_row=_largest(longest, lambda tokens: fits(config.changed(max_length=max(16, tokens)))),
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Collection, Container, Sequence
 from .catalog import SHAPES
 from .choices import Situation, choose, refuse_targets
 from .config import TrainConfig
+from .errors import ConfigError
 from .gpu import device_info
 from .memory_plan import Comparison, Kind, compare
 from .placement import Device, Placement, Wanted, place
@@ -34,6 +35,10 @@ def plan_training(settings: Settings, config: TrainConfig, gpu_bytes: int | None
     shape, info = planned_shape(settings, config.model), device_info()
     if linear := _known_layers(settings, config.model):
         refuse_targets(config, linear)
+    if shape.positions and config.max_length > shape.positions:
+        raise ConfigError(
+            "max_length", f"{config.max_length} is beyond the model's {shape.positions} positions; give at most that"
+        )
     kind: Kind = "cuda" if gpu_bytes else info.kind
     device_bytes = gpu_bytes or info.total_bytes
     situation = Situation(kind, has_bf16=True, free_bytes=device_bytes)

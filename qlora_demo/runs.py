@@ -61,6 +61,8 @@ lock, stop      held while it trains; there once somebody asked for its end
 _LARGEST = 1 << 53
 """No step, token or byte is counted further; a float holds every whole number up to here."""
 CHECKPOINTS, CHECKPOINT_MARK = "checkpoints", "whole"
+HELD = "--held"
+"""What tells a training process that its run and the device are held for it."""
 
 
 @dataclass(frozen=True)

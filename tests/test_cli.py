@@ -72,7 +72,7 @@ def test_train_compare_evaluate_merge_and_list_one_run(
     assert "Before and after" in Path(reported["html"]).read_text("utf-8")
 
     assert "already" in refused(capsys, "runs", "stop", run)
-    assert "has no whole checkpoint" in refused(capsys, "runs", "resume", run)
+    assert "there is nothing left to train" in refused(capsys, "runs", "resume", run)
     assert [row["run"] for row in run_json(capsys, "runs", "list")] == [run]
     assert run_json(capsys, "runs", "show", run)["config"]["r"] == 4
     assert run_json(capsys, "runs", "delete", run)["state"] == "deleted"

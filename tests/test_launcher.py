@@ -130,10 +130,10 @@ def test_the_app_itself_keeps_no_descriptor_of_the_locks(launcher: Launcher, pro
 
 def test_one_process_is_started_as_a_module_on_the_run_directory(launcher: Launcher) -> None:
     run = launcher.runs.create(TrainConfig())
-    assert train_command(run, 1) == [sys.executable, "-m", "qlora_demo.ml.train", str(run.path)]
+    assert train_command(run, 1) == [sys.executable, "-m", "qlora_demo.ml.train", str(run.path), "--held"]
 
 
 def test_two_processes_are_started_under_torchrun(launcher: Launcher) -> None:
     run = launcher.runs.create(TrainConfig())
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    assert train_command(run, 2) == [sys.executable, *torchrun, "-m", "qlora_demo.ml.train", str(run.path)]
+    assert train_command(run, 2) == [sys.executable, *torchrun, "-m", "qlora_demo.ml.train", str(run.path), "--held"]

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from qlora_demo.catalog import SHAPES
+from qlora_demo.choices import refuse_processes
 from qlora_demo.config import TrainConfig
-from qlora_demo.errors import ConfigError
+from qlora_demo.errors import ConfigError, ModelError
 from qlora_demo.memory import ModelShape, activation_bytes
 from qlora_demo.memory_plan import Kind, MemoryPlan, compare, lighter, parse_memory, plan
 from qlora_demo.planning import plan_training
@@ -162,13 +163,35 @@ def test_a_layer_that_the_model_does_not_have_is_refused_before_it_is_planned(
 ) -> None:
     name = str(tiny_model) if model == "tiny" else model
     with pytest.raises(ConfigError, match="target_modules: 'query' is no layer that can be adapted; choose of down_pr"):
-        plan_training(services.settings, TrainConfig(model=name, target_modules="q_proj,query"))
-    plan_training(services.settings, TrainConfig(model=name, target_modules="q_proj"))
+        plan_training(services.settings, TrainConfig(model=name, target_modules="q_proj,query", max_length=64))
+    plan_training(services.settings, TrainConfig(model=name, target_modules="q_proj", max_length=64))
 
 
 def test_a_layer_named_by_its_block_is_planned(services: Services, tiny_model: Path) -> None:
     plain, named = (
-        plan_training(services.settings, TrainConfig(model=str(tiny_model), target_modules=name)).chosen
+        plan_training(services.settings, TrainConfig(model=str(tiny_model), target_modules=name, max_length=64)).chosen
         for name in ("q_proj", "self_attn.q_proj")
     )
     assert plain.trainable_parameters == named.trainable_parameters > 0
+
+
+def test_a_row_longer_than_the_model_was_made_for_is_refused_and_none_is_promised(
+    services: Services, tiny_model: Path
+) -> None:
+    with pytest.raises(ConfigError, match="max_length: 257 is beyond the model's 256 positions; give at most that"):
+        plan_training(services.settings, TrainConfig(model=str(tiny_model), max_length=257))
+    found = plan_training(services.settings, TrainConfig(model=str(tiny_model), max_length=256), 1 << 40)
+    assert found.longest_row == 256
+
+
+def test_a_mixture_of_experts_is_refused() -> None:
+    with pytest.raises(ModelError, match="num_experts is set; mixtures of experts can be neither planned nor trained"):
+        ModelShape.from_config({"num_experts": 8, "hidden_size": 64})
+
+
+def test_processes_that_the_machine_does_not_have_are_refused() -> None:
+    refuse_processes(TrainConfig(), 64, gpus=0)
+    with pytest.raises(ConfigError, match="processes: 3 are more than the GPUs here; give at most 2"):
+        refuse_processes(TrainConfig(), 3, gpus=2)
+    with pytest.raises(ConfigError, match="processes: fsdp shards over two or more"):
+        refuse_processes(TrainConfig(parallel="fsdp"), 1, gpus=2)

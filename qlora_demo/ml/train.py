@@ -1,7 +1,8 @@
 """One training run, from its directory, as its own process.
 
-    python -m qlora_demo.ml.train RUN_DIR
+    python -m qlora_demo.ml.train RUN_DIR [--held]
 
+``--held``: whoever starts the process holds the run and the device for it.
 The directory is the whole protocol: it holds the config, takes the metrics, and shows a `stop` file when somebody
 wants the run to end.  The end state is written here and nowhere else.
 """
@@ -17,7 +18,7 @@ import signal
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -29,13 +30,15 @@ from trl import SFTTrainer
 from .. import logs
 from ..config import GenerationSettings, TrainConfig
 from ..disk import is_full
-from ..errors import DemoError, OutOfMemory, RequestError, WorkError
-from ..gpu import device_info
+from ..errors import DemoError, DeviceBusy, OutOfMemory, RequestError, WorkError
+from ..gpu import Lease, device_info
+from ..locks import HeldLock
 from ..memory_plan import lighter, plan
 from ..records import Choice, Lighter, RunState, TrainMetrics
 from ..runs import (
     CHECKPOINT_MARK,
     CHECKPOINTS,
+    HELD,
     cut_metrics,
     last_checkpoint,
     read_metrics,
@@ -61,14 +64,32 @@ _LOSS = {"completion": "on each answer", "assistant": "on the assistant's turns"
 
 
 def main() -> None:
-    """Train the run whose directory is the only argument."""
+    """Train the run whose directory is the first argument."""
     path = Path(sys.argv[1])
     signal.signal(signal.SIGTERM, lambda *_: (path / "stop").touch())
     if device().type == "cuda":
         torch.cuda.set_device(device())
     logs.set_up()
-    with logs.of(run=path.name), EndState(path):
-        train(path, TrainConfig.from_file(path / "config.json"), Settings.from_environment())
+    settings = Settings.from_environment()
+    held = contextlib.nullcontext() if HELD in sys.argv[2:] or not is_main() else _holding(path, settings)
+    try:
+        with logs.of(run=path.name), held, EndState(path):
+            train(path, TrainConfig.from_file(path / "config.json"), settings)
+    except DemoError as exc:
+        print(f"error: {exc}", file=sys.stderr)
+        raise SystemExit(exc.exit_code) from exc
+
+
+@contextlib.contextmanager
+def _holding(path: Path, settings: Settings) -> Iterator[None]:
+    """Hold the run and the device, as a launcher would; raises `DeviceBusy`."""
+    with contextlib.ExitStack() as held:
+        run = HeldLock.acquire(path / "lock", {})
+        if run is None:
+            raise DeviceBusy(f"run {path.name}: it is at work already; wait for it or stop it")
+        held.callback(run.release)
+        held.callback(Lease(settings.home).acquire("training", path.name).release)
+        yield
 
 
 def train(path: Path, config: TrainConfig, settings: Settings) -> None:

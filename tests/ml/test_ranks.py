@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from qlora_demo import launcher
 from qlora_demo.config import TrainConfig
-from qlora_demo.runs import Run
+from qlora_demo.runs import HELD, Run
 from qlora_demo.services import Services
 from tests.ml.sharded import SEEN, STOP_AFTER
 from tests.ml.test_train import TINY, ended, trained_here, wait
@@ -28,7 +28,7 @@ def config(tiny_model: Path, chat_file: Path) -> TrainConfig:
 
 def sharded_command(run: Run, processes: int) -> list[str]:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    return [*torchrun, "-m", "tests.ml.sharded", str(run.path)]
+    return [*torchrun, "-m", "tests.ml.sharded", str(run.path), HELD]
 
 
 def losses(services: Services, run: Run) -> dict[int, float]:

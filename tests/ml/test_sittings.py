@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,9 +13,10 @@ from typing import Any
 import pytest
 from transformers import TrainerControl, TrainerState
 
+from qlora_demo.cli import main
 from qlora_demo.config import TrainConfig
 from qlora_demo.console import follow
-from qlora_demo.errors import DataError
+from qlora_demo.errors import DataError, RunError
 from qlora_demo.memory import ModelShape
 from qlora_demo.memory_plan import lighter
 from qlora_demo.ml.reporter import Reporter
@@ -123,6 +127,28 @@ def test_the_command_line_begins_a_run_that_waits_when_the_device_is_free(
     monkeypatch.setattr("time.sleep", lambda _: held.release())
     assert follow(services, run).state.status == "finished"
     assert started == [run.id]
+
+
+@pytest.mark.processes
+def test_a_run_whose_processes_are_started_by_hand_is_alive_and_holds_the_device(
+    services: Services, config: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(config.changed(max_steps=5000).model_dump_json(), "utf-8")
+    assert main(["train", "--json", "--prepare", "--config", str(file)]) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert made["state"] == "created"
+    command = [sys.executable, "-m", "qlora_demo.ml.train", made["path"]]
+    by_hand = subprocess.Popen(command)
+    run = wait(services, services.runs.get(made["run"]), lambda one: one.state.status == "running")
+    assert run.alive and run.id in services.lease.holder()
+    with pytest.raises(RunError, match="still running; stop it first"):
+        services.runs.delete(run.id)
+    second = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert second.returncode == 2 and "it is at work already" in second.stderr
+    services.runs.request_stop(run.id)
+    assert by_hand.wait(60) == 0
+    assert services.runs.get(run.id).state.status == "stopped" and services.lease.holder() == ""
 
 
 def test_a_lighter_setting_beyond_a_field_s_range_is_none(services: Services) -> None:

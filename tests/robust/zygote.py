@@ -26,7 +26,7 @@ from qlora_demo.history import write_note
 from qlora_demo.ml import train
 from qlora_demo.records import Answer, Progress, Step
 from qlora_demo.reporting import keep_conversation
-from qlora_demo.runs import Run
+from qlora_demo.runs import HELD, Run
 from qlora_demo.services import Services
 from qlora_demo.settings import Settings
 from qlora_demo.votes import NewComparison
@@ -90,7 +90,7 @@ def _become(what: str, path: Path, address: str) -> None:
         os.dup2(log, 2)
         os.setsid()
         if what == "train":
-            sys.argv = ["train", str(path)]
+            sys.argv = ["train", str(path), HELD]
             train.main()
         else:
             app(path, address)
