@@ -12,10 +12,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -25,10 +23,10 @@ from torch.profiler import ProfilerActivity, profile
 
 from qlora_demo.catalog import SMOLLM2
 from qlora_demo.config import GenerationSettings
-from qlora_demo.gpu import device_info
 from qlora_demo.ml import load
 from qlora_demo.ml.generate import encode, stream
 from qlora_demo.ml.limits import read_bandwidth
+from qlora_demo.ml.machine import versions
 from qlora_demo.ml.packed import pack
 from qlora_demo.settings import Settings
 
@@ -48,8 +46,8 @@ def main() -> None:
     tokenizer = load.load_tokenizer(folder)
     models = {"plain": load.load_16bit(folder), "packed": pack(load.load_16bit(folder))}
     result = {
-        "machine": {"device": device_info().name, "platform": platform.platform(), "python": platform.python_version()},
-        "versions": {name: version(name) for name in ("torch", "transformers", "peft", "bitsandbytes")},
+        "method": " ".join(__doc__.split("Method: ")[1].split()),
+        "machine": versions(),
         "model": SMOLLM2.name,
         "threads": args.threads,
         "new_tokens": args.new_tokens,

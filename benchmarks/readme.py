@@ -52,7 +52,8 @@ def told(result: dict[str, Any], name: str) -> str:
         title = f"{_TITLES[result['kind']]}: {benchmark_tables.settings(result)}"
         return _section(title, benchmark_tables.brief(result), result, name)
     if "ratio_script_defaults" in result:
-        return _section("Training through the app against a plain TRL script", _overhead(result), result, name)
+        model = f": {result['model']}" if "model" in result else ""
+        return _section(f"Training through the app against a plain TRL script{model}", _overhead(result), result, name)
     if "speed_ratio" in result:
         title = f"Decoding {result['model']} on {result['threads']} thread{'s' * (result['threads'] > 1)}"
         return _section(title, _decoding(result), result, name)
@@ -62,7 +63,9 @@ def told(result: dict[str, Any], name: str) -> str:
 def _section(title: str, table: Table, result: dict[str, Any], name: str) -> str:
     head = f"**{title}** ([{name}](benchmarks/results/{name}), {_device(result)})\n"
     lines = [table.head, tuple("---" for _ in table.head), *table.rows]
-    return head + "\n" + "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+    words = " ".join(result.get("method", "").split())
+    method = f"\n{words[0].upper()}{words[1:]}\n" if words else ""
+    return head + "\n" + "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n" + method
 
 
 def _device(result: dict[str, Any]) -> str:
@@ -70,11 +73,19 @@ def _device(result: dict[str, Any]) -> str:
 
 
 def _overhead(result: dict[str, Any]) -> Table:
-    rows = (
-        ("the script at the app's settings", f"{result['ratio_same_settings']:.2f} x"),
-        ("the script at its own defaults", f"{result['ratio_script_defaults']:.2f} x"),
-    )
-    return Table(("the app's tokens/s over", "ratio, median of the rounds"), rows)
+    scripts = {"same_settings": "the script at the app's settings", "script_defaults": "the script at its own defaults"}
+    rows = tuple((told, f"{result[f'ratio_{name}']:.2f} x", *_losses(result, name)) for name, told in scripts.items())
+    losses = ("last loss, app", "last loss, script", "difference") if "last_loss" in result else ()
+    return Table(("the app's tokens/s over", "ratio, median of the rounds", *losses), rows)
+
+
+def _losses(result: dict[str, Any], name: str) -> tuple[str, ...]:
+    """The app's last loss, a script's, and how far they are apart."""
+    if "last_loss" not in result:
+        return ()
+    script = {"same_settings": "plain_same", "script_defaults": "plain_default"}[name]
+    losses = result["last_loss"]
+    return f"{losses['app']:.4f}", f"{losses[script]:.4f}", f"{result['loss_difference'][script]:+.2%}"
 
 
 def _decoding(result: dict[str, Any]) -> Table:

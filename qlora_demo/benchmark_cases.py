@@ -16,6 +16,12 @@ _METHODS: dict[str, dict[str, Any]] = {
     QLORA: {"method": "qlora", "init_lora_weights": "default"},
 }
 _SWITCHES = {"": "off", ", checkpointing": "on"}
+_OPTIMIZERS = {
+    "torch's AdamW, state in the adapters' type": "adamw_torch",
+    "8-bit AdamW, paged": "paged_adamw_8bit",
+    "8-bit AdamW, not paged": "adamw_8bit",
+}
+"""Beside 32-bit AdamW, paged, which transformers has in no other form: the 8-bit pair tells what paging costs."""
 _FINE = 32
 """The last step of a bisection is no finer than this part of what fits."""
 WARM_UP_STEPS = 2
@@ -24,15 +30,18 @@ WARM_UP_STEPS = 2
 METHODS: dict[BenchmarkKind, str] = {
     "training": "Each case is a process of its own that trains rows of random tokens, each as long as allowed, through "
     f"the app's own trainer: {WARM_UP_STEPS} steps to warm up, then the measured ones, timed on the synchronised "
-    "device. Memory is the peak of each phase in the last step of the warm-up.",
+    "device. Memory is the peak of each phase in the last step of the warm-up. Tokens/s are a step's mean tokens over "
+    "the median step; the 95% step is told of 20 steps and more, the longest of any.",
     "frontier": "Real training steps on rows of random tokens, two for each try: a try fits where it ends within the "
-    "budget. The length is sought with one row, the batch with rows as long as the settings say, both by bisection.",
+    "budget. The length is sought with one row, the batch with rows as long as the settings say, both by bisection; "
+    "≥ says that the search ended at its own limit, the positions of the model or 1,024 rows, to which the plan's "
+    "figures are held too.",
     "rank": "As the training benchmark, by rank and target layers. Where rows are to be answered, the settings' own "
     "data is trained on instead, for their number of steps, and the answers to held-out rows are scored.",
     "inference": "Each column is a process of its own. Prompts of random tokens are answered greedily through the loop "
     "that the chat uses, and through the library's own generate() in turn with it; medians over all repeats, after one "
-    "that warms up. The share of the bandwidth counts each weight once per token, over what reading memory reached in "
-    "the same process; keys and values are not counted.",
+    "that warms up. The share of the bandwidth counts each weight once per token, over the most that reading memory "
+    "reached in any of the columns' processes, one limit for all; keys and values are not counted.",
 }
 """How the figures come about, for whoever reads them."""
 
@@ -60,7 +69,7 @@ def cases(options: BenchmarkConfig, config: TrainConfig, kind: Kind) -> list[Cas
 def _training(options: BenchmarkConfig, config: TrainConfig, kind: Kind) -> list[Case]:
     more: dict[str, dict[str, Any]] = {f"{QLORA}, constants not quantized": {"bnb_4bit_use_double_quant": False}}
     if kind == "cuda":
-        more[f"{QLORA}, AdamW not paged"] = {"optim": "adamw_torch"}
+        more |= {f"{QLORA}, {told}": {"optim": optimizer} for told, optimizer in _OPTIMIZERS.items()}
     plain = config.changed(**_METHODS[QLORA], gradient_checkpointing="off")
     return _frontier(options, config, kind) + [Case(name, plain.changed(**change)) for name, change in more.items()]
 
@@ -89,12 +98,12 @@ def largest(fits: Callable[[int], bool], guess: int, most: int, grain: int) -> i
     """The largest multiple of `grain` up to `most` that fits, within 3% of it, by bisection from a guess; 0 where not
     even one does.
 
-    What fits is taken to fit below as well; above the guess each try doubles until one fails.
+    What fits is taken to fit below as well; above the guess each try doubles until one fails or `most` is reached.
     """
     low, high = 0, most // grain + 1
     at = min(max(1, guess // grain), high - 1)
     failed = False
-    while high - low > max(1, low // _FINE):
+    while high - low > (max(1, low // _FINE) if failed else 1):
         if fits(at * grain):
             low = at
         else:

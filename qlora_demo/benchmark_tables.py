@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -37,6 +38,7 @@ _COLUMNS: dict[str, dict[str, tuple[str, Form]]] = {
         "planned_bytes": ("planned", memory),
         "step_median_seconds": ("step, median", duration),
         "step_p95_seconds": ("step, 95%", duration),
+        "step_max_seconds": ("step, max", duration),
         "tokens_per_second": ("tokens/s", _rate),
         "flops_share": ("FLOP utilisation", percent),
         "trainable_parameters": ("trainable parameters", _count),
@@ -48,6 +50,7 @@ _COLUMNS: dict[str, dict[str, tuple[str, Form]]] = {
         "batch_row_tokens": ("of so many tokens", _count),
         "planned_largest_batch": ("by the plan", _count),
         "budget_bytes": ("budget", memory),
+        "note": ("note", str),
     },
     "inference": {
         "prompt_tokens": ("prompt (tokens)", _count),
@@ -93,6 +96,72 @@ _BRIEF = {
     ),
 }
 """The figures that a short table keeps."""
+_PHASES = ("load", "forward", "backward", "optimizer")
+_DRAWN = {
+    "training": (*(f"{name}_peak_bytes" for name in _PHASES), "step_median_seconds", "tokens_per_second"),
+    "rank": ("peak_bytes", "tokens_per_second"),
+    "frontier": ("longest_row", "planned_longest_row", "largest_batch", "planned_largest_batch"),
+    "inference": ("prompt_tokens", "batch", "ttft_median_seconds", "tpot_median_seconds", "tokens_per_second"),
+}
+"""The figures without which a row is in no plot."""
+_OF_THE_DEVICE = {"peak_bytes": "device_peak_bytes"}
+_COUNTED = ("r", "max_length", "per_device_train_batch_size", "gradient_accumulation_steps")
+_RANK_CASE = re.compile(r"r \d{1,6}, .+")
+_MOST_NUMBER, _LAST_TIME = 1e18, 1e11
+
+
+def fault(result: Any) -> str:
+    """The first field of a result that is not as it is read here and on the page; empty where all are."""
+    return next((name for name, fine in _checks(result) if not fine), "")
+
+
+def _checks(result: Any) -> Iterable[tuple[str, bool]]:
+    """Each field and whether it may be read; what follows relies on what was fine before."""
+    yield "the whole", isinstance(result, dict)
+    yield "kind", isinstance(result.get("kind"), str) and result["kind"] in _COLUMNS
+    yield "rows", isinstance(result.get("rows"), list)
+    yield from ((name, _is_text(result.get(name, ""))) for name in ("id", "state", "error", "method"))
+    yield from ((name, _is_time(result.get(name, 0))) for name in ("started_at", "ended_at"))
+    for name in ("machine", "options", "config", "progress"):
+        yield name, isinstance(result.get(name, {}), dict)
+    yield from ((f"machine.{name}", _is_text(value)) for name, value in result.get("machine", {}).items())
+    yield "options.run", _is_text(result.get("options", {}).get("run", ""))
+    if "config" in result:
+        config = result["config"]
+        yield from ((f"config.{name}", _is_text(config.get(name))) for name in ("model", "target_modules"))
+        yield from ((f"config.{name}", _is_number(config.get(name))) for name in _COUNTED)
+    if "progress" in result:
+        yield "progress.text", _is_text(result["progress"].get("text"))
+        yield "progress.fraction", _is_number(result["progress"].get("fraction"))
+    for at, row in enumerate(result["rows"]):
+        yield from ((f"rows[{at}]{name}", fine) for name, fine in _row_checks(row, result["kind"]))
+
+
+def _row_checks(row: Any, kind: str) -> Iterable[tuple[str, bool]]:
+    yield "", isinstance(row, dict)
+    yield ".case", _is_text(row.get("case")) and (kind != "rank" or bool(_RANK_CASE.fullmatch(row["case"])))
+    yield ".fits", isinstance(row.get("fits", False), bool)
+    yield ".error", _is_text(row.get("error", ""))
+    yield ".capped", isinstance(row.get("capped", []), list)
+    yield ".batch", ("batch" in row) == ("prompt_tokens" in row)
+    yield from ((f".{name}", _is_number(row.get(name, 0))) for name in ("batch", "prompt_tokens"))
+    for name, (_, form) in _COLUMNS[kind].items():
+        yield f".{name}", row.get(name) is None or (_is_text if form is str else _is_number)(row[name])
+    yield ".score", isinstance(row.get("score", {}), dict)
+    yield ".score.exact_match", _is_number(row.get("score", {}).get("exact_match", 0))
+
+
+def _is_text(value: Any) -> bool:
+    """Whether it can be written: half of a surrogate pair cannot."""
+    return isinstance(value, str) and not re.search("[\ud800-\udfff]", value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _MOST_NUMBER
+
+
+def _is_time(value: Any) -> bool:
+    return _is_number(value) and 0 <= value < _LAST_TIME
 
 
 def table(result: Result) -> Table:
@@ -101,8 +170,11 @@ def table(result: Result) -> Table:
 
 
 def brief(result: Result) -> Table:
-    """The same rows with the figures that matter most."""
-    return _table(result, {name: _COLUMNS[result["kind"]][name] for name in _BRIEF[result["kind"]]})
+    """The same rows with the figures that matter most; of a GPU, as planned, all that is taken of it."""
+    columns = _COLUMNS[result["kind"]]
+    on_gpu = "cuda" in result.get("machine", {})
+    names = (_OF_THE_DEVICE.get(name, name) if on_gpu else name for name in _BRIEF[result["kind"]])
+    return _table(result, {name: columns[name] for name in names if name in columns})
 
 
 def _table(result: Result, columns: Mapping[str, tuple[str, Form]]) -> Table:
@@ -126,7 +198,8 @@ def comparison(older: Result, newer: Result) -> Table:
 
 def figures(result: Result) -> list[str]:
     """The result's plots, as SVG; none where nothing was measured yet."""
-    rows = [row for row in result["rows"] if row.get("fits")]
+    drawn = _DRAWN[result["kind"]]
+    rows = [row for row in result["rows"] if row.get("fits") and all(row.get(name) is not None for name in drawn)]
     if not rows:
         return []
     makers = {"training": _training_plots, "rank": _rank_plots, "frontier": _frontier_plots, "inference": _curves}
@@ -137,15 +210,17 @@ def machine(result: Result) -> str:
     """What the figures were measured on, in a line."""
     found = result.get("machine", {})
     libraries = ", ".join(f"{name} {found[name]}" for name in _LIBRARIES if name in found)
-    driver = f"driver {found['driver']}, CUDA {found['cuda']}" if "driver" in found else ""
+    driver = f"driver {found['driver']}, CUDA {found['cuda']}" if {"driver", "cuda"} <= found.keys() else ""
     return "; ".join(filter(None, (found.get("device", ""), driver, found.get("platform", ""), libraries)))
 
 
 def settings(result: Result) -> str:
     """What was trained or answered, in a line."""
-    config = result["config"]
+    config = result.get("config")
+    if not config:
+        return "settings not told"
     if result["kind"] == "inference":
-        return result["options"]["run"] or f"{config['model']}, random adapter of rank {config['r']}"
+        return result.get("options", {}).get("run") or f"{config['model']}, random adapter of rank {config['r']}"
     ranks = "" if result["kind"] == "rank" else f", r {config['r']} on {config['target_modules']}"
     return (
         f"{config['model']}, batch {config['per_device_train_batch_size']}, rows of {config['max_length']} tokens, "
@@ -158,9 +233,15 @@ def _cells(row: Row, columns: Mapping[str, tuple[str, Form]], scored: bool) -> t
         size = f"{row['prompt_tokens']} tokens, batch {row['batch']}: " if "batch" in row else ""
         told = [f"does not fit: {size}{row.get('error', '')}"]
         return (row["case"], *told, *[""] * (len(columns) - 1 + scored))
-    cells = (form(row[name]) if row.get(name) is not None else "–" for name, (_, form) in columns.items())
+    cells = (_cell(row, name, form) for name, (_, form) in columns.items())
     score = row.get("score", {}).get("exact_match")
     return (row["case"], *cells, *([percent(score) if score is not None else "–"] if scored else []))
+
+
+def _cell(row: Row, name: str, form: Form) -> str:
+    if row.get(name) is None:
+        return "–"
+    return "≥ " * (name in row.get("capped", ())) + form(row[name])
 
 
 def _scored(result: Result) -> bool:
@@ -181,23 +262,18 @@ def _ratios(older: Row, newer: Row, kind: str) -> Iterable[tuple[str, ...]]:
         label, form = _COLUMNS[kind][name]
         before, after = older.get(name), newer.get(name)
         if before and after:
-            yield label, form(before), form(after), f"{after / before:.2f}"
+            capped = name in (*older.get("capped", ()), *newer.get("capped", ()))
+            ratio = "–" if capped else f"{after / before:.2f}"
+            yield label, _cell(older, name, form), _cell(newer, name, form), ratio
 
 
 def _training_plots(rows: list[Row]) -> Iterable[str]:
-    phases = {"load": "load", "forward": "forward", "backward": "backward", "optimizer": "optimizer"}
-    peaks = {
-        _short(row["case"]): {told: row[f"{name}_peak_bytes"] / GIB for name, told in phases.items()} for row in rows
-    }
+    peaks = {_short(row["case"]): {name: row[f"{name}_peak_bytes"] / GIB for name in _PHASES} for row in rows}
     yield plots.bars("Peak memory by phase", "GiB", peaks)
     yield plots.bars("Median step", "seconds", {_short(row["case"]): {"": row["step_median_seconds"]} for row in rows})
     yield plots.bars(
         "Training speed", "tokens/s", {_short(row["case"]): {"": row["tokens_per_second"]} for row in rows}
     )
-
-
-def _one_bar(rows: list[Row], name: str) -> dict[str, dict[str, float]]:
-    return {_short(row["case"]): {"": row[name]} for row in rows}
 
 
 def _rank_plots(rows: list[Row]) -> Iterable[str]:

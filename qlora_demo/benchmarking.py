@@ -1,11 +1,13 @@
 """A benchmark is a directory, and a process that fills it; each of its cases is a process of its own.
 
-    python -m qlora_demo.benchmarking BENCHMARK_DIR
+    python -m qlora_demo.benchmarking BENCHMARK_DIR DESCRIPTOR...
 
 result.json   what was asked, how it is measured, where it stands, the rows so far   (replaced atomically)
 log.txt       everything that the cases printed
 stop          present once somebody asked to stop
-lock          held by the process that measures, while it lives
+lock          held by the process that measures and the one it measures in, while either lives
+
+DESCRIPTOR...: those of the locks that the process inherits, which its own processes inherit in turn.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from typing import Any
 
 from .benchmark_cases import METHODS, Case, cases
 from .benchmark_config import BenchmarkConfig
+from .benchmark_tables import fault
 from .choices import refuse
 from .columns import parse
 from .config import TrainConfig
@@ -43,6 +46,8 @@ _ID = re.compile(r"[0-9]{8}-[0-9]{6}-[a-z]+-[0-9a-f]{4}")
 _POLL_SECONDS = 0.2
 _MOST_BYTES = 16 << 20
 RESULT = "result.json"
+_KEPT, _ENDED = ("id", "state", "error", "options", "config", "method"), ("started_at", "ended_at")
+"""What a result in a benchmark's own directory holds, and more of one that came to its end."""
 _EXACT_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072", "MALLOC_ARENA_MAX": "2"}
 """glibc then gives back at once what is freed, so that on a CPU a try does not count what an earlier one left; it costs
 speed, which the frontier does not tell."""
@@ -72,13 +77,13 @@ class Benchmarks:
     def start(self, name: str) -> None:
         """Measure in a process that inherits the device's lock and the benchmark's, and outlives the app."""
         folder = self.path(name)
-        with self._locks(name) as (device, lock), (folder / "log.txt").open("ab") as log:
+        with self._locks(name) as locks, (folder / "log.txt").open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "qlora_demo.benchmarking", str(folder)],
+                [sys.executable, "-m", "qlora_demo.benchmarking", str(folder), *map(str, locks)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                pass_fds=(device.fd, lock.fd),
+                pass_fds=locks,
                 start_new_session=True,
                 env=_environment(),
             )
@@ -86,12 +91,15 @@ class Benchmarks:
 
     def run(self, name: str, report: Report) -> dict[str, Any]:
         """Measure in this process; the whole result.  Raises what `measure` raises."""
-        with self._locks(name):
-            return measure(self.path(name), report)
+        with self._locks(name) as locks:
+            return measure(self.path(name), report, locks)
 
     def get(self, name: str) -> dict[str, Any]:
         """A benchmark's result as it stands; one whose process died without an end reads as failed."""
         result = read_result_file(self.path(name) / RESULT)
+        needed = _KEPT if result.get("state") in ("starting", "running", "failed") else (*_KEPT, *_ENDED)
+        if missing := [field for field in needed if field not in result]:
+            raise ConfigError("result", f"benchmark {name}: its {RESULT} holds no {missing[0]}; delete it")
         if result["state"] in ("starting", "running") and not is_held(self.path(name) / "lock"):
             return result | {"state": "failed", "error": "its process died without a word; see its log.txt"}
         return result
@@ -143,22 +151,25 @@ class Benchmarks:
             planned_shape(self.settings, config.model)
 
     @contextmanager
-    def _locks(self, name: str) -> Iterator[tuple[HeldLock, HeldLock]]:
+    def _locks(self, name: str) -> Iterator[tuple[int, int]]:
+        """Hold the device and the benchmark; the descriptors, for whoever is to hold them too."""
         device = self.lease.acquire("benchmark", name)
         try:
             lock = HeldLock.acquire(self.path(name) / "lock", {})
             if lock is None:
                 raise RunError(f"benchmark {name}: it is being measured already")
             try:
-                yield device, lock
+                yield device.fd, lock.fd
             finally:
                 lock.release()
         finally:
             device.release()
 
 
-def measure(folder: Path, report: Report) -> dict[str, Any]:
+def measure(folder: Path, report: Report, locks: tuple[int, ...]) -> dict[str, Any]:
     """Measure every case of a benchmark directory, one process each; its result, which is kept after every row.
+
+    ``locks``: descriptors that each case's process inherits, so that they are held while it lives.
 
     Raises `RequestError` where a case's request is wrong and `WorkError` where its process broke; the rows before
     are kept.
@@ -172,7 +183,7 @@ def measure(folder: Path, report: Report) -> dict[str, Any]:
             report(progress)
             result["progress"] = {"text": progress.text, "fraction": progress.fraction}
             write_result(folder, result)
-            for told in measure_case(folder, options, case):
+            for told in measure_case(folder, options, case, locks):
                 _take(result, case, told)
                 write_result(folder, result)
             if (folder / "stop").exists():
@@ -207,13 +218,10 @@ def read_result_file(path: Path) -> dict[str, Any]:
         result = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as exc:
         raise ConfigError("result", f"{path.name} cannot be read ({exc}); give a benchmark's result.json") from exc
-    if not isinstance(result, dict) or result.get("kind") not in METHODS or not _is_table(result.get("rows")):
-        raise ConfigError("result", f"{path.name} is no benchmark's result; give a result.json")
-    return result
-
-
-def _is_table(rows: Any) -> bool:
-    return isinstance(rows, list) and all(isinstance(row, dict) and isinstance(row.get("case"), str) for row in rows)
+    if wrong := fault(result):
+        raise ConfigError("result", f"{path.name}: {wrong} is not as in a benchmark's result; give a result.json")
+    found: dict[str, Any] = result
+    return found
 
 
 def _take(result: dict[str, Any], case: Case, told: dict[str, Any]) -> None:
@@ -223,9 +231,20 @@ def _take(result: dict[str, Any], case: Case, told: dict[str, Any]) -> None:
         result["machine"] = told["machine"]
     if "row" in told:
         result["rows"].append({"case": case.name} | told["row"])
+        _share_one_limit(result["rows"])
 
 
-def measure_case(folder: Path, options: BenchmarkConfig, case: Case) -> Iterator[dict[str, Any]]:
+def _share_one_limit(rows: list[dict[str, Any]]) -> None:
+    """Every latency's share of the bandwidth is of the highest that any process measured."""
+    timed = [row for row in rows if "bandwidth_bytes_per_second" in row]
+    limit = max((row["bandwidth_bytes_per_second"] for row in timed), default=0.0)
+    for row in timed:
+        row["bandwidth_share"] = row["read_bytes"] / row["tpot_median_seconds"] / limit
+
+
+def measure_case(
+    folder: Path, options: BenchmarkConfig, case: Case, locks: tuple[int, ...] = ()
+) -> Iterator[dict[str, Any]]:
     """What a case's process says (see `ml.measure`), until it ends, breaks, or the folder holds a `stop`."""
     asked = {"options": options.model_dump(), "config": case.config.model_dump()}
     with (folder / "log.txt").open("ab") as log:
@@ -235,6 +254,7 @@ def measure_case(folder: Path, options: BenchmarkConfig, case: Case) -> Iterator
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
+            pass_fds=locks,
             env=_environment() | (_EXACT_MEMORY if options.kind == "frontier" else {}),
         )
     assert process.stdin is not None and process.stdout is not None
@@ -270,4 +290,4 @@ def _environment() -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    measure(Path(sys.argv[1]), lambda progress: print(progress.text, flush=True))
+    measure(Path(sys.argv[1]), lambda progress: print(progress.text, flush=True), tuple(map(int, sys.argv[2:])))

@@ -149,14 +149,13 @@ def bits(weight: torch.Tensor) -> dict[str, float]:
         packed, state = quantization.quantize_4bit(
             weight, blocksize=_BLOCK, quant_type="nf4", compress_statistics=double
         )
-        constants = [state.absmax] + ([state.state2.absmax] if double else [])
-        stored = packed.nbytes + sum(tensor.nbytes for tensor in constants)
-        found[f"stored, {name}"] = 8 * stored / weight.numel()
+        found[f"stored, {name}"] = 8 * (packed.nbytes + _constant_bytes(state)) / weight.numel()
     return found
 
 
 def memory_of_a_pass(weight: torch.Tensor) -> dict[str, int]:
-    """Bytes: the layer as stored and in 16 bit, and the peak of new memory in a forward and a backward pass."""
+    """Bytes: the layer as stored, its constants and theirs with it, and in 16 bit, and the peak of new memory in a
+    forward and a backward pass; all ``on`` the processor, whatever device the models are on."""
     layer = _four_bit(weight)
     x = torch.randn(_TOKENS, weight.shape[1], dtype=compute_dtype(), requires_grad=True)
     with _peak() as forward:
@@ -165,7 +164,8 @@ def memory_of_a_pass(weight: torch.Tensor) -> dict[str, int]:
         y.float().sum().backward()
     return {
         "tokens": _TOKENS,
-        "stored": layer.weight.nbytes + layer.weight.quant_state.absmax.nbytes,
+        "on": "the processor",
+        "stored": layer.weight.nbytes + _constant_bytes(layer.weight.quant_state),
         "in_16_bit": 2 * weight.numel(),
         "forward_peak": forward(),
         "backward_peak": backward(),
@@ -192,6 +192,11 @@ def what_training_touches(weight: torch.Tensor) -> dict[str, Any]:
         "gradients": gradients,
         "changed": {name: bool((getattr(layer, name) != kept).any()) for name, kept in start.items()},
     }
+
+
+def _constant_bytes(state: Any) -> int:
+    """The blocks' constants, and where these are quantized, theirs."""
+    return int(state.absmax.nbytes + (state.state2.absmax.nbytes if state.nested else 0))
 
 
 def _four_bit(weight: torch.Tensor) -> Linear4bit:

@@ -23,9 +23,9 @@ def read_bandwidth(device: torch.device) -> float:
 
 
 def matmul_rate(device: torch.device) -> float:
-    """Floating-point operations per second of a 16-bit matrix product: the best of seven rounds."""
+    """Floating-point operations per second of a 16-bit product of random matrices: the best of seven rounds."""
     width = _WIDTH[device.type]
-    left, right = (torch.ones(width, width, dtype=compute_dtype(), device=device) for _ in range(2))
+    left, right = (torch.randn(width, width, dtype=compute_dtype(), device=device) for _ in range(2))
     return 2 * width**3 / min(_round(lambda: (left @ right)[0, 0]) for _ in range(_ROUNDS))
 
 

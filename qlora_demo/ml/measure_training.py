@@ -33,6 +33,10 @@ from .trainer import build_trainer, device_kind, loss_kernels, make_trainer, sit
 
 _NEVER = 100_000
 _FRONTIER_STEPS = 2
+_STEPS_OF_P95 = 20
+"""Of fewer, the 95th percentile is the longest."""
+_NEARLY = 0.1
+"""Of a budget, by which a card sold by that name may miss it."""
 _FIRST_ID, _SEED = 3, 0
 _MOST_ROWS, _GRAIN_TOKENS = 1024, 64
 
@@ -70,11 +74,11 @@ def measure_training(case: Case, options: BenchmarkConfig, settings: Settings) -
 
 def measure_frontier(case: Case, options: BenchmarkConfig, settings: Settings) -> Iterator[dict[str, Any]]:
     """One row: the longest row and the largest batch that train within the budget, and every try."""
-    budget = parse_memory(options.gpu_memory)
+    asked = parse_memory(options.gpu_memory)
     refuse(case.config, device_kind())
     source = resolve(settings, case.config.model)
     shape = shape_of(source)
-    limit_memory(budget)
+    budget = limit_memory(asked)
     loaded = [load_base(source, case.config.base_form, "exact"), load_tokenizer(source)]
     tries: list[dict[str, Any]] = []
 
@@ -96,13 +100,19 @@ def measure_frontier(case: Case, options: BenchmarkConfig, settings: Settings) -
     most = int(loaded[0].config.get_text_config().max_position_embeddings)
     longest = largest(lambda tokens: fits(1, tokens), reckoned_row, most, _GRAIN_TOKENS)
     batch = largest(lambda rows: fits(rows, case.config.max_length), reckoned.largest_batch, _MOST_ROWS, 1)
-    yield {
+    found = {
         "longest_row": longest,
+        "planned_longest_row": min(reckoned_row, most),
         "largest_batch": batch,
+        "planned_largest_batch": min(reckoned.largest_batch, _MOST_ROWS),
+    }
+    limits = {"longest_row": most // _GRAIN_TOKENS * _GRAIN_TOKENS, "largest_batch": _MOST_ROWS}
+    yield {
+        **found,
+        "capped": [name for name, size in found.items() if size >= limits[name.removeprefix("planned_")]],
         "batch_row_tokens": case.config.max_length,
         "budget_bytes": budget,
-        "planned_longest_row": min(reckoned_row, most),
-        "planned_largest_batch": reckoned.largest_batch,
+        "note": _held_lower(asked, budget),
         "tries": tries,
     }
 
@@ -147,14 +157,17 @@ class Phases(TrainerCallback):
     def figures(self) -> dict[str, Any]:
         """The figures of the steps after the warm-up."""
         seconds = self.seconds[WARM_UP_STEPS:]
-        tokens = self._tokens[-1] - self._tokens[WARM_UP_STEPS - 1]
+        median = statistics.median(seconds)
+        tokens = (self._tokens[-1] - self._tokens[WARM_UP_STEPS - 1]) / len(seconds)
+        p95 = {"step_p95_seconds": sorted(seconds)[-(-95 * len(seconds) // 100) - 1]}
         return {
             **self.peaks,
             "peak_bytes": max(*self.peaks.values(), peak_memory_bytes()),
             "steps": len(seconds),
-            "step_median_seconds": statistics.median(seconds),
-            "step_p95_seconds": sorted(seconds)[-(-95 * len(seconds) // 100) - 1],
-            "tokens_per_second": tokens / sum(seconds),
+            "step_median_seconds": median,
+            "step_max_seconds": max(seconds),
+            **(p95 if len(seconds) >= _STEPS_OF_P95 else {}),
+            "tokens_per_second": tokens / median,
         }
 
     def _watched(self, name: str, work: Callable[..., Any]) -> Callable[..., Any]:
@@ -182,21 +195,29 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def limit_memory(budget: int) -> None:
-    """Hold this process's allocator on a GPU to a budget, less what the driver took for the process itself.
-
-    Raises `NoRoom` where the device is smaller than the budget.
-    """
+def limit_memory(budget: int) -> int:
+    """Hold this process's allocator on a GPU to a budget, less what the driver took for the process itself, or to
+    what is free of a device of about that size; the budget that holds."""
     if device().type != "cuda":
-        return
+        return budget
     torch.zeros(1, device=device())
     free, total = torch.cuda.mem_get_info()
-    if budget > free:
-        raise NoRoom(
-            f"gpu_memory: {memory(budget)} are not free on this device ({memory(free)} are); name a smaller budget"
-        )
+    held = budget_on(budget, free, total)
     taken = total - free - torch.cuda.memory_reserved()
-    torch.cuda.set_per_process_memory_fraction(min(1.0, (budget - taken) / total))
+    torch.cuda.set_per_process_memory_fraction(min(1.0, min(budget - taken, free) / total))
+    return held
+
+
+def budget_on(budget: int, free: int, total: int) -> int:
+    """A budget where it is free, or what is free where the whole device is within a tenth of it: a card of 24 GB
+    leaves less than 24 GiB.  Raises `NoRoom` elsewhere."""
+    if budget <= free:
+        return budget
+    if abs(total - budget) <= _NEARLY * budget:
+        return free
+    raise NoRoom(
+        f"gpu_memory: {memory(budget)} are not free on this device ({memory(free)} are); name a smaller budget"
+    )
 
 
 def device_peak_bytes(peak: int) -> int:
@@ -215,6 +236,10 @@ def _prepared(config: TrainConfig, options: BenchmarkConfig, settings: Settings)
     shape = shape_of(resolve(settings, config.model))
     made = full_rows(shape.vocab_size, rows * steps, config.max_length)
     return config.changed(max_steps=steps, eval_steps=_NEVER, loss_on="all"), Splits(made, {"test": made[:1]})
+
+
+def _held_lower(asked: int, held: int) -> str:
+    return f"held to the {memory(held)} that are free instead of {memory(asked)}" if held < asked else ""
 
 
 def _planned(shape: ModelShape, config: TrainConfig, checkpointing: bool) -> int:

@@ -17,7 +17,7 @@ Result = Mapping[str, Any]
 
 def label(result: Result) -> str:
     """One line that tells benchmarks apart."""
-    return f"{result['id']} · {result['options']['run'] or result['config']['model']} · {result['state']}"
+    return f"{result['id']} · {result['options'].get('run') or result['config']['model']} · {result['state']}"
 
 
 def progress(result: Result | None) -> str:

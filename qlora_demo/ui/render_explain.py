@@ -84,7 +84,7 @@ def one_pass(facts: Facts) -> str:
     same = trained["frozen_before"] == trained["frozen_after"]
     return (
         f"<p>The stored weights are written out in 16 bit for the product and forgotten, once in the forward and once "
-        f"more in the backward pass ({found['tokens']} tokens, measured).</p>"
+        f"more in the backward pass ({found['tokens']} tokens, measured on {found['on']}).</p>"
         + tables.html(tables.Table(("", "bytes"), rows))
         + f"<p>After {trained['steps']} steps of AdamW the frozen 4-bit weights' checksum is "
         f"{escape(trained['frozen_after'])}, before it was {escape(trained['frozen_before'])}: "

@@ -16,8 +16,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qlora_demo import columns
+from qlora_demo.benchmark_config import BenchmarkConfig
+from qlora_demo.benchmark_tables import brief, table
+from qlora_demo.benchmarking import Benchmarks, read_result_file
 from qlora_demo.config import GenerationSettings, TrainConfig, column_mapping
 from qlora_demo.errors import ConfigError, DataError, DemoError
+from qlora_demo.gpu import Lease
 from qlora_demo.history import read_note, side_by_side
 from qlora_demo.jobs import read_result
 from qlora_demo.knobs import field_names
@@ -26,7 +30,8 @@ from qlora_demo.records import RunState, TrainMetrics
 from qlora_demo.row_files import iter_file
 from qlora_demo.row_formats import detect, out_of_order, to_messages
 from qlora_demo.runs import RunStore, append_metrics
-from qlora_demo.ui import render, run_panel
+from qlora_demo.settings import Settings
+from qlora_demo.ui import render, render_benchmark, run_panel
 
 bounded = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 WORDS = ["messages", "prompt", "completion", "text", "role", "content", "user", "assistant", "from", "value", "human"]
@@ -175,6 +180,67 @@ def test_a_run_directory_is_shown_or_named_as_damaged(name: str, data: st.DataOb
             assert run.id in str(exc) and "\n" not in str(exc)
         assert store.get(other.id) == other and other in store.all()
         store.delete(run.id)
+
+
+FIGURES = ["prompt_tokens", "batch", "ttft_median_seconds", "tpot_median_seconds", "tokens_per_second", "peak_bytes"]
+FIGURES += ["longest_row", "largest_batch", "planned_longest_row", "planned_largest_batch", "step_median_seconds"]
+FIGURES += [f"{phase}_peak_bytes" for phase in ("load", "forward", "backward", "optimizer")]
+ROW: dict[str, Any] = {
+    "case": "r 8, mlp",
+    "fits": True,
+    "capped": ["longest_row"],
+    "note": "",
+    "decode": "eager",
+    "score": {},
+}
+RESULT: dict[str, Any] = {
+    **{"id": "one", "state": "finished", "error": "", "method": "so", "started_at": 1.0, "ended_at": 2.0},
+    **{"machine": {"device": "a card", "cuda": "12", "driver": "1"}, "progress": {"text": "", "fraction": 0.5}},
+    **{"options": BenchmarkConfig().model_dump(), "config": TrainConfig().model_dump()},
+}
+NOTHING: st.SearchStrategy[dict[str, Any]] = st.just({})
+CHANGES = NOTHING | st.dictionaries(st.sampled_from([*RESULT, "kind", "rows"]), values, max_size=2)
+INNER: dict[str, st.SearchStrategy[Any]] = {
+    "row": st.dictionaries(st.sampled_from([*ROW, *FIGURES, "error"]), values, max_size=2),
+    "config": NOTHING
+    | st.dictionaries(st.sampled_from(["model", "r", "max_length", "target_modules"]), values, max_size=1),
+    "options": NOTHING | st.dictionaries(st.just("run"), values, max_size=1),
+    "left_out": NOTHING | st.sets(st.sampled_from([*RESULT, "rows"]), max_size=2),
+}
+
+
+@st.composite
+def benchmark_results(draw: st.DrawFn) -> bytes:
+    """A benchmark's result with some of its fields, or of its rows', replaced by anything or left out."""
+    inner = {name: draw(made) for name, made in INNER.items()}
+    row: dict[str, Any] = ROW | dict.fromkeys(FIGURES, 2) | inner["row"]
+    whole: dict[str, Any] = RESULT | {
+        "kind": draw(st.sampled_from(["training", "rank", "frontier", "inference"])),
+        "rows": [row],
+    }
+    whole |= {name: whole[name] | inner[name] for name in ("config", "options")}
+    whole |= draw(CHANGES)
+    return as_json({name: value for name, value in whole.items() if name not in inner["left_out"]})
+
+
+@settings(bounded, max_examples=100)
+@given(contents | benchmark_results())
+def test_a_benchmark_s_result_is_shown_or_named_as_damaged(content: bytes) -> None:
+    with scratch() as folder:
+        store = Benchmarks(Settings(folder), Lease(folder))
+        name = store.create(BenchmarkConfig(), TrainConfig(model="shape:tiny"))
+        path = store.path(name) / "result.json"
+        path.write_bytes(content)
+        try:
+            found = read_result_file(path)
+            shown = f"{render_benchmark.compared(found, found)} {table(found)} {brief(found)}"
+            own = store.get(name)
+        except DemoError as exc:
+            assert "result.json" in str(exc) and "\n" not in str(exc)
+            assert store.all() == []
+        else:
+            shown += render_benchmark.label(own) + render_benchmark.progress(own) + render_benchmark.result_shown(own)
+            shown.encode()
 
 
 ODD_PLACES: dict[str, Callable[[Path], object]] = {
