@@ -54,6 +54,9 @@ def told(result: dict[str, Any], name: str) -> str:
     if "ratio_script_defaults" in result:
         model = f": {result['model']}" if "model" in result else ""
         return _section(f"Training through the app against a plain TRL script{model}", _overhead(result), result, name)
+    if "rows_per_second" in result:
+        title = f"Checking {result['settings']['rows']:,} rows before training"
+        return _section(title, _preflight(result), result, name)
     if "speed_ratio" in result:
         title = f"Decoding {result['model']} on {result['threads']} thread{'s' * (result['threads'] > 1)}"
         return _section(title, _decoding(result), result, name)
@@ -99,6 +102,16 @@ def _decoding(result: dict[str, Any]) -> Table:
         for name, ratio in result["speed_ratio"].items()
     )
     return Table(("tokens/s", "by processor time", "by the clock", "tokens"), rows)
+
+
+def _preflight(result: dict[str, Any]) -> Table:
+    figures = (
+        f"{result['seconds']:.1f} s",
+        f"{result['rows_per_second']:,.0f}",
+        f"{result['tokens']:,}",
+        memory(result["peak_memory_growth_bytes"]),
+    )
+    return Table(("time", "rows/s", "tokens", "more memory"), (figures,))
 
 
 def _plan(result: dict[str, Any]) -> Table:

@@ -61,9 +61,13 @@ def stamps(run: Run) -> list[int]:
     return [path.stat().st_mtime_ns if path.exists() else 0 for path in files]
 
 
-def pair_of(config: TrainConfig) -> tuple[TrainConfig, TrainConfig]:
-    """The same config on a 4-bit and on a 16-bit base; both answer held-out rows at their end."""
-    same: dict[str, Any] = {"score_rows": max(config.score_rows, PAIR_SCORE_ROWS)}
+def pair_of(config: TrainConfig, recomputes: bool) -> tuple[TrainConfig, TrainConfig]:
+    """The same config on a 4-bit and on a 16-bit base; both answer held-out rows at their end.  ``recomputes``: whether
+    the larger needs its activations recomputed, for then the smaller does the same: they are to be compared."""
+    same: dict[str, Any] = {
+        "score_rows": max(config.score_rows, PAIR_SCORE_ROWS),
+        "gradient_checkpointing": "on" if recomputes else "off",
+    }
     if config.init_lora_weights in ("pissa", "olora"):
         same["init_lora_weights"] = "default"
     return config.changed(method="qlora", **same), config.changed(method="lora", **same)

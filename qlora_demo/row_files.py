@@ -69,7 +69,7 @@ def _json_line(line: bytes, where: str) -> FoundRow:
     try:
         return _object(json.loads(line.decode("utf-8")), where)
     except UnicodeDecodeError:
-        return FoundRow(where, {}, "not UTF-8 text; save the file as UTF-8")
+        return FoundRow(where, {}, _NO_UTF8)
     except (ValueError, RecursionError) as exc:
         return FoundRow(where, {}, f"not valid JSON ({exc}); correct it")
 
@@ -99,34 +99,57 @@ def _table(delimiter: str) -> Callable[[Path], Iterator[FoundRow]]:
     def read(path: Path) -> Iterator[FoundRow]:
         csv.field_size_limit(_LONGEST_ROW)
         try:
-            with path.open(encoding="utf-8-sig", newline="") as file:
+            with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
                 pieces = _Pieces(file)
                 rows = csv.DictReader(pieces, delimiter=delimiter, strict=True)
+                if rows.fieldnames and pieces.damaged:
+                    raise DataError(f"dataset: {path}, line {rows.line_num}: {_NO_UTF8}")
                 for row in rows:
-                    pieces.taken = 0
-                    where = f"{path}, line {rows.line_num}"
-                    wrong = None in row or None in row.values()
-                    cells = {str(name): value for name, value in row.items() if name is not None}
-                    yield FoundRow(where, cells, _CELLS if wrong else "")
-        except (csv.Error, UnicodeDecodeError) as exc:
+                    yield _cells(row, f"{path}, line {rows.line_num}", pieces.damaged)
+                    pieces.begin_row()
+        except csv.Error as exc:
             raise DataError(f"dataset: {path} cannot be read ({exc}); save it as plain UTF-8 text") from exc
 
     return read
 
 
+def _cells(row: dict[str | Any, Any], where: str, damaged: bool) -> FoundRow:
+    if damaged:
+        return FoundRow(where, {}, _NO_UTF8)
+    cells = {str(name): value for name, value in row.items() if name is not None}
+    return FoundRow(where, cells, _CELLS if None in row or None in row.values() else "")
+
+
 class _Pieces:
-    """A text file's lines for the csv module, which would read one row on and on, be it a file long."""
+    """A text file's lines for the csv module, which would read one row on and on, be it a file long.
+
+    Bytes that are no UTF-8 arrive as halves of surrogate pairs, so that the rows behind them are still found;
+    ``damaged`` tells that the row at hand holds some.
+    """
 
     def __init__(self, file: TextIO) -> None:
         self.file = file
+        self.begin_row()
+
+    def begin_row(self) -> None:
         self.taken = 0
+        self.damaged = False
 
     def __iter__(self) -> Iterator[str]:
         while line := self.file.readline(_LONGEST_ROW + 1):
             self.taken += len(line)
             if self.taken > _LONGEST_ROW:
                 raise csv.Error(f"a row {_TOO_LONG}")
+            self.damaged = self.damaged or not _is_whole(line)
             yield line
+
+
+def _is_whole(line: str) -> bool:
+    try:
+        line.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _parquet(path: Path) -> Iterator[FoundRow]:
@@ -154,6 +177,7 @@ def _parquet_rows(metadata: Any) -> int:
     return max(1, min(_PARQUET_ROWS, _PARQUET_BYTES // max(chunks, default=1)))
 
 
+_NO_UTF8 = "not UTF-8 text; save the file as UTF-8"
 _CELLS = "has more or fewer cells than the head; correct the line"
 _READERS: dict[str, Callable[[Path], Iterator[FoundRow]]] = {
     ".jsonl": _jsonl,

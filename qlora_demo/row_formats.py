@@ -2,7 +2,8 @@
 
 messages                         a list of role/content turns; or conversations (ShareGPT) with from/value
 prompt + completion              texts or turns; also instruction + output (alpaca), question + answer, query + response
-context, system                  joined to the prompt, put before it: alpaca's input, a question's passage
+context                          joined to a prompt that is text: alpaca's input, a question's passage
+system                           the opening turn, unless the turns begin with one of their own
 text                             every token is trained
 """
 
@@ -46,7 +47,7 @@ def detect(columns: Iterable[str]) -> dict[str, str]:
     for known in _KNOWN:
         found = {meaning: next((there[n] for n in names if n in there), "") for meaning, names in known.items()}
         if all(found[meaning] or meaning in _OPTIONAL for meaning in found):
-            system = {"system": there["system"]} if "system" in there and "messages" not in found else {}
+            system = {"system": there["system"]} if "system" in there else {}
             return {meaning: name for meaning, name in found.items() if name} | system
     return {}
 
@@ -61,10 +62,9 @@ def to_messages(row: Row, mapping: Mapping[str, str], where: str) -> Row:
         raise DataError(f"{where}: has no column {missing[0]!r} (it has {', '.join(map(str, row))}); correct columns")
     if mapping:
         meant = _chosen(meant, mapping)
-    if "messages" in meant:
-        return {"messages": _checked(_turns(row[meant["messages"]], where), where)}
-    if "prompt" in meant and "completion" in meant:
-        return {"messages": _checked(_from_pair(row, meant), where)}
+    if "messages" in meant or ("prompt" in meant and "completion" in meant):
+        turns = _from_messages(row, meant, where) if "messages" in meant else _from_pair(row, meant, where)
+        return {"messages": _opened(_checked(turns, where), _text(row, meant, "system", where), where)}
     if "text" in meant:
         text = row[meant["text"]]
         if not isinstance(text, str) or not text.strip():
@@ -93,29 +93,59 @@ def _chosen(meant: dict[str, str], mapping: Mapping[str, str]) -> dict[str, str]
     """What is said by hand goes before what was detected of another kind."""
     for kind in ({"messages"}, {"prompt", "completion"}, {"text"}):
         if kind & set(mapping):
-            return {name: column for name, column in meant.items() if name in kind or name in _OPTIONAL}
+            kept = kind | set(mapping) | {"system"} | ({"context"} if "prompt" in kind else set())
+            return {name: column for name, column in meant.items() if name in kept}
     return meant
 
 
-def _from_pair(row: Row, meant: Mapping[str, str]) -> list[Any]:
+def _from_messages(row: Row, meant: Mapping[str, str], where: str) -> list[Any]:
+    turns = row[meant["messages"]]
+    if not isinstance(turns, list) or not turns:
+        raise DataError(f"{where}: holds no messages (it is {type(turns).__name__}); give a list of role/content turns")
+    _refuse_context(row, meant, where)
+    return [_from_sharegpt(turn) if isinstance(turn, dict) and "from" in turn else turn for turn in turns]
+
+
+def _from_pair(row: Row, meant: Mapping[str, str], where: str) -> list[Any]:
     prompt, completion = row[meant["prompt"]], row[meant["completion"]]
-    if isinstance(prompt, list):
-        return prompt + (completion if isinstance(completion, list) else [_turn("assistant", completion)])
-    parts = [prompt] + ([row[meant["context"]]] if "context" in meant else [])
-    asked = prompt if not isinstance(prompt, str) else "\n\n".join(part for part in parts if part)
-    opening = [_turn("system", row[meant["system"]])] if "system" in meant and row[meant["system"]] else []
     answered = completion if isinstance(completion, list) else [_turn("assistant", completion)]
-    return [*opening, _turn("user", asked), *answered]
+    if isinstance(prompt, list):
+        _refuse_context(row, meant, where)
+        return prompt + answered
+    asked = (_text(row, meant, name, where) for name in ("prompt", "context"))
+    return [_turn("user", "\n\n".join(part for part in asked if part)), *answered]
+
+
+def _text(row: Row, meant: Mapping[str, str], meaning: str, where: str) -> str:
+    """What a row's column of that meaning holds; empty where there is no such column or nothing in it."""
+    value = row[meant[meaning]] if meaning in meant else None
+    if value is not None and not isinstance(value, str):
+        raise DataError(f"{where}: {meaning} (column {meant[meaning]!r}) {_no_text(value)}")
+    return value if value and value.strip() else ""
+
+
+def _no_text(value: Any) -> str:
+    return f"is no text (it is {type(value).__name__}); write it as text"
+
+
+def _refuse_context(row: Row, meant: Mapping[str, str], where: str) -> None:
+    if _text(row, meant, "context", where):
+        raise DataError(
+            f"{where}: context (column {meant['context']!r}) has no place beside a list of turns; "
+            "write it into a turn, or leave it out"
+        )
+
+
+def _opened(messages: list[Message], system: str, where: str) -> list[Message]:
+    """The turns behind a system column's text, unless they begin with a system turn of their own."""
+    if not system or messages[0]["role"] == "system":
+        return messages
+    check_characters(system, f"{where}: system")
+    return [{"role": "system", "content": system}, *messages]
 
 
 def _turn(role: str, content: Any) -> dict[str, Any]:
     return {"role": role, "content": content}
-
-
-def _turns(turns: Any, where: str) -> list[Any]:
-    if not isinstance(turns, list) or not turns:
-        raise DataError(f"{where}: holds no messages (it is {type(turns).__name__}); give a list of role/content turns")
-    return [_from_sharegpt(turn) if isinstance(turn, dict) and "from" in turn else turn for turn in turns]
 
 
 def _from_sharegpt(turn: dict[str, Any]) -> dict[str, Any]:
@@ -126,10 +156,12 @@ def _checked(turns: list[Any], where: str) -> list[Message]:
     for number, turn in enumerate(turns, 1):
         if not isinstance(turn, dict) or turn.get("role") not in ("system", "user", "assistant"):
             raise DataError(f"{where}, message {number}: role is not system, user or assistant; correct it")
-        if not isinstance(turn.get("content"), str) or not turn["content"].strip():
-            what = "has no answer" if turn["role"] == "assistant" else f"has no {turn['role']} text"
-            raise DataError(f"{where}, message {number}: {what}; remove the row or fill it")
-        check_characters(turn["content"], f"{where}, message {number}:")
+        content, what = turn.get("content"), "answer" if turn["role"] == "assistant" else f"{turn['role']} text"
+        if content is not None and not isinstance(content, str):
+            raise DataError(f"{where}, message {number}: the {what} {_no_text(content)}")
+        if not content or not content.strip():
+            raise DataError(f"{where}, message {number}: has no {what}; remove the row or fill it")
+        check_characters(content, f"{where}, message {number}:")
     if not turns or turns[-1]["role"] != "assistant":
         last = turns[-1]["role"] if turns else "nothing"
         raise DataError(f"{where}: has no answer (it ends with {last}); add an assistant message")

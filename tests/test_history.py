@@ -33,10 +33,11 @@ def test_a_note_and_its_tags_stay_with_the_run(run: Run) -> None:
 
 
 def test_a_pair_differs_in_the_base_alone(run: Run) -> None:
-    qlora, lora = pair_of(TrainConfig(method="lora", init_lora_weights="pissa", r=8))
+    qlora, lora = pair_of(TrainConfig(method="lora", init_lora_weights="pissa", r=8), recomputes=True)
     assert (qlora.method, lora.method) == ("qlora", "lora")
     assert qlora.changed(method="lora") == lora
     assert lora.score_rows > 0 and lora.init_lora_weights == "default"
+    assert qlora.gradient_checkpointing == lora.gradient_checkpointing == "on"
 
 
 def test_runs_side_by_side(services: Services, run: Run) -> None:

@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass, field
 from itertools import islice
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+from jinja2 import TemplateError
+from transformers.utils.chat_template_utils import render_jinja_template
 from trl.chat_template_utils import get_training_chat_template, has_generation_markers
 
 from ..catalog import TICKETS
@@ -58,6 +59,16 @@ class Problem:
         self.count += 1
         if len(self.rows) < _SHOWN:
             self.rows.append(where)
+
+
+@dataclass(frozen=True)
+class _Rendered:
+    """A row as text; ``marks`` are the characters that the template says are the assistant's, where that is asked."""
+
+    where: str
+    row: Row
+    text: str
+    marks: Sequence[tuple[int, int]] = ()
 
 
 @dataclass
@@ -113,51 +124,84 @@ def _rows(config: TrainConfig) -> Iterator[FoundRow]:
 
 
 def _look_at(batch: Sequence[FoundRow], config: TrainConfig, tokenizer: Any, seen: _Seen) -> None:
-    rows: list[tuple[str, Row]] = []
+    rows: list[_Rendered] = []
     for found in batch:
         seen.mapping = seen.mapping or detect(found.row) | column_mapping(config.columns)
         place = found.where.rpartition(", ")[2]
         try:
-            rows.append((place, usable(found, config)))
+            rows.append(_rendered(place, usable(found, config), config, tokenizer))
         except DataError as exc:
             seen.note("unusable", str(exc).removeprefix("dataset: ").replace(found.where, place), fatal=True)
-    texts = [_rendered(tokenizer, row) for _, row in rows]
-    for (where, row), text, length in zip(rows, texts, _lengths(tokenizer, texts), strict=True):
-        _look_at_row(where, row, text, seen)
+    for one, (length, kept) in zip(rows, _measured(tokenizer, rows, config.max_length), strict=True):
+        _look_at_row(one, seen)
         seen.lengths.append(length)
-        if length > config.max_length:
-            _look_at_long(where, row, config, tokenizer, seen)
-        if len(seen.rendered) < _RENDERED:
-            pieces = _pieces(tokenizer, row, config)
-            seen.rendered.append(pieces)
-            if "text" not in row and not _stops(tokenizer, pieces):
-                seen.note("stop", where)
+        _look_at_end(one, kept if length > config.max_length else None, config, tokenizer, seen)
+        if len(seen.rendered) < _RENDERED and tokenizer.is_fast:
+            seen.rendered.append(_pieces(one, config, tokenizer))
 
 
-def _lengths(tokenizer: Any, texts: list[str]) -> list[int]:
-    """Tokens of each text; the library's own call would also build what is not needed here."""
+def _rendered(where: str, row: Row, config: TrainConfig, tokenizer: Any) -> _Rendered:
+    """A row as the trainer renders it, which ends plain text with a stop token; raises `DataError`."""
+    if "text" in row:
+        stop = tokenizer.eos_token or ""
+        return _Rendered(where, row, row["text"] if row["text"].endswith(stop) else row["text"] + stop)
+    try:
+        if config.loss_on != "assistant":
+            return _Rendered(where, row, str(tokenizer.apply_chat_template(row["messages"], tokenize=False)))
+        how = {"chat_template": tokenizer.get_chat_template(), **tokenizer.special_tokens_map}
+        texts, marks = render_jinja_template([row["messages"]], return_assistant_tokens_mask=True, **how)
+        return _Rendered(where, row, texts[0], marks[0])
+    except TemplateError as exc:
+        raise DataError(f"{where}: the model's chat template refuses it ({exc}); correct its turns") from exc
+
+
+def _measured(tokenizer: Any, rows: Sequence[_Rendered], max_length: int) -> Iterator[tuple[int, int]]:
+    """Tokens of each row, and how many characters `max_length` of them are, where it has more.  The library's own call
+    would also build what is not needed here."""
+    texts = [one.text for one in rows]
+    special = any("text" in one.row for one in rows)
     if tokenizer.is_fast:
-        return [len(one) for one in tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
-    return [len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
+        for one in tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=special):
+            yield len(one), max(one.offsets[:max_length])[1] if len(one) > max_length else 0
+        return
+    for text in texts:
+        ids = tokenizer(text, add_special_tokens=special)["input_ids"]
+        yield len(ids), len(tokenizer.decode(ids[:max_length]))
 
 
-def _look_at_row(where: str, row: Row, text: str, seen: _Seen) -> None:
-    digest = hashlib.blake2b(json.dumps(row, sort_keys=True).encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    seen.digests.append(int.from_bytes(digest, "big"))
-    seen.places.append(where)
-    if "\ufffd" in text:
-        seen.note("encoding", where)
-    if "messages" in row and out_of_order(row["messages"]):
-        seen.note("order", where)
+def _look_at_row(one: _Rendered, seen: _Seen) -> None:
+    row = json.dumps(one.row, sort_keys=True).encode("utf-8", "surrogatepass")
+    seen.digests.append(int.from_bytes(hashlib.blake2b(row, digest_size=8).digest(), "big"))
+    seen.places.append(one.where)
+    if "\ufffd" in one.text:
+        seen.note("encoding", one.where)
+    if "messages" in one.row and out_of_order(one.row["messages"]):
+        seen.note("order", one.where)
 
 
-def _look_at_long(where: str, row: Row, config: TrainConfig, tokenizer: Any, seen: _Seen) -> None:
-    """A row that loses its end, or all that is trained of it; trained turn by turn, one turn may be left."""
-    if config.loss_on == "completion":
-        kept = min(_prompt_tokens(tokenizer, one) for one in to_prompt_completion(row)) < config.max_length
-    else:
-        kept = any(trained for _, trained in _pieces(tokenizer, row, config))
-    seen.note("cut" if kept else "dropped", where)
+def _look_at_end(one: _Rendered, cut: int | None, config: TrainConfig, tokenizer: Any, seen: _Seen) -> None:
+    """A row that loses what stands behind `cut` characters, all that is trained of it, or the token that stops its last
+    answer; trained turn by turn, a turn of it may be left."""
+    kept = len(one.text) if cut is None else cut
+    begun = [span for span in _answers(one, cut is None, config, tokenizer) if span[0] < kept]
+    dropped = not begun and config.loss_on != "all"
+    if cut is not None:
+        seen.note("dropped" if dropped else "cut", one.where)
+    answer, stop = one.text[begun[-1][0] : min(begun[-1][1], kept)] if begun else "", tokenizer.eos_token
+    stopped = stop and (answer.endswith(stop) if "text" in one.row else stop in answer)
+    if not stopped and not dropped:
+        seen.note("stop", one.where)
+
+
+def _answers(one: _Rendered, whole: bool, config: TrainConfig, tokenizer: Any) -> Sequence[tuple[int, int]]:
+    """Where in a row's text its answers begin and end.  Prompts are rendered only where it matters: of a `whole` row
+    that ends with the stop token, or has none, everything tells as much as the last answer does."""
+    stop = tokenizer.eos_token or ""
+    if config.loss_on == "assistant" and "messages" in one.row:
+        return one.marks
+    if "text" in one.row or (whole and (stop not in one.text or one.text.rstrip().endswith(stop))):
+        return [(0, len(one.text))]
+    return [(len(_prompt(tokenizer, example)), len(one.text)) for example in to_prompt_completion(one.row)]
 
 
 def _look_at_all(config: TrainConfig, seen: _Seen) -> None:
@@ -214,29 +258,22 @@ def _histogram(lengths: Sequence[int]) -> list[tuple[int, int]]:
     return [((at + 1) * width, count) for at, count in enumerate(counts)]
 
 
-def _rendered(tokenizer: PreTrainedTokenizerBase, row: Row) -> str:
-    if "text" in row:
-        text: str = row["text"]
-        return text
-    return str(tokenizer.apply_chat_template(row["messages"], tokenize=False))
+def _prompt(tokenizer: Any, example: Row) -> str:
+    """The rendered turns before an answer, up to where it begins; empty where none lead to it."""
+    if not example.get("prompt"):
+        return ""
+    return str(tokenizer.apply_chat_template(example["prompt"], tokenize=False, add_generation_prompt=True))
 
 
-def _prompt_tokens(tokenizer: Any, example: Row) -> int:
-    if "prompt" not in example:
-        return 0
-    text = tokenizer.apply_chat_template(example["prompt"], tokenize=False, add_generation_prompt=True)
-    return len(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-
-def _pieces(tokenizer: Any, row: Row, config: TrainConfig) -> Pieces:
+def _pieces(one: _Rendered, config: TrainConfig, tokenizer: Any) -> Pieces:
     """A row's rendered text in runs of tokens that are trained, or not; where turns are trained one by one, the last
     turn's view of it."""
-    text = _rendered(tokenizer, row)
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    text = one.text
+    encoded = tokenizer(text, add_special_tokens="text" in one.row, return_offsets_mapping=True)
     offsets = encoded["offset_mapping"]
     pieces: Pieces = []
     for at, ((start, end), chosen) in enumerate(
-        zip(offsets, _chosen(tokenizer, row, config, len(offsets)), strict=True)
+        zip(offsets, _chosen(tokenizer, one.row, config, len(offsets)), strict=True)
     ):
         trained = chosen and at < config.max_length
         if pieces and pieces[-1][1] == trained:
@@ -252,11 +289,5 @@ def _chosen(tokenizer: Any, row: Row, config: TrainConfig, count: int) -> list[b
         how = {"tokenize": True, "return_dict": True, "return_assistant_tokens_mask": True}
         return list(map(bool, tokenizer.apply_chat_template(row["messages"], **how)["assistant_masks"]))
     example = to_prompt_completion(row)[-1] if config.loss_on == "completion" else row
-    prompt = _prompt_tokens(tokenizer, example)
+    prompt = len(tokenizer(_prompt(tokenizer, example), add_special_tokens=False)["input_ids"])
     return [at >= prompt for at in range(count)]
-
-
-def _stops(tokenizer: Any, pieces: Sequence[tuple[str, bool]]) -> bool:
-    """Whether the token that ends an answer is among the trained ones."""
-    trained = "".join(text for text, is_trained in pieces if is_trained)
-    return bool(tokenizer.eos_token) and tokenizer.eos_token in trained

@@ -35,9 +35,11 @@ def spectrum(found: Facts) -> str:
     """A trained update's singular values: how much of its rank it uses."""
     points = {"singular values": [(float(at), value) for at, value in enumerate(found["values"], 1)]}
     plot = plots.lines("Singular values of a trained update", "number", "singular value", points)
+    kept = tuple((str(rank), percent(share)) for rank, share in found["kept"].items())
+    table = tables.html(tables.Table(("rank", "of the update's energy it could hold"), kept))
     return (
         f"<p>Of rank {found['rank']}, {found['rank_for_90']} directions hold 90% of the update's energy and "
-        f"{found['rank_for_99']} hold 99%. Its norm is {found['norm']:.3g}.</p>{plot}"
+        f"{found['rank_for_99']} hold 99%. Its norm is {found['norm']:.3g}.</p>{plot}{table}"
     )
 
 

@@ -14,18 +14,23 @@ from ..records import Lighter, TrainMetrics
 from ..runs import Run
 from ..units import memory, percent
 
-_COLOURS = (
-    "#3b82f6",
-    "#60a5fa",
-    "#0891b2",
-    "#8b5cf6",
-    "#059669",
-    "#65a30d",
-    "#d97706",
-    "#f59e0b",
-    "#db2777",
-    "#9ca3af",
-)
+_COLOURS = {
+    "4-bit weights": "#3b82f6",
+    "8-bit weights": "#3b82f6",
+    "16-bit weights": "#d97706",
+    "quantization constants": "#60a5fa",
+    "16-bit leftovers": "#f59e0b",
+    "one layer dequantized": "#0891b2",
+    "adapters": "#059669",
+    "gradients": "#65a30d",
+    "optimizer state": "#84cc16",
+    "activations": "#8b5cf6",
+    "adapters' activations": "#a78bfa",
+    "logits": "#db2777",
+    "fixed overhead": "#6b7280",
+    "margin": "#9ca3af",
+}
+"""Of every part a plan can have."""
 _WAYS = {"qlora": "QLoRA, 4 bit", "lora": "LoRA, 16 bit", "lora-8bit": "LoRA, 8 bit", "full": "full fine-tuning"}
 _SMOOTH = 5
 
@@ -40,7 +45,7 @@ def memory_plan(found: Comparison) -> str:
         f"{chosen.trainable_parameters:,} of {chosen.all_parameters:,} parameters are trained "
         f"({percent(chosen.trainable_parameters / chosen.all_parameters)}).</p>"
     )
-    return f'<div class="plan">{head}{_bar(chosen, most)}{_reach(found)}{_others(found)}{_items(chosen)}</div>'
+    return f'<div class="plan">{head}{_bar(chosen, most)}{_reach(found)}{_others(found)}</div>'
 
 
 def problem(text: str) -> str:
@@ -107,18 +112,22 @@ def difference(left: Run, right: Run) -> str:
 
 
 def _bar(plan: MemoryPlan, most: int) -> str:
-    parts = [(item.name, item.bytes, colour) for item, colour in zip(plan.items, _COLOURS * 2, strict=False)]
-    shown = "".join(
-        f'<i style="width:{100 * size / most:.2f}%;background:{colour}" title="{escape(name)}: {memory(size)}"></i>'
-        for name, size, colour in parts
-    )
     key = "".join(
-        f'<span><i style="background:{colour}"></i>{escape(name)} {memory(size)}</span>'
-        for name, size, colour in parts
-        if size > most / 200
+        f'<span><i style="background:{_COLOURS[item.name]}"></i>{escape(item.name)} {memory(item.bytes)}</span>'
+        for item in plan.items
+        if item.bytes > most / 200
     )
-    label = f"{memory(plan.total_bytes)} of {memory(most)}"
-    return f'<div class="stack" role="img" aria-label="{label}">{shown}</div><div class="key">{key}</div>'
+    return f'{_stack(plan, most)}<div class="key">{key}</div>'
+
+
+def _stack(plan: MemoryPlan, most: int) -> str:
+    parts = "".join(
+        f'<i style="width:{100 * item.bytes / most:.2f}%;background:{_COLOURS[item.name]}" '
+        f'title="{escape(item.name)}: {memory(item.bytes)}"></i>'
+        for item in plan.items
+    )
+    label = f"{_WAYS[plan.way]}: {memory(plan.total_bytes)} of {memory(most)}"
+    return f'<div class="stack" role="img" aria-label="{label}">{parts}</div>'
 
 
 def _reach(found: Comparison) -> str:
@@ -132,20 +141,19 @@ def _reach(found: Comparison) -> str:
 
 
 def _others(found: Comparison) -> str:
+    plans = (found.chosen, *found.others)
+    most = max(plan.total_bytes for plan in plans)
     rows = "".join(
-        f"<div><span>{_WAYS[plan.way]}</span>"
-        f'<div class="bar"><div style="width:{100 * plan.total_bytes / most:.1f}%"></div></div>'
-        f"<span>{memory(plan.total_bytes)}</span></div>"
-        for most in [max(plan.total_bytes for plan in (found.chosen, *found.others))]
-        for plan in (found.chosen, *found.others)
+        f"<div><span>{_WAYS[plan.way]}</span>{_stack(plan, most)}<span>{memory(plan.total_bytes)}</span></div>"
+        for plan in plans
     )
-    return f'<div class="latency"><div>{rows}</div></div>'
+    return f'<div class="latency"><div>{rows}</div></div>{"".join(map(_items, plans))}'
 
 
 def _items(plan: MemoryPlan) -> str:
     rows = tuple((item.name, memory(item.bytes), item.how) for item in plan.items)
     table = tables.html(tables.Table(("part", "bytes", "reckoned as"), rows))
-    return f"<details><summary>Every part of the plan</summary>{table}</details>"
+    return f"<details><summary>Every part of {_WAYS[plan.way]}</summary>{table}</details>"
 
 
 def _problems(problems: Sequence[Mapping[str, Any]]) -> str:

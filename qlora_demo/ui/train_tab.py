@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,11 +12,11 @@ from typing import Any
 import gradio as gr
 
 from ..catalog import BUNDLED_MODELS, is_fetched
-from ..choices import refuse
+from ..choices import refuse, refuse_processes
 from ..config import TrainConfig
 from ..disk import copy_whole
 from ..errors import DemoError, ModelError
-from ..gpu import device_info
+from ..gpu import device_info, gpu_count
 from ..history import pair_of, pair_tag, write_note
 from ..planning import plan_training
 from ..runs import Run
@@ -33,13 +34,13 @@ def build(services: Services, page: gr.Blocks, gate: Gate) -> None:
     with gr.Row():
         with gr.Column(scale=2, min_width=360):
             buttons = _draw_start()
-            chosen = _draw_controls(services, gate)
+            chosen, found = _draw_controls(services, gate)
             command = config_panel.build(chosen, gate)
         with gr.Column(scale=3, min_width=360):
             planned = gr.HTML(elem_id="plan")
             shown = run_panel.draw()
     history = history_panel.build(services, gate)
-    _wire_start(services, buttons, chosen, shown | {"side by side": history.chosen}, gate)
+    _wire_start(services, buttons, chosen, shown | {"side by side": history.chosen, "found": found}, gate)
     run_panel.wire(services, chosen, shown, page, gate)
     _wire_plan(services, {"processes": buttons.processes, **chosen}, [planned, command], page, gate)
     refresh = (history.refresh, history.read, history.drawn)
@@ -64,12 +65,20 @@ def _wire_start(
 ) -> None:
     written = [shown[name] for name in run_panel.WRITTEN]
 
-    def submit(config: TrainConfig, processes: float) -> Run:
+    def check(configs: Sequence[TrainConfig], others: int) -> Iterator[list[Any]]:
+        """Refuse what a run that waits would fail on hours later; the configs share model and data."""
+        config = configs[0]
         if config.model in BUNDLED_MODELS and not is_fetched(services.settings, config.model):
             raise ModelError(
                 f"model: {config.model} is still being fetched; wait until the line on top no longer says so"
             )
-        plan_training(services.settings, config)  # a model that is not there is refused before anything starts
+        for one in configs:
+            refuse(one, device_info().kind)
+            plan_training(services.settings, one)  # a model that is not there is refused before anything starts
+        for drawn in data_panel.require_usable(services, config):
+            yield [drawn, *[gr.skip()] * others]
+
+    def submit(config: TrainConfig, processes: float) -> Run:
         idle = services.runs.active() is None and not services.jobs.going
         if idle and services.engine.release():
             gr.Info("The chat's models were freed to make room for training; the next prompt loads them again.")
@@ -78,22 +87,28 @@ def _wire_start(
             gr.Info(f"{run.id} waits until the device is free.")
         return run
 
-    def begin(processes: float, *values: Any) -> list[Any]:
-        run = submit(controls.read(TrainConfig, list(chosen), values), processes)
-        return run_panel.poll(services, run.id, {})
+    def begin(processes: float, *values: Any) -> Iterator[list[Any]]:
+        config = controls.read(TrainConfig, list(chosen), values)
+        yield from check([config], len(written))
+        run = submit(config, processes)
+        yield [gr.skip(), *run_panel.poll(services, run.id, {})]
 
-    def begin_pair(processes: float, *values: Any) -> list[Any]:
+    def begin_pair(processes: float, *values: Any) -> Iterator[list[Any]]:
         tag = pair_tag()
-        configs = pair_of(controls.read(TrainConfig, list(chosen), values))
+        config = controls.read(TrainConfig, list(chosen), values)
+        larger = config.changed(method="lora", init_lora_weights="default")
+        configs = pair_of(config, plan_training(services.settings, larger).chosen.checkpointing)
+        yield from check(configs, len(written) + 1)
         made = [submit(config, processes) for config in configs]
         for run in made:
             write_note(run, "LoRA against QLoRA", tag)
         names = [run.id for run in made]
-        return [*run_panel.poll(services, names[0], {}), gr.Dropdown(choices=names, value=names)]
+        yield [gr.skip(), *run_panel.poll(services, names[0], {}), gr.Dropdown(choices=names, value=names)]
 
     inputs = [buttons.processes, *chosen.values()]
-    gate.on(buttons.start.click, begin, inputs, written, needs="operator")
-    gate.on(buttons.pair.click, begin_pair, inputs, [*written, shown["side by side"]], needs="operator")
+    drawn = [shown["found"], *written]
+    gate.on(buttons.start.click, begin, inputs, drawn, needs="operator")
+    gate.on(buttons.pair.click, begin_pair, inputs, [*drawn, shown["side by side"]], needs="operator")
 
 
 def _wire_plan(services: Services, form: controls.Controls, shown: list[gr.HTML], page: gr.Blocks, gate: Gate) -> None:
@@ -104,6 +119,7 @@ def _wire_plan(services: Services, form: controls.Controls, shown: list[gr.HTML]
         try:
             config = controls.read(TrainConfig, names, values)
             refuse(config, device_info().kind)
+            refuse_processes(config, int(count or 1), gpu_count())
             plan = show.memory_plan(plan_training(services.settings, config))
         except DemoError as exc:
             return [show.problem(str(exc)), ""]
@@ -119,7 +135,8 @@ def _wire_plan(services: Services, form: controls.Controls, shown: list[gr.HTML]
     gate.on(page.load, first, inputs, shown, needs="visitor")
 
 
-def _draw_controls(services: Services, gate: Gate) -> controls.Controls:
+def _draw_controls(services: Services, gate: Gate) -> tuple[controls.Controls, gr.HTML]:
+    """The form, and where what is found in its data is drawn."""
     chosen: controls.Controls = {}
     for group in _GROUPS:
         with gr.Accordion(group, open=True):
@@ -131,7 +148,7 @@ def _draw_controls(services: Services, gate: Gate) -> controls.Controls:
     with gr.Accordion("Advanced", open=False), gr.Row():
         chosen |= controls.draw(TrainConfig, "Advanced")
     data_panel.wire(services, check, chosen, gate)
-    return chosen
+    return chosen, check.found
 
 
 def _draw_upload(services: Services, dataset: Any, gate: Gate) -> None:

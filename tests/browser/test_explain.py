@@ -32,6 +32,7 @@ def test_a_layer_an_update_and_the_ledger(page: Page, server: Server, tiny_model
     expect(page.locator("#explain-layer input")).to_have_value(re.compile("_proj"), timeout=MINUTE)
     page.click("#explain")
     expect(page.locator("#spectrum")).to_contain_text("hold 90% of the update's energy", timeout=MINUTE)
+    expect(page.locator("#spectrum")).to_contain_text(re.compile(r"could hold\s*1\s*\d.*2\s*\d.*4\s*100", re.DOTALL))
     expect(page.locator("#nf4")).to_contain_text("int4 (absmax)")
     expect(page.locator("#bits")).to_contain_text("4.1270")
     expect(page.locator("#one-pass")).to_contain_text("unchanged")

@@ -40,11 +40,18 @@ def test_upload_correct_check_train_stop_resume_and_overlay(
     page: Page, server: Server, own_file: Path, tiny_model: Path
 ) -> None:
     choose(page, "model", str(tiny_model))
+    set_number(page, "max_length", "64")
     expect(page.locator("#plan")).to_contain_text(re.compile(r"fits.*parameters are trained", re.DOTALL))
     give_file(page, "#upload", own_file)
     expect(page.locator("#TrainConfig-dataset input")).to_have_value(re.compile("mine.jsonl"), timeout=MINUTE)
     page.click("#check-data")
     expect(page.locator("#preflight")).to_contain_text("60 rows cannot be used (must be mended)", timeout=MINUTE)
+    page.click("#start")
+    refused = re.compile(r"dataset: .*mine\.jsonl, line 1: columns frage, antwort .*\(60 rows cannot be used\)")
+    expect(page.get_by_text(refused)).to_be_visible()
+    expect(page.locator("#preflight")).to_contain_text("line 1: columns frage, antwort are not understood")
+    expect(page.locator("#progress")).to_contain_text("No run yet")
+    assert build_services(Settings.from_environment()).runs.names() == []
     page.locator("#TrainConfig-columns textarea, #TrainConfig-columns input").first.fill(
         "prompt=frage, completion=antwort"
     )
@@ -54,7 +61,6 @@ def test_upload_correct_check_train_stop_resume_and_overlay(
     expect(page.locator("#preflight .rendered mark").first).to_contain_text("it is 0")
     screenshot(page, "preflight")
 
-    set_number(page, "max_length", "64")
     set_number(page, "max_steps", "4000")
     set_number(page, "r", "4")
     page.click("#start")

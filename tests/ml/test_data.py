@@ -12,8 +12,10 @@ import pytest
 from qlora_demo.config import TrainConfig
 from qlora_demo.errors import DataError
 from qlora_demo.ml import data
+from qlora_demo.row_files import iter_file
 from qlora_demo.row_formats import detect, out_of_order, to_messages
 
+SYSTEM = {"role": "system", "content": "s"}
 QUESTION = {"role": "user", "content": "q"}
 ANSWER = {"role": "assistant", "content": "a"}
 SAME = [
@@ -72,6 +74,23 @@ def test_each_assistant_turn_is_one_example_with_the_turns_before_it_as_prompt()
         ({"conversations": "q"}, "row 1: holds no messages"),
         ({"conversations": [{"value": "q"}]}, "row 1, message 1: role is not"),
         ({"text": ""}, "row 1: text is empty"),
+        ({"prompt": "q", "completion": 7}, r"row 1, message 2: the answer is no text \(it is int\); write it as text"),
+        (
+            {"messages": [{"role": "user", "content": ["q"]}, ANSWER]},
+            r"message 1: the user text is no text \(it is list",
+        ),
+        ({"Question": {"de": "q"}, "answer": "a"}, r"row 1: prompt \(column 'Question'\) is no text \(it is dict\)"),
+        (
+            {"instruction": "q", "input": 3, "output": "a"},
+            r"context \(column 'input'\) is no text \(it is int\); write",
+        ),
+        ({"prompt": "q", "completion": "a", "system": False}, r"row 1: system \(column 'system'\) is no text"),
+        ({"messages": [QUESTION, ANSWER], "system": ["s"]}, r"row 1: system \(column 'system'\) is no text"),
+        ({"messages": [QUESTION, ANSWER], "system": "\ud800"}, "row 1: system holds half a character"),
+        (
+            {"instruction": [QUESTION], "context": "c", "output": "a"},
+            r"row 1: context \(column 'context'\) has no place beside a list of turns; write it into a turn, or",
+        ),
         ({"a": 1, "b": 2}, "row 1: columns a, b are not understood; use messages"),
     ],
 )
@@ -107,7 +126,8 @@ def test_every_file_type_gives_the_same_rows(tmp_path: Path, suffix: str) -> Non
         ("rows.csv", b"", "holds no rows"),
         ("rows.csv", b"a,b\n1,2\n1,2,3,4\n", r"rows\.csv, line 3: has more or fewer cells"),
         ("rows.csv", b'a,b\n1,"2\n', "cannot be read"),
-        ("rows.tsv", b"a\tb\n1\t\xff\n", "cannot be read"),
+        ("rows.tsv", b"a\tb\n1\t\xff\n", r"rows\.tsv, line 2: not UTF-8 text; save the file as UTF-8"),
+        ("rows.csv", b"a,\xff\n1,2\n", r"rows\.csv, line 1: not UTF-8 text; save the file as UTF-8"),
         ("rows.parquet", b"PAR1 not really", "cannot be read"),
         ("rows.xlsx", b"x", r"ends in '\.xlsx'; give one of \.jsonl"),
     ],
@@ -117,6 +137,17 @@ def test_a_bad_file_is_named_with_the_line(tmp_path: Path, name: str, content: b
     path.write_bytes(content)
     with pytest.raises(DataError, match=message):
         read(str(path))
+
+
+def test_a_bad_byte_costs_its_own_row_of_a_table_only(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_bytes(b'\xef\xbb\xbfprompt,completion\rq1,a1\r"q\r\xff",a2\r\rq3,\xc3\xa4\r')
+    found = [(one.where.rpartition(", ")[2], one.row, one.problem) for one in iter_file(path)]
+    assert found == [
+        ("line 2", {"prompt": "q1", "completion": "a1"}, ""),
+        ("line 4", {}, "not UTF-8 text; save the file as UTF-8"),
+        ("line 6", {"prompt": "q3", "completion": "ä"}, ""),
+    ]
 
 
 @pytest.mark.parametrize("name", ["missing.jsonl", "/nowhere/rows.csv", "a/b/c"])
@@ -185,6 +216,40 @@ def test_a_context_stands_behind_the_question_and_a_system_prompt_before_it() ->
         ("user", "q\n\npassage"),
         ("assistant", "a"),
     ]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [QUESTION, ANSWER], "System": "s"},
+        {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}], "system": "s"},
+        {"messages": [SYSTEM, QUESTION, ANSWER], "system": "another"},
+        {"conversation": [{"from": "system", "value": "s"}, QUESTION, ANSWER], "system": "another"},
+        {"prompt": [QUESTION], "completion": "a", "system": "s"},
+        {"prompt": [SYSTEM, QUESTION], "completion": [ANSWER], "system": "another"},
+        {"messages": [SYSTEM, QUESTION, ANSWER], "system": None},
+        {"prompt": [SYSTEM, QUESTION], "completion": "a", "system": " "},
+    ],
+)
+def test_a_system_column_opens_turns_that_have_no_system_turn_of_their_own(row: dict[str, Any]) -> None:
+    assert to_messages(row, {}, "rows") == {"messages": [SYSTEM, QUESTION, ANSWER]}
+
+
+def test_a_system_column_named_by_hand_opens_the_turns() -> None:
+    row = {"talk": [QUESTION, ANSWER], "rules": "s"}
+    assert to_messages(row, {"messages": "talk", "system": "rules"}, "rows") == {"messages": [SYSTEM, QUESTION, ANSWER]}
+
+
+def test_a_context_named_by_hand_has_no_place_beside_messages() -> None:
+    row = {"messages": [QUESTION, ANSWER], "passage": "p"}
+    with pytest.raises(DataError, match=r"rows: context \(column 'passage'\) has no place beside a list of turns"):
+        to_messages(row, {"context": "passage"}, "rows")
+    assert to_messages(row | {"passage": " "}, {"context": "passage"}, "rows") == {"messages": [QUESTION, ANSWER]}
+
+
+def test_a_context_that_belongs_to_other_columns_than_the_chosen_messages_is_left_out() -> None:
+    row = {"talk": [QUESTION, ANSWER], "question": "x", "answer": "y", "context": "z"}
+    assert to_messages(row, {"messages": "talk"}, "rows") == {"messages": [QUESTION, ANSWER]}
 
 
 def test_columns_that_mean_nothing_are_not_guessed_at() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -99,11 +99,72 @@ def test_nothing_left_to_train_is_fatal(check: Any) -> None:
     assert "are dropped" in found["fatal"]
 
 
-def test_a_template_that_never_ends_an_answer_is_told(check: Any, tiny_model: Path, tmp_path: Path) -> None:
-    endless = tmp_path / "endless"
-    shutil.copytree(tiny_model, endless)
-    (endless / "chat_template.jinja").write_text("{% for m in messages %}{{ m['content'] }} {% endfor %}", "utf-8")
-    assert "stop" in problems(check(GOOD, model=str(endless)))
+@pytest.fixture
+def with_template(tiny_model: Path, tmp_path: Path) -> Callable[[str], str]:
+    """The tiny model with another chat template."""
+
+    def make(template: str) -> str:
+        folder = tmp_path / "templated"
+        shutil.copytree(tiny_model, folder)
+        (folder / "chat_template.jinja").write_text(template, "utf-8")
+        return str(folder)
+
+    return make
+
+
+def stops(result: dict[str, Any]) -> tuple[int, str]:
+    (found,) = (one for one in result["problems"] if one["kind"] == "stop")
+    return found["count"], found["rows"][0]
+
+
+TURN = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}"
+
+
+@pytest.mark.parametrize(
+    "ending", ["", "{% if m['role'] == 'user' %}<|im_end|>{% endif %}"], ids=["no turn", "no answer"]
+)
+@pytest.mark.parametrize("loss_on", ["completion", "all"])
+def test_a_template_that_never_ends_an_answer_is_told_of_every_row(
+    check: Any, with_template: Callable[[str], str], ending: str, loss_on: str
+) -> None:
+    found = check(GOOD, model=with_template(f"{TURN}{ending} {{% endfor %}}"), loss_on=loss_on)
+    assert stops(found) == (20, "line 1")
+
+
+def test_rows_whose_answer_the_template_leaves_open_are_counted_wherever_they_stand(
+    check: Any, with_template: Callable[[str], str]
+) -> None:
+    template = TURN + "{% if m['content'] != 'open' %}<|im_end|> #{% endif %}{% endfor %}"
+    found = check([*GOOD, *(pair(f"q {n}", "open") for n in range(7)), *GOOD[:1]], model=with_template(template))
+    assert stops(found) == (7, "line 21")
+
+
+def test_an_answer_that_is_cut_has_no_stop_token_left(check: Any) -> None:
+    found = check([*GOOD, pair("q", "word " * 80), pair("word " * 80, "a")])
+    assert problems(found) == {"cut": 1, "dropped": 1, "stop": 1} and stops(found) == (1, "line 21")
+    found = check([*GOOD, talk("q", "a", "r", "word " * 80), talk("q", "a", "word " * 80, "b")])
+    assert problems(found) == {"cut": 2, "stop": 1} and stops(found) == (1, "line 21")
+
+
+def test_marks_that_leave_the_stop_token_out_are_told_of_every_row(
+    check: Any, with_template: Callable[[str], str]
+) -> None:
+    template = MARKED.replace("<|im_end|>{% endgeneration %}", "{% endgeneration %}<|im_end|>")
+    assert stops(check(GOOD, model=with_template(template), loss_on="assistant")) == (20, "line 1")
+
+
+def test_plain_text_ends_with_a_stop_token_unless_it_is_cut(check: Any) -> None:
+    texts = [f"text {n}" for n in range(20)]
+    fits, over = "b" * 63, "a<|im_end|>" + "b" * 62
+    found = check([{"text": text} for text in (*texts, fits, over)])
+    assert found["rendered"][0] == [("text 0<|im_end|>", True)]
+    assert problems(found) == {"cut": 1, "stop": 1} and stops(found) == (1, "line 22")
+
+
+def test_a_row_that_the_template_refuses_is_told(check: Any, with_template: Callable[[str], str]) -> None:
+    refusing = "{% if messages[0]['content'] == 'odd' %}{{ raise_exception('turns must alternate') }}{% endif %}"
+    found = check([*GOOD, pair("odd", "a")], model=with_template(f"{refusing}{TURN}<|im_end|>{{% endfor %}}"))
+    assert "line 21: the model's chat template refuses it (turns must alternate); correct its turns" in found["fatal"]
 
 
 MARKED = (
@@ -114,12 +175,9 @@ MARKED = (
 
 
 @pytest.fixture
-def marked_model(tiny_model: Path, tmp_path: Path) -> str:
+def marked_model(with_template: Callable[[str], str]) -> str:
     """The tiny model with a template that marks the assistant's tokens."""
-    folder = tmp_path / "marked"
-    shutil.copytree(tiny_model, folder)
-    (folder / "chat_template.jinja").write_text(MARKED, "utf-8")
-    return str(folder)
+    return with_template(MARKED)
 
 
 def talk(*contents: str) -> dict[str, Any]:
@@ -132,7 +190,7 @@ def test_assistant_loss_is_shown_on_every_assistant_turn_and_nowhere_else(check:
     (rendered, *_) = check(rows, model=marked_model, loss_on="assistant")["rendered"]
     assert [text for text, trained in rendered if trained] == ["one<|im_end|>", "two<|im_end|>"]
     late = [talk("q" * 80, "a"), talk("q", "a", "r" * 80, "b"), talk("q", "a")]
-    assert problems(check(late, model=marked_model, loss_on="assistant")) == {"dropped": 1, "cut": 1, "stop": 1}
+    assert problems(check(late, model=marked_model, loss_on="assistant")) == {"dropped": 1, "cut": 1}
 
 
 def test_assistant_loss_is_refused_where_the_template_marks_nothing(check: Any) -> None:
@@ -140,11 +198,13 @@ def test_assistant_loss_is_refused_where_the_template_marks_nothing(check: Any) 
         check(GOOD, loss_on="assistant")
 
 
-@pytest.mark.parametrize("loss_on", ["completion", "assistant", "all"])
+@pytest.mark.parametrize("loss_on", ["completion", "assistant", "all", "text"])
 def test_what_is_shown_as_trained_is_what_the_trainer_trains(
     services: Services, tmp_path: Path, marked_model: str, check: Any, loss_on: Any
 ) -> None:
-    shown = check([talk(f"ask {n}", f"say {n}") for n in range(6)], model=marked_model, loss_on=loss_on, eval_rows=1)
+    rows = [{"text": f"say {n}"} if loss_on == "text" else talk(f"ask {n}", f"say {n}") for n in range(6)]
+    loss_on = "all" if loss_on == "text" else loss_on
+    shown = check(rows, model=marked_model, loss_on=loss_on, eval_rows=1)
     config = TrainConfig(
         model=marked_model, dataset=str(tmp_path / "rows.jsonl"), max_length=64, r=4, eval_rows=1, loss_on=loss_on
     )

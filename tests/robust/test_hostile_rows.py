@@ -68,12 +68,20 @@ def one_value_meant_by_every_row(path: Path) -> None:
     pa.parquet.write_table(pa.table({"text": column}), path, compression="zstd", dictionary_pagesize_limit=1 << 30)
 
 
+def one_long_row_of_bad_bytes(path: Path) -> None:
+    with path.open("wb") as file:
+        file.write(b'prompt,completion\n"')
+        for _ in range(64):
+            file.write(b"\xff" * (1 << 20))
+
+
 LARGE: list[tuple[str, Callable[[Path], None], str]] = [
     ("rows.csv", one_long_line, "a row is longer than 4 MiB"),
     ("rows.tsv", one_long_line, "a row is longer than 4 MiB"),
     ("rows.jsonl", one_long_line, "is longer than 4 MiB"),
     ("rows.json", one_long_line, "is larger than 256 MiB"),
     ("endless.csv", one_long_row, "a row is longer than 4 MiB"),
+    ("bytes.csv", one_long_row_of_bad_bytes, "a row is longer than 4 MiB"),
     ("bomb.parquet", one_value_meant_by_every_row, "row 1: is longer than 4 MiB"),
 ]
 
@@ -132,7 +140,8 @@ def test_the_library_s_own_readers_are_no_data_sets(name: str) -> None:
 HALF = "\\ud800"
 NO_TEXT: list[tuple[str, bytes, str]] = [
     ("rows.jsonl", b'{"prompt": "\xff\xfe", "completion": "b"}\n', "line 1: not UTF-8 text"),
-    ("rows.csv", b"prompt,completion\n\xff\xfe,b\n", "cannot be read .*save it as plain UTF-8 text"),
+    ("rows.csv", b"prompt,completion\n\xff\xfe,b\n", "line 2: not UTF-8 text; save the file as UTF-8"),
+    ("rows.csv", "prompt,completion\na,b\n".encode("utf-16"), "line 1: not UTF-8 text; save the file as UTF-8"),
     ("rows.json", b'[{"prompt": "\xff", "completion": "b"}]', "not valid JSON"),
     (
         "rows.jsonl",

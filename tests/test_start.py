@@ -1,0 +1,72 @@
+"""Start looks at the data first: what training could not use is refused at once, whether the device is free or not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qlora_demo.services import Services
+from tests.calls import Client, numbers, opened, values
+
+
+@pytest.fixture
+def start(services: Services, tiny_model: Path) -> Iterator[Any]:
+    """Press a button for a data set while something else holds the device; the messages, and what the panel shows."""
+    page = opened(services)
+    held = services.launcher.lease.acquire("benchmark")
+
+    def press(name: str, rows: Path | str) -> tuple[str, list[str]]:
+        (number,) = numbers(page, name)
+        chosen = {"TrainConfig_model": str(tiny_model), "TrainConfig_dataset": str(rows), "TrainConfig_max_length": 64}
+        with Client(str(page.local_url)) as client:
+            client.join(number, values(page.fns[number], **chosen))
+            told = list(client.results())
+        drawn = [message["output"]["data"][0] for message in told if "data" in message.get("output", {})]
+        return " | ".join(message["log"] for message in told if message["msg"] == "log"), list(map(str, drawn))
+
+    yield press
+    held.release()
+    page.close()
+
+
+def write(path: Path, *rows: dict[str, Any]) -> Path:
+    path.write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    return path
+
+
+GOOD = [{"prompt": f"q{n}", "completion": f"a{n}"} for n in range(6)]
+
+
+@pytest.mark.parametrize("button", ["begin", "begin_pair"])
+def test_a_row_that_cannot_be_used_is_refused_with_its_place_and_leaves_no_run(
+    services: Services, start: Any, tmp_path: Path, button: str
+) -> None:
+    rows = write(tmp_path / "rows.jsonl", *GOOD, {"prompt": "q", "completion": ""})
+    told, drawn = start(button, rows)
+    assert f"dataset: {rows}, line 7, message 2: has no answer" in told
+    assert any("1 rows cannot be used" in one and "line 7" in one for one in drawn)
+    assert services.runs.names() == []
+
+
+def test_what_is_only_told_lets_the_run_wait(services: Services, start: Any, tmp_path: Path) -> None:
+    rows = write(tmp_path / "rows.jsonl", *GOOD, *GOOD[:2])
+    told, drawn = start("begin", rows)
+    assert "2 rows are there more than once" in told and "waits until the device is free" in told
+    assert any("<b>8 rows</b>" in one for one in drawn)
+    assert [run.state.status for run in services.runs.all()] == ["queued"]
+
+
+def test_a_file_that_is_missing_is_told_in_the_panel_too(services: Services, start: Any) -> None:
+    told, drawn = start("begin", "./nothing.jsonl")
+    assert "there is no file" in told
+    assert any("there is no file" in one for one in drawn)
+    assert services.runs.names() == []
+
+
+def test_good_data_lets_both_runs_of_a_pair_wait(services: Services, start: Any, chat_file: Path) -> None:
+    start("begin_pair", chat_file)
+    assert [run.state.status for run in services.runs.all()] == ["queued", "queued"]
