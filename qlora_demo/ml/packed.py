@@ -1,9 +1,8 @@
 """Weights as the CPU's matrix kernels read them, for models that only answer.
 
-oneDNN reads bf16 weights that lie row by row at less than half of the memory's speed, and packed ones at nearly all of
-it, with the same result for the rows that are tried; Inductor packs them in the same way where it freezes a model.  A
-packed layer takes the place of the plain one, so nothing is held twice: a head that is the embedding table as well
-stays as it is.
+oneDNN multiplies a row by packed bf16 weights faster than by those that lie row by row (docs/decode.md), with the same
+result for the rows that are tried; Inductor packs them in the same way where it freezes a model.  A packed layer takes
+the place of the plain one, so nothing is held twice: a head that is the embedding table as well stays as it is.
 """
 
 from __future__ import annotations

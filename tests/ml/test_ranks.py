@@ -42,8 +42,8 @@ def test_two_ranks_end_with_the_losses_of_one_process_with_twice_the_batch(
     one = trained_here(services, config.changed(per_device_train_batch_size=4))
     assert (two.state.status, one.state.status) == ("finished", "finished"), services.runs.log_tail(two.id)
     assert list(losses(services, two)) == list(range(1, 7))
-    assert losses(services, two) == pytest.approx(losses(services, one), rel=0.02)
-    assert two.state.summary["eval_loss"] == pytest.approx(one.state.summary["eval_loss"], rel=0.02)
+    assert losses(services, two) == pytest.approx(losses(services, one), rel=5e-3)
+    assert two.state.summary["eval_loss"] == pytest.approx(one.state.summary["eval_loss"], rel=5e-3)
 
 
 @pytest.mark.parametrize(("method", "checkpointing"), [("qlora", "on"), ("lora", "off")])
@@ -65,7 +65,7 @@ def test_ranks_that_hold_a_part_each_train_stop_resume_and_save_as_one_process_t
     held = json.loads((two.path / SEEN).read_text("utf-8"))
     base = [sizes for name, sizes in held.items() if "base_layer" in name]
     assert len(base) == 14 and all(here == math.prod(shape) // 2 for shape, here in base)
-    assert losses(services, two) == pytest.approx(losses(services, one), rel=0.02)
+    assert losses(services, two) == pytest.approx(losses(services, one), rel=5e-3)
     saved, expected = (load_file(run.adapter / "adapter_model.safetensors") for run in (two, one))
     assert two.state.summary["score"]["rows"] == 2
     assert saved.keys() == expected.keys()

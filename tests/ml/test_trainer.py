@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -149,3 +150,20 @@ def test_a_gpu_with_flash_attention_takes_them_all(monkeypatch: pytest.MonkeyPat
         refuse(config, "cuda")
     monkeypatch.setattr(choices, "find_spec", lambda name: object())
     refuse(config, "cuda")
+
+
+def test_where_there_is_no_bf16_what_is_trained_is_in_fp32(
+    services: Services, tiny_model: Path, chat_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The trainer itself is made for this CPU, which has no fp16; what becomes of its model is the same."""
+    make = trainer.make_trainer
+    monkeypatch.setattr(trainer, "choose", lambda *given: replace(choose(*given), fp16=True))
+    monkeypatch.setattr(
+        trainer,
+        "make_trainer",
+        lambda path, config, chosen, *rest: make(path, config, replace(chosen, fp16=False), *rest),
+    )
+    config = TrainConfig(model=str(tiny_model), dataset=str(chat_file), max_length=64, r=4, max_steps=1)
+    run = services.runs.create(config)
+    built, _ = trainer.build_trainer(run.path, config, services.settings, load_splits(config))
+    assert {one.dtype for one in built.model.parameters() if one.requires_grad} == {torch.float32}
