@@ -84,7 +84,8 @@ def bars(
             drawn = axes.bar(middle, [values.get(name, 0.0) for values in groups.values()], width * 0.92, label=name)
             if len(groups) <= _FEW:
                 axes.bar_label(drawn, fmt="{:.3g}", padding=2, fontsize=8)
-        axes.set_ylim(0, None if any(any(values.values()) for values in groups.values()) else 1)
+        highest = max((value for values in groups.values() for value in values.values()), default=0)
+        axes.set_ylim(0, None if highest > 0 else 1)
         every = -(-len(groups) // _FEW)
         axes.set_xticks(range(0, len(groups), every), list(groups)[::every])
         if mark and mark[1] <= len(groups):

@@ -123,6 +123,20 @@ def test_each_column_can_be_asked_again_in_any_order(tab: Tab) -> None:
     assert tab.engine.asked == 4
 
 
+@pytest.mark.parametrize("drawn", [1, 2, 3])
+def test_what_is_cleared_while_it_is_answered_is_not_shown_again(tab: Tab, drawn: int) -> None:
+    tab.ask("one")
+    steps = tab.chat.ask("two", VISITOR, *tab.choices())
+    for _ in range(drawn):
+        next(steps)
+    tab.chat.forget(VISITOR)
+    *_, (box, talk, *_) = steps
+    assert (box, talk) == ("", Talk())
+    tab.talk = Talk()
+    tab.ask("three")
+    assert tab.said() == ["three", f"answer {tab.engine.asked}"]
+
+
 def test_what_waits_for_a_vote_is_not_taken_back(tab: Tab) -> None:
     tab.blind = True
     tab.ask("two")
@@ -135,7 +149,7 @@ def test_what_waits_for_a_vote_is_not_taken_back(tab: Tab) -> None:
 
 def test_the_base_model_alone_is_offered_as_such_and_has_no_report(services: Services) -> None:
     chat = Chat(services, list(SAMPLING))
-    names, system, examples, *_ = chat.choose_run(SMOLLM2.name, ["base", "adapter"])
+    names, system, examples, *_ = chat.choose_run(SMOLLM2.name, ["base", "adapter"], VISITOR)
     assert (names["choices"], names["value"]) == ([("Base", "base")], ["base"])
     assert "JSON" in system and examples._constructor_args[0]["samples"]
     with pytest.raises(ConfigError, match="not trained yet; train it, then ask"):

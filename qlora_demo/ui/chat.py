@@ -57,7 +57,7 @@ class Chat:
         except DemoError:
             yield [text, *self.draw(before)]
             raise
-        if not _answered(talk):
+        if not (_answered(talk) or talk.forgotten):
             yield [text, *self.draw(before)]
 
     def retry(self, request: gr.Request, *choices: Any) -> Iterator[list[Any]]:
@@ -96,8 +96,8 @@ class Chat:
             self.stops.set(_visitor(request), column.name)
 
     def forget(self, request: gr.Request) -> list[Any]:
-        """Begin a new conversation; an answer that still grows is stopped, and the page no longer listens to it."""
-        self.stops.set(_visitor(request))
+        """Begin a new conversation; an answer that still grows is stopped and not shown again."""
+        self.stops.forget(_visitor(request))
         return self.draw(Talk())
 
     def release(self, talk: Talk) -> list[Any]:
@@ -123,8 +123,9 @@ class Chat:
             f"The report of {run.id} holds {count} conversation{'s' * (count > 1)} now; make it on the Evaluate tab."
         )
 
-    def choose_run(self, run: str | None, names: list[str]) -> list[Any]:
+    def choose_run(self, run: str | None, names: list[str], request: gr.Request) -> list[Any]:
         """Another run is another conversation, with its own columns, system prompt and examples."""
+        self.stops.forget(_visitor(request))
         prompts, system = examples(self.services.runs, run)
         chosen = ["base"] if run in BUNDLED_MODELS else list(DEFAULT_COLUMNS) if names == ["base"] else names
         return [
@@ -207,6 +208,10 @@ class Chat:
                     if asker.role == "visitor":
                         visiting.evicts_nothing(self.services, asked)
                     yield from self._stream(talk, AnswerRequest(asked, conversations, settings, order), halt)
+            if self.stops.forgotten(halt):
+                talk.forgotten = True
+                yield self.draw(Talk())  # what was on its way to the page when it was cleared is cleared as well
+                return
         except DemoError:
             yield self.draw(before)
             raise

@@ -46,11 +46,11 @@ def build(services: Services, gate: Gate) -> SimpleNamespace:
     asking = _wire_answers(parts, chat, choices, drawn, gate)
     freed = gate.on(parts.free.click, chat.release, parts.talk, drawn, needs="operator")
     told = [parts.names, parts.system, parts.examples, *drawn]
-    chosen = gate.on(parts.run.change, chat.choose_run, [parts.run, parts.names], told, needs="visitor", cancels=asking)
+    chosen = gate.on(parts.run.change, chat.choose_run, [parts.run, parts.names], told, needs="visitor")
     for event in (*asking, freed, chosen):
         gate.on(event.then, chat.place, *placing, needs="visitor")
     gate.on(parts.stop.click, chat.halt, needs="visitor")
-    gate.on(parts.clear.click, chat.forget, None, drawn, needs="visitor", cancels=asking)
+    gate.on(parts.clear.click, chat.forget, None, drawn, needs="visitor")
     gate.on(parts.keep.click, chat.keep, parts.talk, needs="operator")
     for button, choice in zip(parts.votes, [*map(str, SLOTS), TIE, ALL_BAD], strict=True):
         gate.on(button.click, _voting(chat, choice), parts.talk, drawn, needs="visitor", counted=True)
@@ -83,7 +83,7 @@ def runs_with_adapter(runs: RunStore, chosen: str | None) -> gr.Dropdown:
 
 
 def _wire_answers(parts: SimpleNamespace, chat: Chat, choices: list[Any], drawn: list[Any], gate: Gate) -> list[Any]:
-    """Everything that makes columns answer; the events that Clear cancels."""
+    """Everything that makes columns answer; its events."""
     asked = ([parts.prompt, *choices], [parts.prompt, *drawn])
     asking = [
         gate.on(trigger, chat.ask, *asked, needs="visitor", **_BUSY)

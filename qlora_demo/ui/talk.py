@@ -6,6 +6,7 @@ import random
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from weakref import WeakSet
 
 from ..errors import ConfigError
 from ..halt import Halt
@@ -21,7 +22,8 @@ class Talk:
     """One visitor's conversations, all with one run and one system prompt.
 
     ``columns`` stand in the order shown, ``asked`` are those that the last prompt went to.  While ``blind``,
-    names and figures are not shown; a vote on the stored ``comparison`` ends that.
+    names and figures are not shown; a vote on the stored ``comparison`` ends that.  ``forgotten``: cleared while it was
+    being answered.
     """
 
     run: str = ""
@@ -33,6 +35,7 @@ class Talk:
     asked: tuple[str, ...] = ()
     turns: dict[str, list[Message]] = field(default_factory=dict)
     answers: dict[str, Answer] = field(default_factory=dict)
+    forgotten: bool = False
 
     def slot(self, place: int) -> Column | None:
         """The column shown at a place; None where there is none."""
@@ -44,6 +47,7 @@ class Stops:
 
     def __init__(self) -> None:
         self._halts: dict[str, Halt] = {}
+        self._forgotten: WeakSet[Halt] = WeakSet()
         self._ended = threading.Condition()
 
     def new(self, visitor: str) -> Halt:
@@ -65,6 +69,15 @@ class Stops:
     def set(self, visitor: str, column: str = "") -> None:
         if (halt := self._halts.get(visitor)) is not None:
             halt.set(column)
+
+    def forget(self, visitor: str) -> None:
+        """Stop an answer that is not to be seen any more."""
+        if (halt := self._halts.get(visitor)) is not None:
+            self._forgotten.add(halt)
+            halt.set()
+
+    def forgotten(self, halt: Halt) -> bool:
+        return halt in self._forgotten
 
 
 def copied(talk: Talk) -> Talk:

@@ -46,13 +46,12 @@ def test_two_ranks_end_with_the_losses_of_one_process_with_twice_the_batch(
     assert two.state.summary["eval_loss"] == pytest.approx(one.state.summary["eval_loss"], rel=5e-3)
 
 
-@pytest.mark.parametrize(("method", "checkpointing"), [("qlora", "on"), ("lora", "off")])
 def test_ranks_that_hold_a_part_each_train_stop_resume_and_save_as_one_process_that_holds_all(
-    services: Services, config: TrainConfig, method: str, checkpointing: str, monkeypatch: pytest.MonkeyPatch
+    services: Services, config: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(launcher, "refuse", lambda *_: None)
     monkeypatch.setattr(launcher, "train_command", sharded_command)
-    config = config.changed(method=method, gradient_checkpointing=checkpointing, score_rows=2)
+    config = config.changed(gradient_checkpointing="on", score_rows=2)
     monkeypatch.setenv(STOP_AFTER, "3")
     two = wait(services, services.launcher.start(config.changed(parallel="fsdp"), processes=2), ended)
     assert (two.state.status, two.resumable_from) == ("stopped", 4), services.runs.log_tail(two.id)
