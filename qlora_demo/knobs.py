@@ -91,7 +91,7 @@ def _schema(config: type[Knobs]) -> dict[str, Any]:
 
 def _translate(config: type[Knobs], exc: ValidationError) -> ConfigError:
     first = exc.errors()[0]
-    name = str(first["loc"][0]) if first["loc"] else "config"
+    name = " ".join(str(first["loc"][0]).split())[:80] if first["loc"] else "config"
     if first["type"] == "extra_forbidden":
         newer = f"; it is called {_OLDER_NAMES[name]} now" if name in _OLDER_NAMES else ""
         return ConfigError(name, f"unknown field{newer}; known are {', '.join(field_names(config))}")

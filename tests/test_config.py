@@ -105,6 +105,8 @@ def test_zero_steps_are_refused_and_the_remedy_names_epochs() -> None:
 def test_an_unknown_field_is_named_with_the_known_ones() -> None:
     with pytest.raises(ConfigError, match=r"^rank: unknown field; known are model, .*report_to$"):
         TrainConfig(**{"rank": 8})
+    with pytest.raises(ConfigError, match=r"^a line and more: unknown field"):
+        TrainConfig(**{"a\nline\rand  more": 8})
 
 
 @pytest.mark.parametrize(("old", "new"), [("max_seq_length", "max_length"), ("lora_r", "r")])
