@@ -6,6 +6,8 @@ Every figure is computed here when it is asked for.
 from __future__ import annotations
 
 import hashlib
+import statistics
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +18,7 @@ import bitsandbytes.functional as quantization
 import torch
 from bitsandbytes.nn import Linear4bit, Params4bit
 from safetensors import safe_open
+from torch.nn import functional
 from torch.profiler import ProfilerActivity, profile
 
 from ..errors import ModelError, RunError
@@ -26,6 +29,7 @@ _BLOCK = 64
 _BINS = 64
 _TOKENS = 64
 _STEPS = 3
+_PASSES = 25
 _MOST_VALUES = 64
 
 
@@ -52,7 +56,8 @@ def explain_layer(source: str, name: str) -> dict[str, Any]:
 
 def explain_update(source: str, adapter: Path, name: str, alpha_over_r: float) -> dict[str, Any]:
     """A trained update's singular values: ``values``, how many carry 90% and 99% of its energy, and what share of it
-    each smaller rank could have ``kept``; ``merged``: how much of it is left once it is written into the layer."""
+    each smaller rank could have ``kept``; ``merged``: how much of it is left once it is written into the layer;
+    ``token``: what merging costs and buys there."""
     with safe_open(str(adapter / "adapter_model.safetensors"), "pt") as file:
         keys = {key for key in file.keys() if f".{name}." in key}  # noqa: SIM118 - safe_open is no dictionary
         halves = [next((key for key in keys if f"lora_{half}." in key), "") for half in "AB"]
@@ -70,6 +75,7 @@ def explain_update(source: str, adapter: Path, name: str, alpha_over_r: float) -
         "kept": {rank: float(energy[rank - 1]) for rank in _ranks_up_to(len(energy))},
         "norm": float((values**2).sum().sqrt()),
         "merged": merged(_read(source, f"{name}.weight").float(), update),
+        "token": of_a_token(_read(source, f"{name}.weight").float(), a, alpha_over_r * b),
     }
 
 
@@ -101,6 +107,29 @@ def merged(weight: torch.Tensor, update: torch.Tensor) -> dict[str, dict[str, fl
         }
         for name, found in made.items()
     }
+
+
+def of_a_token(weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> dict[str, dict[str, float]]:
+    """One token through the layer in NF4 with the update b a beside it, and merged in 16 bit: ``bytes`` held, and
+    median ``seconds`` of passes taken in turn, both on the processor."""
+    layer, kind = _four_bit(weight), compute_dtype()
+    whole, down, up = (tensor.to(kind) for tensor in (weight + b @ a, a, b))
+    row = torch.randn(1, weight.shape[1]).to(kind)
+    packed = layer.weight.nbytes + _constant_bytes(layer.weight.quant_state)
+    ways: dict[str, tuple[int, Callable[[], torch.Tensor]]] = {
+        "NF4, the update beside it": (
+            packed + down.nbytes + up.nbytes,
+            lambda: layer(row) + functional.linear(functional.linear(row, down), up),
+        ),
+        "merged in 16 bit": (whole.nbytes, lambda: functional.linear(row, whole)),
+    }
+    taken: dict[str, list[float]] = {name: [] for name in ways}
+    with torch.inference_mode():
+        for name, (_, work) in [*ways.items()] * _PASSES:
+            began = time.perf_counter()
+            work()
+            taken[name].append(time.perf_counter() - began)
+    return {name: {"bytes": held, "seconds": statistics.median(taken[name])} for name, (held, _) in ways.items()}
 
 
 def levels() -> dict[str, list[float]]:

@@ -40,6 +40,9 @@ def test_a_layer_an_update_and_the_ledger(page: Page, server: Server, tiny_model
     expect(page.locator("#rounding")).to_contain_text(
         re.compile(r"merged in 16 bit\s*\d.*merged in NF4 again", re.DOTALL)
     )
+    expect(page.locator("#rounding")).to_contain_text(
+        re.compile(r"NF4, the update beside it.*µs.*merged in 16 bit.*µs", re.DOTALL)
+    )
     expect(page.locator("#paging")).to_contain_text(re.compile(r"paged_adamw|adamw_torch"))
     page.get_by_role("button", name="The layer, to read").click()
     expect(page.locator("#lora-linear")).to_contain_text("class LoRALinear")

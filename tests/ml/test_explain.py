@@ -126,3 +126,17 @@ def test_a_small_update_is_kept_in_16_bit_and_lost_in_nf4() -> None:
     large = explain.merged(weight, 100 * small)
     assert large["in NF4 again"]["error"] < found["in NF4 again"]["error"]
     assert large["in 16 bit"]["output"] < 0.01
+
+
+def test_what_one_token_takes_is_told_of_both_ways() -> None:
+    weight, a, b = torch.randn(128, 64), torch.randn(4, 64), torch.zeros(128, 4)
+    found = explain.of_a_token(weight, a, b)
+    beside, merged = found["NF4, the update beside it"], found["merged in 16 bit"]
+    assert merged["bytes"] == 2 * weight.numel()
+    assert weight.numel() // 2 + 2 * 4 * (64 + 128) < beside["bytes"] < merged["bytes"]
+    assert min(beside["seconds"], merged["seconds"]) > 0
+
+
+@pytest.mark.parametrize(("rank", "ranks"), [(1, [1]), (4, [1, 2, 4]), (6, [1, 2, 4, 6])])
+def test_smaller_ranks_are_powers_of_two_and_the_last_is_its_own(rank: int, ranks: list[int]) -> None:
+    assert explain._ranks_up_to(rank) == ranks
