@@ -53,9 +53,12 @@ def problem(text: str) -> str:
     return f'<p class="bad">{escape(text)}</p>'
 
 
-def planned_and_measured(planned: int, measured: int, what: str) -> str:
-    """The plan's total beside a run's peak."""
-    return f"<p>peak memory: planned {memory(planned)}, measured {memory(measured)} ({escape(what)})</p>"
+def planned_and_measured(planned: int, tokens: int, measured: int, what: str) -> str:
+    """The plan's total, which is for rows of so many tokens, beside a run's peak."""
+    return (
+        f"<p>peak memory: planned {memory(planned)} for rows of {tokens:,} tokens, measured {memory(measured)} on the rows "
+        f"there are ({escape(what)})</p>"
+    )
 
 
 def equivalent(config: TrainConfig, processes: int) -> str:

@@ -159,7 +159,7 @@ def _planned(services: Services, run: Run) -> str:
         planned = plan_training(services.settings, config).chosen.total_bytes
     except DemoError as exc:
         return show.problem(str(exc))
-    return show.planned_and_measured(planned, measured, what)
+    return show.planned_and_measured(planned, config.max_length, measured, what)
 
 
 def _draw_plots(metrics: list[TrainMetrics]) -> list[Any]:
