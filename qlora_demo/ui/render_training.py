@@ -56,8 +56,8 @@ def problem(text: str) -> str:
 def planned_and_measured(planned: int, tokens: int, measured: int, what: str) -> str:
     """The plan's total, which is for rows of so many tokens, beside a run's peak."""
     return (
-        f"<p>peak memory: planned {memory(planned)} for rows of {tokens:,} tokens, measured {memory(measured)} on the rows "
-        f"there are ({escape(what)})</p>"
+        f"<p>peak memory: planned {memory(planned)} for rows of {tokens:,} tokens, measured {memory(measured)} on the "
+        f"rows there are ({escape(what)})</p>"
     )
 
 
