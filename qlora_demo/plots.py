@@ -15,6 +15,8 @@ from .records import TrainMetrics
 Series = Mapping[str, Sequence[tuple[float, float]]]
 _FEW = 10
 """More groups of bars than this are not labelled one by one."""
+_HEADROOM, _SMALLEST = 1.08, 1e-300
+"""Of an axis over its highest bar, which a number that is nearly none gives no scale."""
 _INK = "#010203"
 """Stands for the colour of the text around the figure until the SVG is written."""
 _COLOURS = ("#d97706", "#3b82f6", "#059669", "#8b5cf6", "#dc2626", "#0891b2", "#65a30d", "#db2777")
@@ -85,7 +87,7 @@ def bars(
             if len(groups) <= _FEW:
                 axes.bar_label(drawn, fmt="{:.3g}", padding=2, fontsize=8)
         highest = max((value for values in groups.values() for value in values.values()), default=0)
-        axes.set_ylim(0, None if highest > 0 else 1)
+        axes.set_ylim(0, _HEADROOM * highest if highest > _SMALLEST else 1)
         every = -(-len(groups) // _FEW)
         axes.set_xticks(range(0, len(groups), every), list(groups)[::every])
         if mark and mark[1] <= len(groups):
