@@ -3,8 +3,8 @@
     python -m benchmarks.plan_truth [--out FILE]
 
 Method: each configuration trains full rows of random tokens through the app's trainer in a process of its own (see
-`qlora_demo/ml/measure_training.py`), twice; the measured figure is the most that either took of the device, on a CPU
-the process's highest resident memory, which differs by some per cent from one process to the next.  The plan is
+`qlora_demo/ml/measure_training.py`); the measured figure is the most that it took of the device, on a CPU the process's
+highest resident memory, which differs by some per cent from one process to the next.  The plan is
 reckoned from the shape and the settings alone.
 """
 
@@ -26,7 +26,6 @@ from qlora_demo.gpu import device_info
 from qlora_demo.presets import ARTICLE
 
 ROWS = 1
-REPEATS = 2
 LENGTHS = (128, 512)
 SHAPES = ("smollm2-135m", "smollm2-360m", "qwen3-0.6b")
 
@@ -39,11 +38,8 @@ def main() -> None:
     rows = []
     for shape, length in product(SHAPES, LENGTHS):
         for case in cases(BenchmarkConfig(), config_of(shape, length), device_info().kind)[:4]:
-            found = [measured(case) for _ in range(REPEATS)]
-            machine = found[0][0]
-            rows.append(
-                told(shape, length, max((row for _, row in found), key=lambda row: int(row["device_peak_bytes"])))
-            )
+            machine, row = measured(case)
+            rows.append(told(shape, length, row))
             print(json.dumps(rows[-1]), file=sys.stderr)
     document = {
         "machine": machine,
