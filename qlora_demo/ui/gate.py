@@ -66,15 +66,19 @@ class Gate:
             shown.visible = role == "visitor"
 
     def close(self, page: gr.Blocks) -> None:
-        """Wire what opens the page's guarded parts to operators; call it last, inside the page."""
+        """Wire what opens the page's guarded parts to operators; call it last, inside the page.
+
+        A visitor's page is left as it came: Gradio keeps a copy of every component that is changed, for each session.
+        """
         guarded = list(self._guarded.values())
         for component in guarded:
             _disable(component)
 
         def open_to(request: gr.Request) -> list[Any]:
-            role = visitor_of(self.access, request).role
-            drawn = [_enabled(component, role == "operator") for component in guarded]
-            return [*drawn, *(gr.update(visible=role == meant) for _, meant in self._shown)]
+            if visitor_of(self.access, request).role == "visitor":
+                return [gr.skip()] * len(outputs)
+            drawn = [_enabled(component) for component in guarded]
+            return [*drawn, *(gr.update(visible=meant == "operator") for _, meant in self._shown)]
 
         if outputs := [*guarded, *(component for component, _ in self._shown)]:
             self.on(page.load, open_to, None, outputs, needs="visitor")
@@ -121,5 +125,5 @@ def _disable(component: Any) -> None:
         component.interactive = False
 
 
-def _enabled(component: Any, operator: bool) -> Any:
-    return gr.Timer(active=operator) if isinstance(component, gr.Timer) else gr.update(interactive=operator)
+def _enabled(component: Any) -> Any:
+    return gr.Timer(active=True) if isinstance(component, gr.Timer) else gr.update(interactive=True)

@@ -24,8 +24,9 @@ from .healthz import healthz
 from .look import CSS, LABELS, theme
 
 TITLE = "QLoRA demo"
-_SESSIONS = 1000
-"""Pages whose conversations are kept; beyond, the one that was used longest ago is forgotten."""
+_SESSIONS = 150
+"""Pages whose conversations are kept, at 0.6 MiB each, for Gradio keeps every component's settings with them; beyond, the
+one that was used longest ago is forgotten, and a page that is open asks every few seconds."""
 _THREADS = 40
 """For handlers, beside those that wait for an answer."""
 _DEVICE_SECONDS = 4.0

@@ -38,8 +38,7 @@ _SECONDS = float(os.environ.get("QLORA_DEMO_SOAK_SECONDS", "10"))
 _VISITORS = 50
 _COLUMNS = ["base", "adapter"]
 _GROWTH_MIB = 64
-"""What the app may take more at the end than at a third of the time: sessions that a browser has left are kept for an
-hour, some tens of KiB each."""
+"""What the app may take more at the end than at a third of the time: sessions are kept up to a number, 0.6 MiB each."""
 _PASSED_OVER = 3
 """Answers to those who came later that may begin before one's own: requests sent at the same moment arrive in any
 order."""
