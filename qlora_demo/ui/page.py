@@ -25,8 +25,8 @@ from .look import CSS, LABELS, theme
 
 TITLE = "QLoRA demo"
 _SESSIONS = 150
-"""Pages whose conversations are kept, at 0.6 MiB each, for Gradio keeps every component's settings with them; beyond, the
-one that was used longest ago is forgotten, and a page that is open asks every few seconds."""
+"""Pages whose conversations are kept, at 0.6 MiB each, for Gradio keeps every component's settings with them; beyond,
+the one that was used longest ago is forgotten, and a page that is open asks every few seconds."""
 _THREADS = 40
 """For handlers, beside those that wait for an answer."""
 _DEVICE_SECONDS = 4.0
