@@ -34,7 +34,7 @@ class Launcher:
         """Create a run and spawn its process, which inherits the run's lock and the device's."""
         if (active := self.runs.active()) is not None:
             raise DeviceBusy(f"device: run {active.id} is training; wait for it or stop it")
-        _refuse(config, processes)
+        refuse_here(config, processes)
         with self._device() as device:
             run = self.runs.create(config)
             self._start(run, RunState(status="created", processes=processes), device)
@@ -42,7 +42,7 @@ class Launcher:
 
     def submit(self, config: TrainConfig, processes: int = 1) -> Run:
         """Create a run that starts when the device is free, now or after those that wait already."""
-        _refuse(config, processes)
+        refuse_here(config, processes)
         return self._queue(self.runs.create(config), RunState(status="queued", processes=processes))
 
     def resume(self, name: str) -> Run:
@@ -114,7 +114,8 @@ class Launcher:
             logs.event("run.ended", run=run, state=self.runs.get(run).state.status, exit_code=code)
 
 
-def _refuse(config: TrainConfig, processes: int) -> None:
+def refuse_here(config: TrainConfig, processes: int) -> None:
+    """Raise `ConfigError`, with the reason, for what this machine cannot do."""
     refuse(config, device_info().kind)
     refuse_processes(config, processes, gpu_count())
 

@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from safetensors.numpy import save_file
 
 from qlora_demo.disk import draft_folder, folder_bytes, require_free
 from qlora_demo.errors import ConfigError, WorkError
+from tests.conftest import Disk
 
 
 def _left(folder: Path) -> list[str]:
@@ -158,17 +159,8 @@ def test_a_folder_that_appears_meanwhile_is_not_overwritten(tmp_path: Path) -> N
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A real file system of 256 KiB; mounting one needs root and a kernel that lets it."""
-    mount = tmp_path / "disk"
-    mount.mkdir()
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(mount)], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        pytest.skip(f"this environment may not mount a small disk: {done.stderr.strip()}")
-    yield mount
-    subprocess.run(["umount", str(mount)], check=True)
+def small_disk(disk: Disk) -> Path:
+    return disk(256)
 
 
 def test_a_disk_that_is_really_full_is_told_as_one(small_disk: Path) -> None:

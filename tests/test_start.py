@@ -60,6 +60,14 @@ def test_what_is_only_told_lets_the_run_wait(services: Services, start: Any, tmp
     assert [run.state.status for run in services.runs.all()] == ["queued"]
 
 
+def test_models_of_the_chat_make_room_and_that_is_said(
+    services: Services, start: Any, chat_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(services.engine, "release", lambda: True)
+    told, _ = start("begin", chat_file)
+    assert "The chat's models were freed to make room for training" in told
+
+
 def test_a_file_that_is_missing_is_told_in_the_panel_too(services: Services, start: Any) -> None:
     told, drawn = start("begin", "./nothing.jsonl")
     assert "there is no file" in told

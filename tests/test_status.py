@@ -163,9 +163,11 @@ def test_models_named_in_the_settings_are_preloaded_each_with_its_progress(
         Note("preload ada/one: model.safetensors", 0.25),
         Note("preload ada/none: the hub did not give it", bad=True),
     ]
-    until(lambda: status.notes()[1:] == wanted)
+    until(lambda: len(status.notes()) == 3 and status.notes()[1] == wanted[0])
+    assert status.notes()[1:] == wanted
     go_on.set()
-    until(lambda: status.notes()[1:] == wanted[1:])
+    until(lambda: len(status.notes()) == 2)
+    assert status.notes()[1:] == wanted[1:]
 
 
 def test_what_else_goes_on_is_told_after_it() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import resource
 import sys
@@ -12,9 +11,11 @@ from pathlib import Path
 
 import torch
 
+from ..heap import MMAP_THRESHOLD, set_option, trim
+
 _CLEAR, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
-_MMAP_THRESHOLD, _SMALL, _GROWN = -3, 128 << 10, 32 << 20
-"""glibc's option for the size from which memory comes from the system and goes back to it; its default grows."""
+_SMALL, _GROWN = 128 << 10, 32 << 20
+"""Bytes from which glibc takes memory from the system and gives it back: while loading, and as its default grows."""
 _RESET_PEAK = "5"
 """What Linux takes to forget the highest resident memory so far."""
 
@@ -44,9 +45,8 @@ def give_back() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    elif sys.platform == "linux":
-        with suppress(AttributeError, OSError):
-            ctypes.CDLL(None).malloc_trim(0)
+    else:
+        trim()
 
 
 @contextmanager
@@ -56,14 +56,11 @@ def nothing_hoarded() -> Iterator[None]:
     Reading and quantizing a model frees as much as it keeps; glibc would hold on to it, and did: 200 MiB for 106 MiB of
     4-bit weights.  Afterwards memory is kept for its next use, as ever: giving it back each time costs speed.
     """
-    _malloc_option(_SMALL)
+    on_gpu = torch.cuda.is_available()
+    if not on_gpu:
+        set_option(MMAP_THRESHOLD, _SMALL)
     try:
         yield
     finally:
-        _malloc_option(_GROWN)
-
-
-def _malloc_option(size: int) -> None:
-    if sys.platform == "linux" and not torch.cuda.is_available():
-        with suppress(AttributeError, OSError):
-            ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, size)
+        if not on_gpu:
+            set_option(MMAP_THRESHOLD, _GROWN)

@@ -208,7 +208,7 @@ class Chat:
                     if asker.role == "visitor":
                         visiting.evicts_nothing(self.services, asked)
                     yield from self._stream(talk, AnswerRequest(asked, conversations, settings, order), halt)
-            if self.stops.forgotten(halt):
+            if halt.forgotten:
                 talk.forgotten = True
                 yield self.draw(Talk())  # what was on its way to the page when it was cleared is cleared as well
                 return

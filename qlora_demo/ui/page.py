@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import logging
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 import gradio as gr
 from starlette.middleware import Middleware
 
-from .. import __version__
+from .. import __version__, heap
 from ..background import begin
 from ..gpu import device_info
 from ..health import Kept
@@ -30,8 +27,8 @@ TITLE = "QLoRA demo"
 _SESSIONS = 100
 """Pages whose conversations are kept, at 0.6 MiB each, for Gradio keeps every component's settings with them; beyond,
 the one that was used longest ago is forgotten, and a page that is open asks every few seconds."""
-_ARENA_MAX, _ARENAS = -8, 2
-"""glibc's option for how many heaps its threads share; its default is eight for each core."""
+_HEAPS = 2
+"""For all threads: what one frees is of use to the others."""
 _THREADS = 40
 """For handlers, beside those that wait for an answer."""
 _DEVICE_SECONDS = 4.0
@@ -114,20 +111,13 @@ def _train_first(tabs: gr.Tabs, gate: Gate) -> gr.Button:
 
 def launch(services: Services, host: str | None, port: int | None) -> None:
     """Answer until interrupted; the bundled model is fetched in the background where it is missing."""
-    _share_heaps()
+    heap.set_option(heap.ARENA_MAX, _HEAPS)
     status = AppStatus()
     page = open_page(services, status, host, port)
     begin(services, status)
     if trouble := services.access.trouble:
         event("access.warning", logging.WARNING, text=trouble)
     page.block_thread()
-
-
-def _share_heaps() -> None:
-    """Have what one thread frees be of use to the others, before there are any."""
-    if sys.platform == "linux":
-        with contextlib.suppress(AttributeError, OSError):
-            ctypes.CDLL(None).mallopt(_ARENA_MAX, _ARENAS)
 
 
 def open_page(services: Services, status: AppStatus, host: str | None, port: int | None) -> gr.Blocks:

@@ -6,7 +6,6 @@ import random
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from weakref import WeakSet
 
 from ..errors import ConfigError
 from ..halt import Halt
@@ -42,15 +41,20 @@ class Talk:
         return self.columns[place] if place < len(self.columns) else None
 
 
+class Stop(Halt):
+    """The end of an answer; where it is ``forgotten``, nothing of it is to be seen any more."""
+
+    forgotten = False
+
+
 class Stops:
     """The answer in progress of each visitor, to be stopped as a whole or column by column."""
 
     def __init__(self) -> None:
-        self._halts: dict[str, Halt] = {}
-        self._forgotten: WeakSet[Halt] = WeakSet()
+        self._halts: dict[str, Stop] = {}
         self._ended = threading.Condition()
 
-    def new(self, visitor: str) -> Halt:
+    def new(self, visitor: str) -> Stop:
         """For an answer that begins; refused while this visitor's last one still grows, and after a moment's patience
         for one that is being stopped."""
         with self._ended:
@@ -58,7 +62,7 @@ class Stops:
             patience = _PATIENCE if old is not None and old.is_set() else 0
             if not self._ended.wait_for(lambda: visitor not in self._halts, patience):
                 raise ConfigError("prompt", "the last answer is still growing; wait for it or press Stop")
-            halt = self._halts[visitor] = Halt()
+            halt = self._halts[visitor] = Stop()
             return halt
 
     def done(self, visitor: str) -> None:
@@ -73,11 +77,8 @@ class Stops:
     def forget(self, visitor: str) -> None:
         """Stop an answer that is not to be seen any more."""
         if (halt := self._halts.get(visitor)) is not None:
-            self._forgotten.add(halt)
+            halt.forgotten = True
             halt.set()
-
-    def forgotten(self, halt: Halt) -> bool:
-        return halt in self._forgotten
 
 
 def copied(talk: Talk) -> Talk:

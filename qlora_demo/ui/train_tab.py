@@ -12,12 +12,11 @@ from typing import Any
 import gradio as gr
 
 from ..catalog import BUNDLED_MODELS, is_fetched
-from ..choices import refuse, refuse_processes
 from ..config import TrainConfig
 from ..disk import copy_whole
 from ..errors import DemoError, ModelError
-from ..gpu import device_info, gpu_count
 from ..history import pair_of, pair_tag, write_note
+from ..launcher import refuse_here
 from ..planning import plan_training
 from ..runs import Run
 from ..services import Services
@@ -65,7 +64,7 @@ def _wire_start(
 ) -> None:
     written = [shown[name] for name in run_panel.WRITTEN]
 
-    def check(configs: Sequence[TrainConfig], others: int) -> Iterator[list[Any]]:
+    def check(configs: Sequence[TrainConfig], processes: float, others: int) -> Iterator[list[Any]]:
         """Refuse what a run that waits would fail on hours later; the configs share model and data."""
         config = configs[0]
         if config.model in BUNDLED_MODELS and not is_fetched(services.settings, config.model):
@@ -73,7 +72,7 @@ def _wire_start(
                 f"model: {config.model} is still being fetched; wait until the line on top no longer says so"
             )
         for one in configs:
-            refuse(one, device_info().kind)
+            refuse_here(one, int(processes or 1))
             plan_training(services.settings, one)  # a model that is not there is refused before anything starts
         for drawn in data_panel.require_usable(services, config):
             yield [drawn, *[gr.skip()] * others]
@@ -89,7 +88,7 @@ def _wire_start(
 
     def begin(processes: float, *values: Any) -> Iterator[list[Any]]:
         config = controls.read(TrainConfig, list(chosen), values)
-        yield from check([config], len(written))
+        yield from check([config], processes, len(written))
         run = submit(config, processes)
         yield [gr.skip(), *run_panel.poll(services, run.id, {})]
 
@@ -98,7 +97,7 @@ def _wire_start(
         config = controls.read(TrainConfig, list(chosen), values)
         larger = config.changed(method="lora", init_lora_weights="default")
         configs = pair_of(config, plan_training(services.settings, larger).chosen.checkpointing)
-        yield from check(configs, len(written) + 1)
+        yield from check(configs, processes, len(written) + 1)
         made = [submit(config, processes) for config in configs]
         for run in made:
             write_note(run, "LoRA against QLoRA", tag)
@@ -118,8 +117,7 @@ def _wire_plan(services: Services, form: controls.Controls, shown: list[gr.HTML]
     def plan(count: float, *values: Any) -> list[str]:
         try:
             config = controls.read(TrainConfig, names, values)
-            refuse(config, device_info().kind)
-            refuse_processes(config, int(count or 1), gpu_count())
+            refuse_here(config, int(count or 1))
             plan = show.memory_plan(plan_training(services.settings, config))
         except DemoError as exc:
             return [show.problem(str(exc)), ""]

@@ -31,9 +31,9 @@ from qlora_demo.runs import CHECKPOINT_MARK, CHECKPOINTS, Run, append_metrics, c
 from qlora_demo.services import Services
 from qlora_demo.settings import Settings
 from qlora_demo.votes import NewComparison
+from tests.conftest import Disk
 from tests.ml.test_train import TINY
 from tests.ml.test_variants import finished_run
-from tests.robust.conftest import Disk
 
 ANSWERS = {"base": {"text": "b" * 2000}, "adapter": {"text": "a"}}
 NEW = NewComparison("run", "", "prompt", {}, ("base", "adapter"), ANSWERS)
