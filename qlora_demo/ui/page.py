@@ -9,10 +9,11 @@ from typing import Any
 import gradio as gr
 from starlette.middleware import Middleware
 
-from .. import __version__, heap
+from .. import __version__
 from ..background import begin
 from ..gpu import device_info
 from ..health import Kept
+from ..heap import ARENA_MAX, set_option
 from ..logs import event
 from ..services import Services
 from ..settings import trust_proxies
@@ -111,7 +112,7 @@ def _train_first(tabs: gr.Tabs, gate: Gate) -> gr.Button:
 
 def launch(services: Services, host: str | None, port: int | None) -> None:
     """Answer until interrupted; the bundled model is fetched in the background where it is missing."""
-    heap.set_option(heap.ARENA_MAX, _HEAPS)
+    set_option(ARENA_MAX, _HEAPS)
     status = AppStatus()
     page = open_page(services, status, host, port)
     begin(services, status)
