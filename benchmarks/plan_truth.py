@@ -3,9 +3,9 @@
     python -m benchmarks.plan_truth [--out FILE]
 
 Method: each configuration trains full rows of random tokens through the app's trainer in a process of its own (see
-`qlora_demo/ml/measure_training.py`); the measured figure is the most that it took of the device, on a CPU the process's
-highest resident memory, which differs by some per cent from one process to the next.  The plan is
-reckoned from the shape and the settings alone.
+`qlora_demo/ml/measure_training.py`); the measured figure is what the device must have free for it: on a GPU the most
+that was allocated and what the driver takes beside it, on a CPU the process's highest resident memory, which differs by
+some per cent from one process to the next.  The plan is reckoned from the shape and the settings alone.
 """
 
 from __future__ import annotations
@@ -23,11 +23,15 @@ from qlora_demo.benchmark_config import BenchmarkConfig
 from qlora_demo.benchmarking import measure_case, write_result_file
 from qlora_demo.config import TrainConfig
 from qlora_demo.gpu import device_info
+from qlora_demo.memory_plan import Kind
 from qlora_demo.presets import ARTICLE
 
 ROWS = 1
-LENGTHS = (128, 512)
-SHAPES = ("smollm2-135m", "smollm2-360m", "qwen3-0.6b")
+LENGTHS: dict[Kind, tuple[int, ...]] = {"cpu": (128, 512), "cuda": (512, 2048)}
+SHAPES: dict[Kind, tuple[str, ...]] = {
+    "cpu": ("smollm2-135m", "smollm2-360m", "qwen3-0.6b"),
+    "cuda": ("qwen3-0.6b", "smollm2-1.7b", "llama-2-7b"),
+}
 
 
 def main() -> None:
@@ -36,8 +40,9 @@ def main() -> None:
     args = parser.parse_args()
     machine: dict[str, str] = {}
     rows = []
-    for shape, length in product(SHAPES, LENGTHS):
-        for case in cases(BenchmarkConfig(), config_of(shape, length), device_info().kind)[:4]:
+    kind = device_info().kind
+    for shape, length in product(SHAPES[kind], LENGTHS[kind]):
+        for case in cases(BenchmarkConfig(), config_of(shape, length), kind)[:4]:
             machine, row = measured(case)
             rows.append(told(shape, length, row))
             print(json.dumps(rows[-1]), file=sys.stderr)

@@ -24,6 +24,8 @@ _OPTIMIZERS = {
 """Beside 32-bit AdamW, paged, which transformers has in no other form: the 8-bit pair tells what paging costs."""
 _FINE = 32
 """The last step of a bisection is no finer than this part of what fits."""
+_NEAR = 16
+"""The first step away from a guess is this part of it: plans err by less than ten per cent."""
 WARM_UP_STEPS = 2
 """The optimizer's state is made in the first; the second is as all that follow."""
 
@@ -95,18 +97,20 @@ def _inference(options: BenchmarkConfig, config: TrainConfig, kind: Kind) -> lis
 
 
 def largest(fits: Callable[[int], bool], guess: int, most: int, grain: int) -> int:
-    """The largest multiple of `grain` up to `most` that fits, within 3% of it, by bisection from a guess; 0 where not
-    even one does.
+    """The largest multiple of `grain` up to `most` that fits, within 3% of it; 0 where not even one does.
 
-    What fits is taken to fit below as well; above the guess each try doubles until one fails or `most` is reached.
+    What fits is taken to fit below as well.  From the guess the tries go up or down in steps that double, until the
+    answer lies between two of them; it is then found by bisection.
     """
     low, high = 0, most // grain + 1
     at = min(max(1, guess // grain), high - 1)
-    failed = False
+    step, failed = max(1, at // _NEAR), False
     while high - low > (max(1, low // _FINE) if failed else 1):
         if fits(at * grain):
             low = at
         else:
             high, failed = at, True
-        at = (low + high) // 2 if failed else min(2 * low, high - 1)
+        away = max(1, high - step) if failed else min(low + step, high - 1)
+        at = (low + high) // 2 if low and failed else away
+        step *= 2
     return low * grain

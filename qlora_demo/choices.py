@@ -61,6 +61,13 @@ def choose(config: TrainConfig, shape: ModelShape, situation: Situation) -> Chos
     )
 
 
+def may_fuse(kind: Kind) -> str:
+    """Why layers will run without fused kernels, as far as it can be told without loading anything; else empty."""
+    if kind == "cuda" and find_spec("liger_kernel"):
+        return ""
+    return "they need a CUDA device, and liger-kernel: pip install -r requirements-gpu.txt"
+
+
 def refuse(config: TrainConfig, kind: Kind) -> None:
     """Raise `ConfigError`, with the reason, for what the libraries or the device cannot do."""
     cuda = kind == "cuda"
@@ -117,7 +124,8 @@ def _checkpointing(config: TrainConfig, shape: ModelShape, situation: Situation)
     what = CHECKPOINTING
     if config.gradient_checkpointing != "auto":
         return config.gradient_checkpointing == "on", Choice(what, config.gradient_checkpointing, "chosen by hand")
-    need = plan(shape, config, situation.kind, checkpointing=False).total_bytes
+    fused = not situation.no_fused_kernels
+    need = plan(shape, config, situation.kind, checkpointing=False, fused=fused).total_bytes
     figures = f"the plan without is {need / GIB:.1f} GiB of {situation.free_bytes / GIB:.1f} GiB free"
     if need > _ROOM * situation.free_bytes:
         return True, Choice(what, "on", f"{figures}: recomputing activations saves memory")

@@ -105,15 +105,19 @@ def kv_bytes(shape: ModelShape) -> int:
     return 2 * shape.num_hidden_layers * shape.kv_size * 2
 
 
-def activation_bytes(shape: ModelShape, tokens: int, *, checkpointing: bool) -> int:
+def activation_bytes(shape: ModelShape, tokens: int, *, checkpointing: bool, fused: bool = False) -> int:
     """Bytes of 16-bit activations kept for the backward pass of `tokens` tokens in one forward pass.
 
     Without checkpointing, a layer keeps the inputs of its norms (once more in fp32), of its projections and of the
     attention and gating products; with it, each layer keeps its input and one layer at a time is recomputed.  A norm on
-    queries and keys keeps them once more in 16 bit and once in fp32.
+    queries and keys keeps them once more in 16 bit and once in fp32.  ``fused`` layer kernels keep 16 bit alone, and
+    the gating's two inputs; the projections are frozen and keep nothing, so what adapters keep comes on top.
     """
     halves = 6 * shape.hidden_size + 2 * shape.q_size + 2 * shape.kv_size + 4 * shape.intermediate_size
     normed = 2 * shape.hidden_size * 4 + (shape.q_size + shape.kv_size) * 6 * shape.qk_norm
+    if fused:
+        halves = 2 * (shape.hidden_size + shape.q_size + shape.kv_size + shape.intermediate_size)
+        normed = (shape.q_size + shape.kv_size) * 2 * shape.qk_norm
     per_layer = 2 * halves + normed
     kept = 2 * shape.hidden_size
     layers = shape.num_hidden_layers

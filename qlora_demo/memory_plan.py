@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from .config import TrainConfig, target_names
@@ -72,15 +72,18 @@ class Comparison:
         return self.chosen.total_bytes <= self.device_bytes
 
 
-def plan(shape: ModelShape, config: TrainConfig, kind: Kind, *, checkpointing: bool, full: bool = False) -> MemoryPlan:
-    """The itemised plan of a config; ``full`` trains every weight instead, in 16 bit with fp32 AdamW state."""
+def plan(
+    shape: ModelShape, config: TrainConfig, kind: Kind, *, checkpointing: bool, fused: bool = False, full: bool = False
+) -> MemoryPlan:
+    """The itemised plan of a config; ``fused``: Liger's kernels run in the layers; ``full`` trains every weight
+    instead, in 16 bit with fp32 AdamW state."""
     base = shape.linear_parameters + shape.other_parameters
     trained = base if full else adapter_parameters(shape, config)
     items = [
         *_weights(shape, config, full),
         *_trained(config, kind, trained, full),
-        *_passing(shape, config, kind, checkpointing),
-        *([] if full else [_adapted(shape, config, kind, checkpointing)]),
+        *_passing(shape, config, kind, checkpointing=checkpointing, fused=fused and not full),
+        *([] if full else [_adapted(shape, config, kind, checkpointing=checkpointing, fused=fused)]),
     ]
     overhead, how = _OVERHEAD[kind]
     items.append(MemoryItem("fixed overhead", overhead, how))
@@ -91,31 +94,42 @@ def plan(shape: ModelShape, config: TrainConfig, kind: Kind, *, checkpointing: b
 
 
 def compare(
-    shape: ModelShape, config: TrainConfig, kind: Kind, device_bytes: int, *, checkpointing: bool
+    shape: ModelShape,
+    config: TrainConfig,
+    kind: Kind,
+    device_bytes: int,
+    *,
+    checkpointing: bool,
+    fused: bool = False,
 ) -> Comparison:
     """The plan beside plain LoRA and full fine-tuning, with the largest batch and the longest row that fit."""
 
+    def planned(changed: TrainConfig, recomputes: bool = checkpointing, full: bool = False) -> MemoryPlan:
+        return plan(shape, changed, kind, checkpointing=recomputes, fused=fused, full=full)
+
     def fits(changed: TrainConfig) -> bool:
-        return plan(shape, changed, kind, checkpointing=checkpointing).total_bytes <= device_bytes
+        return planned(changed).total_bytes <= device_bytes
 
     longest = min(_MOST_TOKENS, shape.positions or _MOST_TOKENS)
     others = [
-        plan(shape, config.changed(method=way, init_lora_weights="default"), kind, checkpointing=checkpointing)
+        planned(config.changed(method=way, init_lora_weights="default"))
         for way in ("qlora", "lora")
         if way != config.method
     ]
-    others.append(plan(shape, config, kind, checkpointing=checkpointing, full=True))
+    others.append(planned(config, full=True))
     return Comparison(
-        chosen=plan(shape, config, kind, checkpointing=checkpointing),
+        chosen=planned(config),
         others=tuple(others),
-        checkpointed_bytes=plan(shape, config, kind, checkpointing=True).total_bytes,
+        checkpointed_bytes=planned(config, recomputes=True).total_bytes,
         device_bytes=device_bytes,
         largest_batch=_largest(_MOST_ROWS, lambda rows: fits(config.changed(per_device_train_batch_size=rows))),
         longest_row=_largest(longest, lambda tokens: fits(config.changed(max_length=max(16, tokens)))),
     )
 
 
-def lighter(shape: ModelShape, config: TrainConfig, kind: Kind, *, checkpointing: bool) -> tuple[Lighter, ...]:
+def lighter(
+    shape: ModelShape, config: TrainConfig, kind: Kind, *, checkpointing: bool, fused: bool = False
+) -> tuple[Lighter, ...]:
     """The three changes of a config that save most memory by the plan, the largest saving first."""
     batch, length = config.per_device_train_batch_size, config.max_length
     wanted: list[dict[str, Any]] = [
@@ -126,7 +140,7 @@ def lighter(shape: ModelShape, config: TrainConfig, kind: Kind, *, checkpointing
         {"r": max(1, config.r // 2)},
         {"target_modules": "attention"},
     ]
-    now = plan(shape, config, kind, checkpointing=checkpointing).total_bytes
+    now = plan(shape, config, kind, checkpointing=checkpointing, fused=fused).total_bytes
 
     def saves(changes: dict[str, Any]) -> int:
         recomputes = checkpointing or changes.get("gradient_checkpointing") == "on"
@@ -134,7 +148,7 @@ def lighter(shape: ModelShape, config: TrainConfig, kind: Kind, *, checkpointing
             changed = config.changed(**changes)
         except ConfigError:  # beyond a field's range, or at odds with another
             return 0
-        return now - plan(shape, changed, kind, checkpointing=recomputes).total_bytes
+        return now - plan(shape, changed, kind, checkpointing=recomputes, fused=fused).total_bytes
 
     found = sorted((Lighter(changes, saves(changes)) for changes in wanted), key=lambda one: -one.saves_bytes)
     return tuple(one for one in found if one.saves_bytes > 0)[:3]
@@ -195,7 +209,9 @@ def _trained(config: TrainConfig, kind: Kind, trained: int, full: bool) -> list[
     ]
 
 
-def _passing(shape: ModelShape, config: TrainConfig, kind: Kind, checkpointing: bool) -> list[MemoryItem]:
+def _passing(
+    shape: ModelShape, config: TrainConfig, kind: Kind, *, checkpointing: bool, fused: bool
+) -> list[MemoryItem]:
     tokens = config.per_device_train_batch_size * config.max_length
     how = "recomputed layer by layer" if checkpointing else "all layers kept"
     rows, entries = min(tokens, _LOGITS_TILE[0]), min(shape.vocab_size, _LOGITS_TILE[1])
@@ -204,23 +220,35 @@ def _passing(shape: ModelShape, config: TrainConfig, kind: Kind, checkpointing: 
     )
     if kind == "cpu" and (widened := entries * (6 * rows + 4 * shape.hidden_size)) > scores.bytes:
         scores = MemoryItem("logits", widened, "a tile of the fused head, and its part of the head's weights in fp32")
-    return [
-        MemoryItem(
-            "activations", activation_bytes(shape, tokens, checkpointing=checkpointing), f"{tokens:,} tokens, {how}"
-        ),
-        scores,
-    ]
+    kept = activation_bytes(shape, tokens, checkpointing=checkpointing, fused=fused)
+    if kind == "cuda" and checkpointing:
+        recomputed = activation_bytes(replace(shape, num_hidden_layers=1), tokens, checkpointing=False, fused=fused)
+        beyond = max(0, scores.bytes - recomputed)
+        scores = MemoryItem("logits", beyond, f"{scores.how}, beyond the recomputed layer, which comes after it")
+    return [MemoryItem("activations", kept, f"{tokens:,} tokens, {how}{', fused kernels' * fused}"), scores]
 
 
-def _adapted(shape: ModelShape, config: TrainConfig, kind: Kind, checkpointing: bool) -> MemoryItem:
+def _adapted(shape: ModelShape, config: TrainConfig, kind: Kind, *, checkpointing: bool, fused: bool) -> MemoryItem:
     """What the adapters keep for the backward pass beside what their layers keep anyway."""
-    targets = _targets(shape, config).values()
+    targets = _targets(shape, config)
     dropped = _DROPPED_BYTES[kind] if config.lora_dropout else 0
-    per_token = sum(dropped * inputs + 2 * config.r for inputs, _ in targets)
+    inputs = dropped * sum(given for given, _ in targets.values())
+    how = f"{dropped} bytes of each adapted layer's input, dropped out, and 2 r" if dropped else "2 r of each layer"
+    if fused and not dropped:
+        inputs = 2 * sum(size for size, names in _shared_inputs(shape) if names & targets.keys())
+        how = "each input of adapted layers, and 2 r of each"
     layers = 1 if checkpointing else shape.num_hidden_layers
     tokens = config.per_device_train_batch_size * config.max_length
-    how = f"{dropped} bytes of each adapted layer's input, dropped out, and 2 r" if dropped else "2 r of each layer"
-    return MemoryItem("adapters' activations", tokens * layers * per_token, how)
+    return MemoryItem("adapters' activations", tokens * layers * (inputs + 2 * config.r * len(targets)), how)
+
+
+def _shared_inputs(shape: ModelShape) -> list[tuple[int, set[str]]]:
+    """Inputs that fused layers keep for adapters alone, and the modules that read each; o's is kept by attention."""
+    return [
+        (shape.hidden_size, {"q_proj", "k_proj", "v_proj"}),
+        (shape.hidden_size, {"gate_proj", "up_proj"}),
+        (shape.intermediate_size, {"down_proj"}),
+    ]
 
 
 def _targets(shape: ModelShape, config: TrainConfig) -> dict[str, tuple[int, int]]:

@@ -72,6 +72,18 @@ def test_the_search_finds_what_fits_within_three_per_cent(truth: int, guess: int
     assert found == 4096 or truth < 4096, "the end of the range is tried before it is told"
 
 
+@given(truth=st.integers(200, 4000), error=st.floats(-0.1, 0.1))
+def test_a_guess_that_is_near_is_a_short_search(truth: int, error: float) -> None:
+    tried: list[int] = []
+
+    def fits(size: int) -> bool:
+        tried.append(size)
+        return size <= truth
+
+    largest(fits, round(truth * (1 + error)), 4096, 1)
+    assert len(tried) <= 6
+
+
 def test_a_frozen_weight_takes_four_operations_and_an_adapters_six() -> None:
     shape = SHAPES["llama-2-7b"]
     weights = shape.linear_parameters + shape.vocab_size * shape.hidden_size

@@ -15,7 +15,7 @@ from trl import SFTTrainer
 
 from ..benchmark_cases import WARM_UP_STEPS, Case, largest
 from ..benchmark_config import BenchmarkConfig
-from ..choices import choose, refuse
+from ..choices import Chosen, choose, refuse
 from ..config import TrainConfig
 from ..errors import NoRoom
 from ..flops import train_flops
@@ -58,7 +58,7 @@ def measure_training(case: Case, options: BenchmarkConfig, settings: Settings) -
     row = {
         **figures,
         "device_peak_bytes": device_peak_bytes(figures["peak_bytes"]),
-        "planned_bytes": _planned(shape, config, chosen.gradient_checkpointing),
+        "planned_bytes": _planned(shape, config, chosen),
         "trainable_parameters": trained,
         "all_parameters": shape.linear_parameters + shape.other_parameters + trained,
         "checkpointing": chosen.gradient_checkpointing,
@@ -92,11 +92,11 @@ def measure_frontier(case: Case, options: BenchmarkConfig, settings: Settings) -
         tries.append({"rows": rows, "tokens": tokens} | _try(config, shape, loaded, budget))
         return bool(tries[-1]["fits"])
 
-    recomputed = case.config.gradient_checkpointing == "on"
-    reckoned = compare(shape, case.config, device_kind(), budget, checkpointing=recomputed)
-    reckoned_row = compare(
-        shape, case.config.changed(per_device_train_batch_size=1), device_kind(), budget, checkpointing=recomputed
-    ).longest_row
+    chosen = choose(case.config, shape, situation(loaded[0].config.model_type))
+    how = {"checkpointing": chosen.gradient_checkpointing, "fused": chosen.fused_kernels}
+    reckoned = compare(shape, case.config, device_kind(), budget, **how)
+    one_row = case.config.changed(per_device_train_batch_size=1)
+    reckoned_row = compare(shape, one_row, device_kind(), budget, **how).longest_row
     most = int(loaded[0].config.get_text_config().max_position_embeddings)
     longest = largest(lambda tokens: fits(1, tokens), reckoned_row, most, _GRAIN_TOKENS)
     batch = largest(lambda rows: fits(rows, case.config.max_length), reckoned.largest_batch, _MOST_ROWS, 1)
@@ -221,11 +221,12 @@ def budget_on(budget: int, free: int, total: int) -> int:
 
 
 def device_peak_bytes(peak: int) -> int:
-    """Of a GPU all that is taken of it, the driver's part and the allocator's reserve with it; elsewhere the peak."""
+    """What a device must have free for a peak: on a GPU what is taken of it outside of the allocator comes on top, the
+    driver's part above all; what the allocator holds in reserve does not, which it gives back where room is short."""
     if device().type != "cuda":
         return peak
     free, total = torch.cuda.mem_get_info()
-    return int(total - free)
+    return int(peak + total - free - torch.cuda.memory_reserved())
 
 
 def _prepared(config: TrainConfig, options: BenchmarkConfig, settings: Settings) -> tuple[TrainConfig, Splits]:
@@ -242,8 +243,9 @@ def _held_lower(asked: int, held: int) -> str:
     return f"held to the {memory(held)} that are free instead of {memory(asked)}" if held < asked else ""
 
 
-def _planned(shape: ModelShape, config: TrainConfig, checkpointing: bool) -> int:
-    return plan(shape, config, device_kind(), checkpointing=checkpointing).total_bytes
+def _planned(shape: ModelShape, config: TrainConfig, chosen: Chosen) -> int:
+    recomputes, fused = chosen.gradient_checkpointing, chosen.fused_kernels
+    return plan(shape, config, device_kind(), checkpointing=recomputes, fused=fused).total_bytes
 
 
 def _try(config: TrainConfig, shape: ModelShape, loaded: list[Any], budget: int) -> dict[str, Any]:

@@ -28,6 +28,7 @@ import torch
 from trl import SFTTrainer
 
 from .. import logs
+from ..choices import may_fuse
 from ..config import GenerationSettings, TrainConfig
 from ..disk import is_full
 from ..errors import DemoError, DeviceBusy, OutOfMemory, RequestError, WorkError
@@ -228,13 +229,13 @@ def _out_of_memory(path: Path, exc: BaseException) -> tuple[OutOfMemory, tuple[L
     activations were recomputed."""
     config = TrainConfig.from_file(path / "config.json")
     shape = shape_of(resolve(Settings.from_environment(), config.model))
-    checkpointing = bool(read_state(path).checkpointing)
-    needed = plan(shape, config, device_kind(), checkpointing=checkpointing).total_bytes
+    how = {"checkpointing": bool(read_state(path).checkpointing), "fused": not may_fuse(device_kind())}
+    needed = plan(shape, config, device_kind(), **how).total_bytes
     told = OutOfMemory(
         f"device: out of memory ({exc}); by the plan the run takes {memory(needed)} and the device has "
         f"{memory(device_info().total_bytes)}; take one of the lighter settings below and start again"
     )
-    return told, lighter(shape, config, device_kind(), checkpointing=checkpointing)
+    return told, lighter(shape, config, device_kind(), **how)
 
 
 def _sitting_seconds(before: RunState, lines: Sequence[TrainMetrics]) -> float:
