@@ -11,10 +11,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks.plan_truth import planned_bytes
 from qlora_demo import benchmark_tables
 from qlora_demo.benchmark_cases import METHODS
 from qlora_demo.tables import Table
-from qlora_demo.units import memory
+from qlora_demo.units import GIB, memory
 
 ROOT = Path(__file__).resolve().parent.parent
 README, RESULTS = ROOT / "README.md", ROOT / "benchmarks" / "results"
@@ -115,17 +116,15 @@ def _preflight(result: dict[str, Any]) -> Table:
 
 
 def _plan(result: dict[str, Any]) -> Table:
-    rows = tuple(
-        (
-            f"{row['shape']}, {row['tokens']} tokens",
-            row["case"],
-            memory(row["planned_bytes"]),
-            memory(row["measured_bytes"]),
-            f"{row['planned_over_measured']:.2f}",
-        )
-        for row in result["rows"]
-    )
-    return Table(("model", "case", "planned", "measured", "ratio"), rows)
+    """A line per model and length, a column per case: planned over measured, and their ratio."""
+    cases = list(dict.fromkeys(row["case"] for row in result["rows"]))
+    found: dict[str, dict[str, str]] = {}
+    for row in result["rows"]:
+        planned, taken = planned_bytes(result, row), row["measured_bytes"]
+        cell = f"{planned / GIB:.2f} / {taken / GIB:.2f} = **{planned / taken:.2f}**"
+        found.setdefault(f"{row['shape']}, {row['tokens']} tokens", {})[row["case"]] = cell
+    rows = tuple((model, *(cells.get(case, "–") for case in cases)) for model, cells in found.items())
+    return Table(("planned / measured, GiB", *cases), rows)
 
 
 if __name__ == "__main__":

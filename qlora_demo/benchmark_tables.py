@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -27,14 +26,14 @@ def _times(value: float) -> str:
     return f"{value:.2f} x"
 
 
-_COLUMNS: dict[str, dict[str, tuple[str, Form]]] = {
+COLUMNS: dict[str, dict[str, tuple[str, Form]]] = {
     "training": {
         "load_peak_bytes": ("peak, load", memory),
         "forward_peak_bytes": ("peak, forward", memory),
         "backward_peak_bytes": ("peak, backward", memory),
         "optimizer_peak_bytes": ("peak, optimizer", memory),
         "peak_bytes": ("peak", memory),
-        "device_peak_bytes": ("taken of the device", memory),
+        "device_peak_bytes": ("needed of the device", memory),
         "planned_bytes": ("planned", memory),
         "step_median_seconds": ("step, median", duration),
         "step_p95_seconds": ("step, 95%", duration),
@@ -68,10 +67,11 @@ _COLUMNS: dict[str, dict[str, tuple[str, Form]]] = {
         "peak_bytes": ("peak", memory),
     },
 }
-_COLUMNS["rank"] = {
-    name: _COLUMNS["training"][name]
+COLUMNS["rank"] = {
+    name: COLUMNS["training"][name]
     for name in ("trainable_parameters", "peak_bytes", "step_median_seconds", "tokens_per_second")
 }
+"""Each figure's label and how it is written, by kind of benchmark."""
 _LIBRARIES = ("torch", "transformers", "trl", "peft", "bitsandbytes")
 _COMPARED = {
     "training": ("peak_bytes", "step_median_seconds", "tokens_per_second"),
@@ -84,7 +84,7 @@ _COMPARED = {
 _BRIEF = {
     "training": ("peak_bytes", "planned_bytes", "step_median_seconds", "tokens_per_second"),
     "frontier": ("longest_row", "largest_batch", "batch_row_tokens", "budget_bytes"),
-    "rank": tuple(_COLUMNS["rank"]),
+    "rank": tuple(COLUMNS["rank"]),
     "inference": (
         "prompt_tokens",
         "batch",
@@ -105,73 +105,16 @@ _DRAWN = {
 }
 """The figures without which a row is in no plot."""
 _OF_THE_DEVICE = {"peak_bytes": "device_peak_bytes"}
-_COUNTED = ("r", "max_length", "per_device_train_batch_size", "gradient_accumulation_steps")
-_RANK_CASE = re.compile(r"r \d{1,6}, .+")
-_MOST_NUMBER, _LAST_TIME = 1e18, 1e11
-
-
-def fault(result: Any) -> str:
-    """The first field of a result that is not as it is read here and on the page; empty where all are."""
-    return next((name for name, fine in _checks(result) if not fine), "")
-
-
-def _checks(result: Any) -> Iterable[tuple[str, bool]]:
-    """Each field and whether it may be read; what follows relies on what was fine before."""
-    yield "the whole", isinstance(result, dict)
-    yield "kind", isinstance(result.get("kind"), str) and result["kind"] in _COLUMNS
-    yield "rows", isinstance(result.get("rows"), list)
-    yield from ((name, _is_text(result.get(name, ""))) for name in ("id", "state", "error", "method"))
-    yield from ((name, _is_time(result.get(name, 0))) for name in ("started_at", "ended_at"))
-    for name in ("machine", "options", "config", "progress"):
-        yield name, isinstance(result.get(name, {}), dict)
-    yield from ((f"machine.{name}", _is_text(value)) for name, value in result.get("machine", {}).items())
-    yield "options.run", _is_text(result.get("options", {}).get("run", ""))
-    if "config" in result:
-        config = result["config"]
-        yield from ((f"config.{name}", _is_text(config.get(name))) for name in ("model", "target_modules"))
-        yield from ((f"config.{name}", _is_number(config.get(name))) for name in _COUNTED)
-    if "progress" in result:
-        yield "progress.text", _is_text(result["progress"].get("text"))
-        yield "progress.fraction", _is_number(result["progress"].get("fraction"))
-    for at, row in enumerate(result["rows"]):
-        yield from ((f"rows[{at}]{name}", fine) for name, fine in _row_checks(row, result["kind"]))
-
-
-def _row_checks(row: Any, kind: str) -> Iterable[tuple[str, bool]]:
-    yield "", isinstance(row, dict)
-    yield ".case", _is_text(row.get("case")) and (kind != "rank" or bool(_RANK_CASE.fullmatch(row["case"])))
-    yield ".fits", isinstance(row.get("fits", False), bool)
-    yield ".error", _is_text(row.get("error", ""))
-    yield ".capped", isinstance(row.get("capped", []), list)
-    yield ".batch", ("batch" in row) == ("prompt_tokens" in row)
-    yield from ((f".{name}", _is_number(row.get(name, 0))) for name in ("batch", "prompt_tokens"))
-    for name, (_, form) in _COLUMNS[kind].items():
-        yield f".{name}", row.get(name) is None or (_is_text if form is str else _is_number)(row[name])
-    yield ".score", isinstance(row.get("score", {}), dict)
-    yield ".score.exact_match", _is_number(row.get("score", {}).get("exact_match", 0))
-
-
-def _is_text(value: Any) -> bool:
-    """Whether it can be written: half of a surrogate pair cannot."""
-    return isinstance(value, str) and not re.search("[\ud800-\udfff]", value)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _MOST_NUMBER
-
-
-def _is_time(value: Any) -> bool:
-    return _is_number(value) and 0 <= value < _LAST_TIME
 
 
 def table(result: Result) -> Table:
     """Every row with its figures; what does not fit says so."""
-    return _table(result, _COLUMNS[result["kind"]])
+    return _table(result, COLUMNS[result["kind"]])
 
 
 def brief(result: Result) -> Table:
     """The same rows with the figures that matter most; of a GPU, as planned, all that is taken of it."""
-    columns = _COLUMNS[result["kind"]]
+    columns = COLUMNS[result["kind"]]
     on_gpu = "cuda" in result.get("machine", {})
     names = (_OF_THE_DEVICE.get(name, name) if on_gpu else name for name in _BRIEF[result["kind"]])
     return _table(result, {name: columns[name] for name in names if name in columns})
@@ -259,7 +202,7 @@ def _title(row: Row) -> str:
 
 def _ratios(older: Row, newer: Row, kind: str) -> Iterable[tuple[str, ...]]:
     for name in _COMPARED[kind]:
-        label, form = _COLUMNS[kind][name]
+        label, form = COLUMNS[kind][name]
         before, after = older.get(name), newer.get(name)
         if before and after:
             capped = name in (*older.get("capped", ()), *newer.get("capped", ()))

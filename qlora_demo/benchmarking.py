@@ -28,7 +28,7 @@ from typing import Any
 
 from .benchmark_cases import METHODS, Case, cases
 from .benchmark_config import BenchmarkConfig
-from .benchmark_tables import fault
+from .benchmark_fault import fault
 from .choices import refuse
 from .columns import parse
 from .config import TrainConfig

@@ -16,9 +16,11 @@ Way = Literal["qlora", "lora", "lora-8bit", "full"]
 Kind = Literal["cuda", "cpu"]
 _LOGITS_TILE = (4096, 32768)
 """Tokens and vocabulary entries that TRL's fused head scores at a time."""
-_TILE_BYTES: dict[Kind, int] = {"cuda": 2 + 4 + 4, "cpu": 31}
-"""Of each score, at most at once.  On a GPU as computed, in fp32 and its gradient; where Triton does not run, torch
-makes seven fp32 copies on the way back, a mask, and the score itself (TRL's `_backward_tile`)."""
+_TILE_BYTES: dict[Kind, int] = {"cuda": 2, "cpu": 31}
+"""Of each score, at most at once.  On a GPU the score, which Triton's kernel overwrites with its gradient; where Triton
+does not run, torch makes seven fp32 copies on the way back, a mask, and the score itself (TRL's `_backward_tile`)."""
+_HIDDEN_BYTES = 4 + 2 + 2
+"""Of each of the head's inputs on a GPU: its gradient in fp32, and the input and its gradient in 16 bit."""
 _DROPPED_BYTES: dict[Kind, int] = {"cuda": 2 + 1, "cpu": 2 + 2}
 """Of each input of an adapter under dropout: the value that is left, and the mask."""
 _OVERHEAD: dict[Kind, tuple[int, str]] = {
@@ -215,17 +217,23 @@ def _passing(
     tokens = config.per_device_train_batch_size * config.max_length
     how = "recomputed layer by layer" if checkpointing else "all layers kept"
     rows, entries = min(tokens, _LOGITS_TILE[0]), min(shape.vocab_size, _LOGITS_TILE[1])
+    around = tokens * shape.hidden_size * _HIDDEN_BYTES if kind == "cuda" else 0
     scores = MemoryItem(
-        "logits", rows * entries * _TILE_BYTES[kind], f"a tile of the fused head, {_TILE_BYTES[kind]} bytes a score"
+        "logits",
+        rows * entries * _TILE_BYTES[kind] + around,
+        f"a tile of the fused head, {_TILE_BYTES[kind]} bytes a score{', and its inputs' * bool(around)}",
     )
     if kind == "cpu" and (widened := entries * (6 * rows + 4 * shape.hidden_size)) > scores.bytes:
         scores = MemoryItem("logits", widened, "a tile of the fused head, and its part of the head's weights in fp32")
     kept = activation_bytes(shape, tokens, checkpointing=checkpointing, fused=fused)
+    how = f"{tokens:,} tokens, {how}{', fused kernels' * fused}"
     if kind == "cuda" and checkpointing:
-        recomputed = activation_bytes(replace(shape, num_hidden_layers=1), tokens, checkpointing=False, fused=fused)
-        beyond = max(0, scores.bytes - recomputed)
+        passing = 2 * tokens * (shape.intermediate_size + 2 * shape.hidden_size)
+        one_layer = activation_bytes(replace(shape, num_hidden_layers=1), tokens, checkpointing=False, fused=fused)
+        beyond = max(0, scores.bytes - one_layer - passing)
         scores = MemoryItem("logits", beyond, f"{scores.how}, beyond the recomputed layer, which comes after it")
-    return [MemoryItem("activations", kept, f"{tokens:,} tokens, {how}{', fused kernels' * fused}"), scores]
+        kept, how = kept + passing, f"{how}, with the gradients on their way through one"
+    return [MemoryItem("activations", kept, how), scores]
 
 
 def _adapted(shape: ModelShape, config: TrainConfig, kind: Kind, *, checkpointing: bool, fused: bool) -> MemoryItem:

@@ -17,6 +17,8 @@ def memory(count: float) -> str:
 
 def duration(seconds: float) -> str:
     """Seconds for people."""
+    if round(seconds, 4) < 0.01:
+        return f"{seconds * 1000:.1f} ms"
     if round(seconds, 3) < 1:
         return f"{seconds * 1000:.0f} ms"
     if round(seconds, 1) < 60:

@@ -10,7 +10,8 @@ from qlora_demo.units import GIB, MIB, duration, memory, percent
 @pytest.mark.parametrize(
     ("seconds", "words"),
     [
-        (0, "0 ms"),
+        (0, "0.0 ms"),
+        (0.0045, "4.5 ms"),
         (0.0123, "12 ms"),
         (0.5, "500 ms"),
         (1, "1.0 s"),

@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import platform
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from .. import __version__
 from ..gpu import driver_version
 
 LIBRARIES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets")
+OPTIONAL = ("triton", "liger-kernel")
 
 
 def versions() -> dict[str, str]:
@@ -28,6 +30,9 @@ def versions() -> dict[str, str]:
         "device": name,
         **driver,
         **{library: importlib.metadata.version(library) for library in LIBRARIES},
+        **{
+            library: importlib.metadata.version(library) for library in OPTIONAL if find_spec(library.replace("-", "_"))
+        },
     }
 
 

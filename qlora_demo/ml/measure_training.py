@@ -50,7 +50,6 @@ def measure_training(case: Case, options: BenchmarkConfig, settings: Settings) -
     with TemporaryDirectory() as folder:
         trainer, chosen = build_trainer(Path(folder), config, settings, splits)
         phases = Phases(trainer)
-        phases.peaks["load_peak_bytes"] = peak_memory_bytes()
         trainer.add_callback(phases)
         trainer.train()
         figures = phases.figures()
@@ -63,6 +62,7 @@ def measure_training(case: Case, options: BenchmarkConfig, settings: Settings) -
         "all_parameters": shape.linear_parameters + shape.other_parameters + trained,
         "checkpointing": chosen.gradient_checkpointing,
         "optim": chosen.optim,
+        "fused_kernels": chosen.fused_kernels,
     }
     if config.score_rows:
         yield row | {"score": score_answers(trainer, splits.heldout["test"][: config.score_rows])}
@@ -121,7 +121,8 @@ class Phases(TrainerCallback):
     """Watches one step's phases for memory and times the steps after it; seconds on the synchronised device."""
 
     def __init__(self, trainer: SFTTrainer) -> None:
-        self.peaks: dict[str, int] = {}
+        self.trainer = trainer
+        self.peaks: dict[str, int] = {"load_peak_bytes": peak_memory_bytes()}
         self.seconds: list[float] = []
         self._tokens: list[int] = []
         self._watching = False
@@ -253,21 +254,24 @@ def _try(config: TrainConfig, shape: ModelShape, loaded: list[Any], budget: int)
     rows = full_rows(shape.vocab_size, config.per_device_train_batch_size * _FRONTIER_STEPS, config.max_length)
     give_back()
     reset_peak()
-    fitted = True
+    fitted, peaks = True, dict[str, int]()
     with TemporaryDirectory() as folder:
         try:
-            _train(Path(folder), config.changed(loss_on="all"), shape, rows, loaded)
+            phases = _phases(Path(folder), config.changed(loss_on="all"), shape, rows, loaded)
+            peaks = phases.peaks
+            phases.trainer.train()
         except torch.OutOfMemoryError:
             fitted = False
-    peak = peak_memory_bytes()
+    peak = max([*peaks.values(), peak_memory_bytes()])
     within = fitted and (device().type == "cuda" or peak <= budget)
     return {"fits": within, "peak_bytes": peak}
 
 
-def _train(folder: Path, config: TrainConfig, shape: ModelShape, rows: list[Any], loaded: list[Any]) -> None:
+def _phases(folder: Path, config: TrainConfig, shape: ModelShape, rows: list[Any], loaded: list[Any]) -> Phases:
     chosen = choose(config, shape, situation(loaded[0].config.model_type))
     loss_kernels()
     trainer = make_trainer(folder, config, chosen, Splits(rows, {"test": rows[:1]}), (loaded[0], loaded[1]))
     loaded[0] = trainer.model
-    trainer.add_callback(Phases(trainer))
-    trainer.train()
+    phases = Phases(trainer)
+    trainer.add_callback(phases)
+    return phases

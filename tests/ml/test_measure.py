@@ -12,10 +12,11 @@ import pytest
 from qlora_demo.benchmark_cases import Case
 from qlora_demo.benchmark_config import BenchmarkConfig
 from qlora_demo.benchmark_tables import comparison, table
+from qlora_demo.catalog import SHAPES
 from qlora_demo.config import TrainConfig
 from qlora_demo.errors import NoRoom
 from qlora_demo.ml import limits, measure_training
-from qlora_demo.ml.load import device
+from qlora_demo.ml.load import device, load_base, load_tokenizer
 from qlora_demo.settings import Settings
 from qlora_demo.units import GIB
 
@@ -42,6 +43,14 @@ def test_a_frontier_inside_the_range_is_found_within_three_per_cent(
     assert not {"longest_row", "largest_batch"} & set(row["capped"])
     assert {one["fits"] for one in row["tries"]} == {True, False}
     assert (row["budget_bytes"], row["note"]) == (GIB, "")
+
+
+def test_a_try_counts_the_peak_of_every_phase(monkeypatch: pytest.MonkeyPatch) -> None:
+    peaks = iter([100, 900, 400])
+    monkeypatch.setattr(measure_training, "peak_memory_bytes", lambda: next(peaks, 300))
+    shape = SHAPES["tiny"]
+    loaded = [load_base(TINY.model, "16bit", "exact"), load_tokenizer(TINY.model)]
+    assert measure_training._try(TINY.changed(max_steps=2), shape, loaded, 800) == {"fits": False, "peak_bytes": 900}
 
 
 def test_a_search_that_ended_at_its_limit_says_so(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
