@@ -3,7 +3,7 @@
     python -m benchmarks.plain_sft CONFIG.json CHECKPOINTING(on|off)
 
 CONFIG.json holds the app's training settings; its steps are a multiple of `LAST_STEPS`.  Prints one JSON line: tokens
-trained on, the seconds of `trainer.train()`, and the mean loss of the last steps.
+trained on, the seconds of `trainer.train()`, when each step ended, and the mean loss of the last steps.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from qlora_demo.catalog import TICKETS, is_shape
@@ -60,12 +60,24 @@ def main(app: TrainConfig, checkpointing: bool) -> None:
                 r=app.r, lora_alpha=app.lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM"
             ),
         )
+        clock = Clock()
+        trainer.add_callback(clock)
         started = time.perf_counter()
         trainer.train()
         seconds = time.perf_counter() - started
     tokens = next(line["num_tokens"] for line in reversed(trainer.state.log_history) if "num_tokens" in line)
     loss = next(line["loss"] for line in reversed(trainer.state.log_history) if "loss" in line)
-    print(json.dumps({"tokens": tokens, "seconds": seconds, "last_loss": loss}))
+    print(json.dumps({"tokens": tokens, "seconds": seconds, "ends": clock.ends, "last_loss": loss}))
+
+
+class Clock(TrainerCallback):  # type: ignore[misc]
+    """Seconds at which each step ended."""
+
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self.ends.append(time.perf_counter())
 
 
 def loaded(name: str) -> tuple[Any, Any]:

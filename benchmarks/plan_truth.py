@@ -14,13 +14,14 @@ import argparse
 import json
 import sys
 import tempfile
+from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from qlora_demo.benchmark_cases import Case, cases
 from qlora_demo.benchmark_config import BenchmarkConfig
-from qlora_demo.benchmarking import measure_case, write_result_file
+from qlora_demo.benchmarking import Start, measure_case, start_case, write_result_file
 from qlora_demo.catalog import SHAPES as SHAPES_BY_NAME
 from qlora_demo.config import TrainConfig
 from qlora_demo.gpu import device_info
@@ -39,17 +40,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
+    document: dict[str, Any] = {}
+    for document in documents():
+        print(json.dumps(document["rows"][-1]), file=sys.stderr)
+        if args.out:
+            write_result_file(args.out, document)
+    print(json.dumps(document, indent=2))
+
+
+def documents(start: Start = start_case) -> Iterator[dict[str, Any]]:
+    """The result after each configuration that was measured."""
     kind = device_info().kind
     document: dict[str, Any] = {"kind": kind, "unit": "bytes", "method": __doc__.split("Method: ")[1], "rows": []}
     for shape, length in product(SHAPES[kind], LENGTHS[kind]):
-        for name in configs(shape, length, kind):
-            machine, row = measured(Case(name, configs(shape, length, kind)[name]))
+        for name, config in configs(shape, length, kind).items():
+            machine, row = measured(Case(name, config), start)
             document |= {"machine": machine, "fused_kernels": row["fused_kernels"]}
             document["rows"].append(told(shape, length, row))
-            print(json.dumps(document["rows"][-1]), file=sys.stderr)
-    print(json.dumps(document, indent=2))
-    if args.out:
-        write_result_file(args.out, document)
+            yield document
 
 
 def configs(shape: str, length: int, kind: Kind) -> dict[str, TrainConfig]:
@@ -68,10 +76,10 @@ def planned_bytes(document: dict[str, Any], row: dict[str, Any]) -> int:
     return plan(SHAPES_BY_NAME[row["shape"]], config, kind, checkpointing=recomputes, fused=fused).total_bytes
 
 
-def measured(case: Case) -> tuple[dict[str, str], dict[str, Any]]:
+def measured(case: Case, start: Start) -> tuple[dict[str, str], dict[str, Any]]:
     """The machine and the row of one case."""
     with tempfile.TemporaryDirectory() as folder:
-        found = list(measure_case(Path(folder), BenchmarkConfig(steps=2), case))
+        found = list(measure_case(Path(folder), BenchmarkConfig(steps=2), case, start=start))
     machine = next(one["machine"] for one in found if "machine" in one)
     return machine, {"case": case.name} | next(one["row"] for one in found if "row" in one)
 

@@ -78,9 +78,15 @@ def _device(result: dict[str, Any]) -> str:
 
 def _overhead(result: dict[str, Any]) -> Table:
     scripts = {"same_settings": "the script at the app's settings", "script_defaults": "the script at its own defaults"}
-    rows = tuple((told, f"{result[f'ratio_{name}']:.2f} x", *_losses(result, name)) for name, told in scripts.items())
+    rows = tuple((told, *_ratios(result, name), *_losses(result, name)) for name, told in scripts.items())
+    steady = ("steady",) if "steady_ratio_same_settings" in result else ()
     losses = ("last loss, app", "last loss, script", "difference") if "last_loss" in result else ()
-    return Table(("the app's tokens/s over", "ratio, median of the rounds", *losses), rows)
+    return Table(("the app's tokens/s over", "ratio, median of the rounds", *steady, *losses), rows)
+
+
+def _ratios(result: dict[str, Any], name: str) -> list[str]:
+    found = (result.get(f"{kind}_{name}") for kind in ("ratio", "steady_ratio"))
+    return [f"{ratio:.2f} x" for ratio in found if ratio is not None]
 
 
 def _losses(result: dict[str, Any], name: str) -> tuple[str, ...]:

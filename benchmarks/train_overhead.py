@@ -5,7 +5,8 @@
 Method: each round trains the same rows with the same settings through the app (`python -m qlora_demo train`), through
 the plain script with the app's checkpointing (same settings), and through the plain script with TRL's default
 checkpointing (its default settings).  tokens/s = unpadded tokens over the seconds of the training loop alone, the
-app's writing of its metrics included; neither side evaluates in between.  A last loss is the mean over the last 5
+app's writing of its metrics included; neither side evaluates in between.  A steady rate is of the median step after the
+first two, in which kernels are compiled and memory is taken.  A last loss is the mean over the last 5
 steps, and a difference that of the app's to the script's, over the script's; both draw the adapter's first values
 anew.  A shape trains rows of random letters, each as long as allowed; another model the bundled task.
 """
@@ -18,12 +19,15 @@ import random
 import string
 import subprocess
 import sys
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, median
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks.plain_sft import LAST_STEPS
+from qlora_demo.benchmark_cases import WARM_UP_STEPS
 from qlora_demo.benchmarking import write_result_file
 from qlora_demo.catalog import SMOLLM2, is_shape
 from qlora_demo.config import TrainConfig
@@ -124,8 +128,10 @@ def app(config: TrainConfig, path: Path) -> dict[str, float]:
     metrics = [m for m in runs.metrics(result["run"]) if m.step_seconds is not None]
     runs.delete(result["run"])
     seconds = metrics[-1].time - metrics[0].time + (metrics[0].step_seconds or 0)
+    tokens = sum(m.tokens or 0 for m in metrics)
     return {
-        "tokens_per_second": sum(m.tokens or 0 for m in metrics) / seconds,
+        "tokens_per_second": tokens / seconds,
+        "steady_tokens_per_second": tokens / len(metrics) / median_step([m.time for m in metrics]),
         "last_loss": fmean(m.loss for m in metrics[-LAST_STEPS:] if m.loss is not None),
     }
 
@@ -133,7 +139,17 @@ def app(config: TrainConfig, path: Path) -> dict[str, float]:
 def plain(path: Path, checkpointing: str) -> dict[str, float]:
     """Through the plain script."""
     result = run("-m", "benchmarks.plain_sft", str(path), checkpointing)
-    return {"tokens_per_second": result["tokens"] / result["seconds"], "last_loss": result["last_loss"]}
+    ends, tokens = result["ends"], result["tokens"]
+    return {
+        "tokens_per_second": tokens / result["seconds"],
+        "steady_tokens_per_second": tokens / len(ends) / median_step(ends),
+        "last_loss": result["last_loss"],
+    }
+
+
+def median_step(ends: Sequence[float]) -> float:
+    """Seconds of the median step after the first two, by when each step ended."""
+    return median(after - before for before, after in pairwise(ends[WARM_UP_STEPS - 1 :]))
 
 
 def run(*arguments: str) -> Any:
@@ -147,10 +163,15 @@ def run(*arguments: str) -> Any:
 
 def compared(rounds: list[Round]) -> dict[str, Any]:
     """The app against both scripts: medians over the rounds."""
-    speed = {name: median(_over(one, name, "tokens_per_second") for one in rounds) for name in SCRIPTS}
+    speed, steady = (
+        {name: median(_over(one, name, figure) for one in rounds) for name in SCRIPTS}
+        for figure in ("tokens_per_second", "steady_tokens_per_second")
+    )
     return {
         "ratio_same_settings": speed["plain_same"],
         "ratio_script_defaults": speed["plain_default"],
+        "steady_ratio_same_settings": steady["plain_same"],
+        "steady_ratio_script_defaults": steady["plain_default"],
         "last_loss": {name: median(one[name]["last_loss"] for one in rounds) for name in ("app", *SCRIPTS)},
         "loss_difference": {name: median(_over(one, name, "last_loss") - 1 for one in rounds) for name in SCRIPTS},
     }

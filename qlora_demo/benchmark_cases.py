@@ -35,7 +35,8 @@ METHODS: dict[BenchmarkKind, str] = {
     "device. Memory is the peak of each phase in the last step of the warm-up. Tokens/s are a step's mean tokens over "
     "the median step; the 95% step is told of 20 steps and more, the longest of any.",
     "frontier": "Real training steps on rows of random tokens, two for each try: a try fits where it ends within the "
-    "budget. The length is sought with one row, the batch with rows as long as the settings say, both by bisection; "
+    "budget. The length is sought with one row, the batch with rows as long as the settings say, both from the plan's "
+    "guess in steps that double, then by bisection, to within 3%; "
     "≥ says that the search ended at its own limit, the positions of the model or 1,024 rows, to which the plan's "
     "figures are held too.",
     "rank": "As the training benchmark, by rank and target layers. Where rows are to be answered, the settings' own "

@@ -21,10 +21,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, BinaryIO, Protocol, Self
 
 from .benchmark_cases import METHODS, Case, cases
 from .benchmark_config import BenchmarkConfig
@@ -51,6 +51,24 @@ _KEPT, _ENDED = ("id", "state", "error", "options", "config", "method"), ("start
 _EXACT_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072", "MALLOC_ARENA_MAX": "2"}
 """glibc then gives back at once what is freed, so that on a CPU a try does not count what an earlier one left; it costs
 speed, which the frontier does not tell."""
+
+
+class Process(Protocol):
+    """What measures a case: `subprocess.Popen`, as far as it is used."""
+
+    stdin: IO[str] | None
+    stdout: IO[str] | None
+    returncode: int | None
+
+    def poll(self) -> int | None: ...
+    def wait(self) -> int: ...
+    def kill(self) -> None: ...
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *exc: Any) -> None: ...
+
+
+Start = Callable[[BinaryIO, tuple[int, ...], dict[str, str]], Any]
+"""A log, descriptors to hold and an environment -> a `Process` that measures one case."""
 
 
 class Benchmarks:
@@ -89,10 +107,10 @@ class Benchmarks:
             )
         threading.Thread(target=process.wait, daemon=True).start()  # reaps it
 
-    def run(self, name: str, report: Report) -> dict[str, Any]:
+    def run(self, name: str, report: Report, start: Start | None = None) -> dict[str, Any]:
         """Measure in this process; the whole result.  Raises what `measure` raises."""
         with self._locks(name) as locks:
-            return measure(self.path(name), report, locks)
+            return measure(self.path(name), report, locks, start or start_case)
 
     def get(self, name: str) -> dict[str, Any]:
         """A benchmark's result as it stands; one whose process died without an end reads as failed."""
@@ -166,7 +184,20 @@ class Benchmarks:
             device.release()
 
 
-def measure(folder: Path, report: Report, locks: tuple[int, ...]) -> dict[str, Any]:
+def start_case(log: BinaryIO, locks: tuple[int, ...], environment: dict[str, str]) -> subprocess.Popen[str]:
+    """A process that measures the case it is given."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "qlora_demo.ml.measure"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=log,
+        text=True,
+        pass_fds=locks,
+        env=environment,
+    )
+
+
+def measure(folder: Path, report: Report, locks: tuple[int, ...], start: Start = start_case) -> dict[str, Any]:
     """Measure every case of a benchmark directory, one process each; its result, which is kept after every row.
 
     ``locks``: descriptors that each case's process inherits, so that they are held while it lives.
@@ -183,7 +214,7 @@ def measure(folder: Path, report: Report, locks: tuple[int, ...]) -> dict[str, A
             report(progress)
             result["progress"] = {"text": progress.text, "fraction": progress.fraction}
             write_result(folder, result)
-            for told in measure_case(folder, options, case, locks):
+            for told in measure_case(folder, options, case, locks, start):
                 _take(result, case, told)
                 write_result(folder, result)
             if (folder / "stop").exists():
@@ -243,20 +274,12 @@ def _share_one_limit(rows: list[dict[str, Any]]) -> None:
 
 
 def measure_case(
-    folder: Path, options: BenchmarkConfig, case: Case, locks: tuple[int, ...] = ()
+    folder: Path, options: BenchmarkConfig, case: Case, locks: tuple[int, ...] = (), start: Start = start_case
 ) -> Iterator[dict[str, Any]]:
     """What a case's process says (see `ml.measure`), until it ends, breaks, or the folder holds a `stop`."""
     asked = {"options": options.model_dump(), "config": case.config.model_dump()}
     with (folder / "log.txt").open("ab") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "qlora_demo.ml.measure"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-            pass_fds=locks,
-            env=_environment() | (_EXACT_MEMORY if options.kind == "frontier" else {}),
-        )
+        process = start(log, locks, _environment() | (_EXACT_MEMORY if options.kind == "frontier" else {}))
     assert process.stdin is not None and process.stdout is not None
     watch = threading.Thread(target=_kill_when_asked, args=(process, folder / "stop"), daemon=True)
     watch.start()
@@ -278,7 +301,7 @@ def _broken(case: Case, code: int, log: Path) -> dict[str, Any]:
     raise WorkError(f"benchmark: {case.name} broke (exit {code}); its log is {log}")
 
 
-def _kill_when_asked(process: subprocess.Popen[str], stop: Path) -> None:
+def _kill_when_asked(process: Process, stop: Path) -> None:
     while process.poll() is None:
         if stop.exists():
             process.kill()

@@ -6,6 +6,7 @@ import os
 import platform
 import shutil
 import subprocess
+from itertools import takewhile
 from pathlib import Path
 from typing import Literal
 
@@ -55,7 +56,7 @@ def gpu_count() -> int:
     """How many GPUs may be seen, without importing torch; 0 where `nvidia-smi` lists none."""
     listed = sum(line.strip().isdecimal() for line in _smi("index", every=True))
     visible = _visible()
-    return min(listed, sum(not name.startswith("-") for name in visible)) if visible else listed
+    return listed if visible is None else min(listed, len(visible))
 
 
 def bf16_in_words() -> str:
@@ -88,19 +89,23 @@ def _nvidia() -> DeviceInfo | None:
         return None
 
 
-def _visible() -> list[str]:
-    """The GPUs that CUDA_VISIBLE_DEVICES names; empty where it names none, and all may be seen."""
-    names = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-    return [name.strip() for name in names if name.strip()]
+def _visible() -> list[str] | None:
+    """The GPUs that CUDA_VISIBLE_DEVICES names; None where it is not set, and all may be seen.  CUDA sees none of those
+    behind a name that is none, like -1 or nothing."""
+    names = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if names is None:
+        return None
+    return list(takewhile(lambda name: name and not name.startswith("-"), (name.strip() for name in names.split(","))))
 
 
 def _smi(fields: str, every: bool = False) -> list[str]:
     """What `nvidia-smi` says of the first GPU that may be seen where one is named, else of each; nothing where it
     cannot be asked."""
-    if not shutil.which("nvidia-smi"):
+    visible = _visible()
+    if visible == [] or not shutil.which("nvidia-smi"):
         return []
     query = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
-    if not every and (visible := _visible()):
+    if visible and not every:
         query.append(f"--id={visible[0]}")
     try:
         return subprocess.run(query, capture_output=True, text=True, timeout=10, check=True).stdout.splitlines()

@@ -12,9 +12,9 @@ from benchmarks.plain_sft import LAST_STEPS
 from qlora_demo.config import TrainConfig
 
 ROUND = {
-    "app": {"tokens_per_second": 30.0, "last_loss": 1.01},
-    "plain_same": {"tokens_per_second": 20.0, "last_loss": 1.0},
-    "plain_default": {"tokens_per_second": 10.0, "last_loss": 2.02},
+    "app": {"tokens_per_second": 30.0, "steady_tokens_per_second": 44.0, "last_loss": 1.01},
+    "plain_same": {"tokens_per_second": 20.0, "steady_tokens_per_second": 22.0, "last_loss": 1.0},
+    "plain_default": {"tokens_per_second": 10.0, "steady_tokens_per_second": 11.0, "last_loss": 2.02},
 }
 
 
@@ -46,7 +46,11 @@ def test_both_train_to_the_same_loss(home: Path, tmp_path: Path) -> None:
     ours = train_overhead.app(config, tmp_path / "config.json")
     theirs = train_overhead.plain(tmp_path / "config.json", "off")
     assert ours["last_loss"] == pytest.approx(theirs["last_loss"], rel=1e-3)
-    assert ours["tokens_per_second"] > 0 and theirs["tokens_per_second"] > 0
+    assert all(side[f"{kind}tokens_per_second"] > 0 for side in (ours, theirs) for kind in ("", "steady_"))
+
+
+def test_a_steady_step_is_the_median_of_those_after_the_first_two() -> None:
+    assert train_overhead.median_step([9.0, 14.0, 15.0, 16.0, 18.0]) == 1.0
 
 
 def test_speed_and_loss_are_told_with_the_method() -> None:
@@ -56,7 +60,7 @@ def test_speed_and_loss_are_told_with_the_method() -> None:
     told = readme.told(
         found | {"model": "shape:tiny", "method": "each\n in turn.", "machine": {"device": "a card"}}, "x.json"
     )
-    assert "| the script at the app's settings | 1.50 x | 1.0100 | 1.0000 | +1.00% |" in told
+    assert "| the script at the app's settings | 1.50 x | 2.00 x | 1.0100 | 1.0000 | +1.00% |" in told
     assert told.endswith("\nEach in turn.\n") and "plain TRL script: shape:tiny" in told
 
 

@@ -179,6 +179,12 @@ def test_the_first_gpu_that_may_be_seen_is_the_device(tmp_path: Path, monkeypatc
     assert device_info().name == "NVIDIA T4"
 
 
+def test_a_gpu_that_is_hidden_is_not_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _fake_nvidia_smi(tmp_path, monkeypatch, "echo 'NVIDIA H200, 1000, 2000'")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert device_info().kind == "cpu"
+
+
 @pytest.mark.parametrize("script", ["exit 9", "true", "echo No devices were found", "echo 'X, [N/A], [N/A]'"])
 def test_without_a_usable_gpu_the_processor_is_the_device(
     script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -190,20 +196,23 @@ def test_without_a_usable_gpu_the_processor_is_the_device(
 @pytest.mark.parametrize(
     ("script", "visible", "count"),
     [
-        ("echo 0; echo 1; echo 2", "", 3),
+        ("echo 0; echo 1; echo 2", None, 3),
+        ("echo 0; echo 1; echo 2", "", 0),
+        ("echo 0; echo 1; echo 2", "1,-1,0", 1),
         ('case "$*" in *--id=*) echo 2;; *) echo 0; echo 1; echo 2;; esac', "2,0", 2),
         ("echo 0", "0,1", 1),
         ("echo 0; echo 1", "-1", 0),
         ('case "$*" in *--query-gpu=index*) echo 0; echo 1;; esac', "1", 1),
-        ("echo No devices were found", "", 0),
-        ("exit 9", "", 0),
+        ("echo No devices were found", None, 0),
+        ("exit 9", None, 0),
     ],
 )
 def test_the_gpus_that_may_be_seen_are_counted(
-    script: str, visible: str, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    script: str, visible: str | None, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _fake_nvidia_smi(tmp_path, monkeypatch, script)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert gpu_count() == count
 
 
@@ -232,3 +241,4 @@ def _fake_nvidia_smi(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str)
     program.write_text(f"#!/bin/sh\n{script}\n", "utf-8")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")

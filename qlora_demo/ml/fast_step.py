@@ -11,11 +11,10 @@ bounded piece of the building at a time, on the thread that owns the models, whe
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import psutil
 import torch
 from peft import PeftModel
 from transformers import DynamicCache, StaticCache
@@ -26,6 +25,8 @@ from ..memory import ModelShape, kv_bytes
 from ..units import memory
 from .agreement import difference, tolerance
 from .layer_pass import Forward, LayerPasses, layer_pass
+from .load import precision_of
+from .room import free_and_total
 
 START_TOKENS = 512
 """The first step's context; a token attends to all of it, so it is no longer than most chats are."""
@@ -76,9 +77,12 @@ class CudaGraphs:
             for _ in range(3):
                 run()
         torch.cuda.current_stream().wait_stream(aside)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            logits = run()
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        try:
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                logits = run()
+        finally:
+            torch.cuda.set_stream(stream)  # where capturing failed, torch stays on its own
 
         def replay() -> torch.Tensor:
             graph.replay()
@@ -250,7 +254,8 @@ class FastPath:
             self._failed = f" (not compiled: {problem})"
         else:
             self._refused = problem
-        torch.cuda.empty_cache()
+        with suppress(RuntimeError):  # older torch still counts a capture that failed as under way
+            torch.cuda.empty_cache()
 
     def _advance(self) -> str:
         """One piece; what is wrong with it, if anything."""
@@ -291,6 +296,8 @@ def unsuitable(model: Any) -> str:
     kinds = {type(layer) for layer in StaticCache(config=model.config.get_text_config(), max_cache_len=1).layers}
     if kinds != {StaticLayer}:
         return "its layers do not all attend to the whole context"
+    if precision_of(model) == "int8":
+        return "its 8-bit products wait for the processor, which no graph can"
     return "" if hasattr(model.get_decoder(), "layers") else "its layers are not in a list"
 
 
@@ -305,7 +312,7 @@ def _patient_compiler() -> Iterator[None]:
 def _no_room(model: Any, bucket: int) -> str:
     """Why a static cache of so many tokens does not fit, or nothing."""
     needed = bucket * kv_bytes(ModelShape.from_config(model.config.get_text_config().to_dict()))
-    free = torch.cuda.mem_get_info()[0] if model.device.type == "cuda" else psutil.virtual_memory().available
+    free, _ = free_and_total()
     if needed <= _ROOM * free:
         return ""
     return f"a static cache of {bucket:,} tokens takes {memory(needed)} and {memory(free)} are free"

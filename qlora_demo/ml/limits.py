@@ -9,17 +9,25 @@ from typing import Any
 import torch
 
 from .load import compute_dtype
+from .peak import give_back
+from .room import free_and_total
 
 _BYTES = {"cuda": 2 << 30, "cpu": 256 << 20}
 """Far more than any cache holds."""
+_SHARE = 4
+"""Of what is free, so that models fill the device and not this."""
 _WIDTH = {"cuda": 8192, "cpu": 1536}
 _ROUNDS = 7
 
 
 def read_bandwidth(device: torch.device) -> float:
     """Bytes per second of reading memory once, by a sum over it: the best of seven rounds."""
-    data = torch.ones(_BYTES[device.type] // 4, dtype=torch.float32, device=device)
-    return data.nbytes / min(_round(data.sum) for _ in range(_ROUNDS))
+    size = min(_BYTES[device.type], free_and_total()[0] // _SHARE)
+    data = torch.ones(size // 4, dtype=torch.float32, device=device)
+    found = data.nbytes / min(_round(data.sum) for _ in range(_ROUNDS))
+    del data
+    give_back()
+    return found
 
 
 def matmul_rate(device: torch.device) -> float:

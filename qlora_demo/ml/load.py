@@ -38,6 +38,7 @@ from .shapes import build_shape, shape_config, shape_tokenizer
 
 disable_progress_bar()
 
+_NO_MEMORY = ("DefaultCPUAllocator", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 Use = Literal["inference", "exact"]
 """``exact``: the stored 4-bit weights are never repacked, so training and dequantization are right."""
 
@@ -50,8 +51,8 @@ PLAIN_TEMPLATE = (
 
 
 def ran_out(exc: BaseException) -> bool:
-    """Whether an error means that memory ran out; on the CPU torch says so with a plain RuntimeError."""
-    return isinstance(exc, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(exc)
+    """Whether an error means that memory ran out; beside its GPU allocator torch says so with a plain RuntimeError."""
+    return isinstance(exc, torch.OutOfMemoryError | MemoryError) or any(words in str(exc) for words in _NO_MEMORY)
 
 
 def device() -> torch.device:

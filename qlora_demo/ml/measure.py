@@ -14,13 +14,12 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any, TextIO
 
-import torch
-
 from ..benchmark_cases import Case
 from ..benchmark_config import BenchmarkConfig, BenchmarkKind
 from ..config import TrainConfig
 from ..errors import NoRoom, RequestError
 from ..settings import Settings
+from .load import ran_out
 from .machine import versions
 from .measure_inference import measure_inference
 from .measure_training import measure_frontier, measure_training
@@ -45,12 +44,14 @@ def main() -> None:
     try:
         for row in _MEASURES[options.kind](case, options, Settings.from_environment()):
             _tell(told, {"row": {"fits": True} | row})
-    except torch.OutOfMemoryError as exc:
-        _tell(told, {"row": {"fits": False, "error": f"out of memory ({' '.join(str(exc).split())[:200]})"}})
     except NoRoom as exc:
         _tell(told, {"row": {"fits": False, "error": str(exc)}})
     except RequestError as exc:
         _tell(told, {"refused": str(exc)})
+    except (RuntimeError, MemoryError) as exc:
+        if not ran_out(exc):
+            raise
+        _tell(told, {"row": {"fits": False, "error": f"out of memory ({' '.join(str(exc).split())[:200]})"}})
 
 
 def _tell(told: TextIO, what: dict[str, Any]) -> None:

@@ -24,7 +24,7 @@ from ..settings import Settings
 from ..sources import ADAPTER_FILES, resolve
 from .generate import decode
 from .limits import read_bandwidth
-from .load import compute_dtype, context_length, device, read_config
+from .load import compute_dtype, context_length, device, ran_out, read_config
 from .measure_training import synchronize
 from .peak import give_back, peak_memory_bytes, reset_peak
 from .trainer import lora_config
@@ -86,7 +86,9 @@ def _row(loaded: Loaded, options: BenchmarkConfig, size: tuple[int, int], bandwi
     reset_peak()
     try:
         return _figures(loaded, options, size, bandwidth)
-    except torch.OutOfMemoryError as exc:
+    except (RuntimeError, MemoryError) as exc:
+        if not ran_out(exc):
+            raise
         error = f"out of memory ({' '.join(str(exc).split())[:200]})"
     give_back()
     return {"fits": False, "error": error}

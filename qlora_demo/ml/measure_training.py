@@ -26,8 +26,8 @@ from ..sources import resolve, shape_of
 from ..units import memory
 from .data import Splits, load_splits
 from .limits import matmul_rate
-from .load import device, load_base, load_tokenizer
-from .peak import give_back, peak_memory_bytes, reset_peak
+from .load import device, load_base, load_tokenizer, ran_out
+from .peak import give_back, paged_bytes, peak_memory_bytes, reset_peak
 from .train import score_answers
 from .trainer import build_trainer, device_kind, loss_kernels, make_trainer, situation
 
@@ -205,7 +205,9 @@ def limit_memory(budget: int) -> int:
     free, total = torch.cuda.mem_get_info()
     held = budget_on(budget, free, total)
     taken = total - free - torch.cuda.memory_reserved()
-    torch.cuda.set_per_process_memory_fraction(min(1.0, min(budget - taken, free) / total))
+    if held <= taken:
+        raise NoRoom(f"gpu_memory: {memory(taken)} of {memory(held)} are taken already; name a larger budget")
+    torch.cuda.set_per_process_memory_fraction(min(1.0, min(held - taken, free) / total))
     return held
 
 
@@ -227,7 +229,7 @@ def device_peak_bytes(peak: int) -> int:
     if device().type != "cuda":
         return peak
     free, total = torch.cuda.mem_get_info()
-    return int(peak + total - free - torch.cuda.memory_reserved())
+    return int(peak + max(0, total - free - torch.cuda.memory_reserved() - paged_bytes()))
 
 
 def _prepared(config: TrainConfig, options: BenchmarkConfig, settings: Settings) -> tuple[TrainConfig, Splits]:
@@ -254,16 +256,19 @@ def _try(config: TrainConfig, shape: ModelShape, loaded: list[Any], budget: int)
     rows = full_rows(shape.vocab_size, config.per_device_train_batch_size * _FRONTIER_STEPS, config.max_length)
     give_back()
     reset_peak()
+    left_by_others = paged_bytes()
     fitted, peaks = True, dict[str, int]()
     with TemporaryDirectory() as folder:
         try:
             phases = _phases(Path(folder), config.changed(loss_on="all"), shape, rows, loaded)
             peaks = phases.peaks
             phases.trainer.train()
-        except torch.OutOfMemoryError:
+        except (RuntimeError, MemoryError) as exc:
+            if not ran_out(exc):
+                raise
             fitted = False
-    peak = max([*peaks.values(), peak_memory_bytes()])
-    within = fitted and (device().type == "cuda" or peak <= budget)
+    peak = max([*peaks.values(), peak_memory_bytes()]) - left_by_others
+    within = fitted and peak <= budget
     return {"fits": within, "peak_bytes": peak}
 
 

@@ -23,12 +23,19 @@ _RESET_PEAK = "5"
 def peak_memory_bytes() -> int:
     """The peak since `reset_peak` (elsewhere than on Linux or a GPU: since the process began)."""
     if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
+        return torch.cuda.max_memory_allocated() + paged_bytes()
     with suppress(OSError, StopIteration):
         line = next(line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def paged_bytes() -> int:
+    """What paged optimizers took beside the allocator; bitsandbytes never gives it back."""
+    from bitsandbytes.functional import GlobalPageManager
+
+    return sum(tensor.nbytes for tensor in GlobalPageManager.get_instance().paged_tensors)
 
 
 def reset_peak() -> None:

@@ -105,8 +105,9 @@ def _fill(name: str, module: nn.Module, dtype: torch.dtype, on: torch.device) ->
             values.fill_(0.0 if field == "bias" else 1.0)
         if type(meta) is nn.Parameter:
             made: Any = nn.Parameter(values, requires_grad=meta.requires_grad)
-        else:  # Params4bit, Int8Params: quantized by moving them to the device
-            made = type(meta)(values, **_kept(meta)).to(on)
+        else:  # Params4bit is quantized by moving it to the device, Int8Params by moving it there from the processor
+            given = values if hasattr(meta, "quant_type") else values.cpu()
+            made = type(meta)(given, **_kept(meta)).to(on)
         setattr(module, field, made)
 
 

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 import trl.kernels.chunked_logprob
 import trl.trainer.utils
@@ -28,6 +27,7 @@ from ..sources import resolve
 from .data import Splits, training_set
 from .kernels import fuse_layers, fused_kernels_trouble, triton_trouble
 from .load import device, has_bf16, load_base, load_tokenizer, read_config
+from .room import free_and_total
 
 INITIAL = "initial-adapter"
 """Where a run keeps the adapter that changes the base (PiSSA, OLoRA) as it was before the first step."""
@@ -122,8 +122,8 @@ def situation(model_type: str) -> Situation:
     """The device this process trains on, and what it has for a type of model."""
     trouble = fused_kernels_trouble(model_type)
     if device().type == "cuda":
-        return Situation("cuda", has_bf16(), torch.cuda.mem_get_info()[0], trouble)
-    return Situation("cpu", True, psutil.virtual_memory().available, trouble)
+        return Situation("cuda", has_bf16(), free_and_total()[0], trouble)
+    return Situation("cpu", True, free_and_total()[0], trouble)
 
 
 def _sft_config(path: Path, config: TrainConfig, chosen: Chosen) -> SFTConfig:

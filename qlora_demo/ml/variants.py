@@ -9,7 +9,6 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
-import psutil
 import torch
 from transformers import PreTrainedTokenizerBase
 
@@ -26,6 +25,7 @@ from .generate import warm_up
 from .load import device, load_base, load_tokenizer, precision_of, quantize_nf4, sixteen_bit
 from .merge import load_merged
 from .packed import pack
+from .room import free_and_total
 from .weights import Weights
 
 _PRECISIONS: dict[UnitKind, Precision] = {
@@ -165,10 +165,7 @@ def prove(loaded: Loaded, fingerprint: str = "") -> Proof:
 
 def device_now() -> Device:
     """The device's memory, now."""
-    if device().type == "cuda":
-        return Device("cuda", *torch.cuda.mem_get_info())
-    memory = psutil.virtual_memory()
-    return Device("cpu", memory.available, memory.total)
+    return Device("cuda" if device().type == "cuda" else "cpu", *free_and_total())
 
 
 def _read(unit: Unit, origin: Origin) -> Weights:

@@ -4,6 +4,7 @@ cannot overlap two passes."""
 from __future__ import annotations
 
 import contextvars
+import logging
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterator
@@ -15,6 +16,7 @@ from ..halt import Halt
 
 T = TypeVar("T")
 _PATIENCE_SECONDS = 0.25
+_log = logging.getLogger(__name__)
 
 
 class Worker:
@@ -74,9 +76,17 @@ class Worker:
 
     def _work(self) -> None:
         while True:
-            if self._jobs.empty() and self._idle():
+            if self._jobs.empty() and self._idled():
                 continue
             self._jobs.get()()
+
+    def _idled(self) -> bool:
+        """Do a bit of what idle time is for; where that fails, the thread goes on with what is asked of it."""
+        try:
+            return self._idle()
+        except Exception:  # noqa: BLE001 - whatever it was, people wait for this thread
+            _log.exception("idle work failed")
+            return False
 
 
 def _settle(done: Future[T], work: Callable[[], T]) -> None:

@@ -35,7 +35,19 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     for name in ("Stream", "CUDAGraph", "graph", "stream"):
         monkeypatch.setattr(torch.cuda, name, type(name, (Aside,), {}))
     monkeypatch.setattr(torch.cuda, "current_stream", Aside)
+    monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: asked.append("back"))
     yield asked
+
+
+def test_a_capture_that_fails_leaves_the_stream_as_it_was(calls: list[str]) -> None:
+    def run() -> torch.Tensor:
+        if "graph(){'capture_error_mode': 'thread_local'}" in calls:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return torch.zeros(1)
+
+    with pytest.raises(RuntimeError, match="capturing"):
+        CudaGraphs(compiles=True).capture(run)
+    assert calls[-1] == "back"
 
 
 def test_a_graph_is_captured_after_rehearsals_and_only_replayed_from_then_on(calls: list[str]) -> None:

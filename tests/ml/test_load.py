@@ -33,6 +33,19 @@ def _evaluate(model: Any) -> None:
         model(input_ids=torch.arange(3, 40).unsqueeze(0))
 
 
+@pytest.mark.parametrize(
+    ("said", "memory"),
+    [
+        ("CUDA error: out of memory\nCompile with `TORCH_USE_CUDA_DSA`", True),
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", True),
+        ("DefaultCPUAllocator: can't allocate memory: you tried to allocate 20 bytes.", True),
+        ("CUDA error: an illegal memory access was encountered", False),
+    ],
+)
+def test_memory_that_ran_out_is_told_from_other_faults(said: str, memory: bool) -> None:
+    assert load.ran_out(RuntimeError(said)) is memory
+
+
 def test_training_after_an_evaluation_has_the_gradients_of_a_fresh_model(tiny_model: Path) -> None:
     fresh, evaluated = (load.load_quantized(str(tiny_model), "exact") for _ in range(2))
     _evaluate(evaluated)

@@ -8,6 +8,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from bitsandbytes.functional import GlobalPageManager
 
 from qlora_demo.benchmark_cases import Case
 from qlora_demo.benchmark_config import BenchmarkConfig
@@ -17,6 +19,8 @@ from qlora_demo.config import TrainConfig
 from qlora_demo.errors import NoRoom
 from qlora_demo.ml import limits, measure_training
 from qlora_demo.ml.load import device, load_base, load_tokenizer
+from qlora_demo.ml.peak import paged_bytes, peak_memory_bytes
+from qlora_demo.ml.room import free_and_total
 from qlora_demo.settings import Settings
 from qlora_demo.units import GIB
 
@@ -78,6 +82,53 @@ def test_a_budget_of_about_the_device_is_what_is_free_of_it(free: float, total: 
 def test_a_budget_that_is_not_of_this_device_is_refused(free: float, total: float) -> None:
     with pytest.raises(NoRoom, match=r"24\.0 GiB are not free on this device"):
         measure_training.budget_on(24 * GIB, int(free * GIB), int(total * GIB))
+
+
+def test_a_budget_that_is_taken_already_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    on_gpu(monkeypatch, free=20, total=24, reserved=1, allocated=1)
+    monkeypatch.setattr(measure_training, "device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch, "zeros", lambda *_, **__: None)
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda share: None)
+    assert measure_training.limit_memory(10 * GIB) == 10 * GIB
+    with pytest.raises(NoRoom, match=r"3\.0 GiB of 2\.0 GiB are taken already"):
+        measure_training.limit_memory(2 * GIB)
+
+
+def test_what_the_allocator_holds_in_reserve_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    on_gpu(monkeypatch, free=2, total=24, reserved=20, allocated=12)
+    assert free_and_total() == (10 * GIB, 24 * GIB)
+
+
+def test_what_paged_optimizers_take_is_part_of_the_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    on_gpu(monkeypatch, free=2, total=24, reserved=20, allocated=12)
+    pages = GlobalPageManager.get_instance()
+    monkeypatch.setattr(pages, "paged_tensors", [torch.zeros(1000), torch.zeros(24)])
+    assert peak_memory_bytes() == 12 * GIB + 4096
+    assert paged_bytes() == 4096
+
+
+def test_reading_memory_takes_a_part_of_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    ones = torch.ones
+
+    def noted(count: int, **options: Any) -> torch.Tensor:
+        made.append(count)
+        return ones(count, **options)
+
+    monkeypatch.setattr(limits, "free_and_total", lambda: (1 << 20, 1 << 30))
+    monkeypatch.setattr(torch, "ones", noted)
+    assert limits.read_bandwidth(torch.device("cpu")) > 0
+    assert made == [(1 << 20) // 4 // 4]
+
+
+def on_gpu(monkeypatch: pytest.MonkeyPatch, **gib: int) -> None:
+    """What torch says of a GPU's memory; GiB."""
+    figures = {name: size * GIB for name, size in gib.items()}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (figures["free"], figures["total"]))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: figures["reserved"])
+    for name in ("memory_allocated", "max_memory_allocated"):
+        monkeypatch.setattr(torch.cuda, name, lambda: figures["allocated"])
 
 
 def steps(seconds: list[float]) -> dict[str, Any]:

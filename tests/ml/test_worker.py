@@ -24,6 +24,18 @@ def test_the_worker_hands_errors_to_the_thread_that_asked() -> None:
     assert worker.call(lambda: threading.current_thread().name) == "models"
 
 
+def test_idle_work_that_fails_does_not_end_the_thread() -> None:
+    tried = threading.Event()
+
+    def fail() -> bool:
+        tried.set()
+        raise RuntimeError("captures_underway.empty() INTERNAL ASSERT FAILED")
+
+    worker = Worker(fail)
+    assert tried.wait(10)
+    assert worker.call(lambda: threading.current_thread().name) == "models"
+
+
 def test_the_worker_waits_until_an_item_is_dealt_with(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("qlora_demo.ml.worker._PATIENCE_SECONDS", 10)
     events: list[str] = []
