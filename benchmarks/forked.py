@@ -4,7 +4,8 @@
 
 Each case is a process of its own, as ever, but forked from this one, which has imported the libraries: that saves their
 imports, some ten seconds a case.  CUDA must not have been touched before a fork, and bitsandbytes asks the device for
-its capability as it is imported; it is told one meanwhile.  A benchmark is stopped after so many seconds and keeps its
+its capability as it is imported; it is told one meanwhile.  A processor's frontier is for the command alone: its
+allocator is told at its start to give memory back.  A benchmark is stopped after so many seconds and keeps its
 rows.  `plan` is `benchmarks.plan_truth`.  The flags are the benchmark command's, and its defaults.
 """
 
@@ -42,6 +43,7 @@ class Forked:
     def __init__(self, log: BinaryIO, locks: tuple[int, ...], environment: dict[str, str]) -> None:
         asked, told = os.pipe(), os.pipe()
         self.returncode: int | None = None
+        self._asking = threading.Lock()
         self._pid = os.fork()
         if not self._pid:
             _measure((asked[0], told[1], log.fileno()), (asked[1], told[0]), environment)
@@ -51,10 +53,11 @@ class Forked:
         self.stdout: IO[str] | None = os.fdopen(told[0], encoding="utf-8")
 
     def poll(self) -> int | None:
-        if self.returncode is None:
-            pid, status = os.waitpid(self._pid, os.WNOHANG)
-            self.returncode = os.waitstatus_to_exitcode(status) if pid else None
-        return self.returncode
+        with self._asking:
+            if self.returncode is None:
+                pid, status = os.waitpid(self._pid, os.WNOHANG)
+                self.returncode = os.waitstatus_to_exitcode(status) if pid else None
+            return self.returncode
 
     def wait(self) -> int:
         while (code := self.poll()) is None:
@@ -62,8 +65,9 @@ class Forked:
         return code
 
     def kill(self) -> None:
-        if self.poll() is None:
-            os.kill(self._pid, 9)
+        with self._asking:
+            if self.returncode is None:
+                os.kill(self._pid, 9)
 
     def __enter__(self) -> Self:
         return self
@@ -138,8 +142,9 @@ def benchmark(kind: BenchmarkKind, args: argparse.Namespace, path: Path) -> None
         benchmarks.run(name, lambda progress: print(f"  {progress.text}", flush=True), Forked)
     except DemoError as exc:
         print(f"  {exc}", flush=True)
-    timer.cancel()
-    write_result_file(path, benchmarks.get(name))
+    finally:
+        timer.cancel()
+        write_result_file(path, benchmarks.get(name))
 
 
 def plan(kind: str, args: argparse.Namespace, path: Path) -> None:

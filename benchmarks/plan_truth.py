@@ -55,7 +55,7 @@ def documents(start: Start = start_case) -> Iterator[dict[str, Any]]:
     for shape, length in product(SHAPES[kind], LENGTHS[kind]):
         for name, config in configs(shape, length, kind).items():
             machine, row = measured(Case(name, config), start)
-            document |= {"machine": machine, "fused_kernels": row["fused_kernels"]}
+            document |= {"machine": machine, "kernels": row["kernels"]}
             document["rows"].append(told(shape, length, row))
             yield document
 
@@ -70,10 +70,11 @@ def configs(shape: str, length: int, kind: Kind) -> dict[str, TrainConfig]:
 
 def planned_bytes(document: dict[str, Any], row: dict[str, Any]) -> int:
     """What the plan, as it is now, says of a row that was measured."""
-    kind, fused = document["kind"], document["fused_kernels"]
+    kind = document["kind"]
     config = configs(row["shape"], row["tokens"], kind)[row["case"]]
     recomputes = config.gradient_checkpointing == "on"
-    return plan(SHAPES_BY_NAME[row["shape"]], config, kind, checkpointing=recomputes, fused=fused).total_bytes
+    shape, kernels = SHAPES_BY_NAME[row["shape"]], document["kernels"]
+    return plan(shape, config, kind, checkpointing=recomputes, kernels=kernels).total_bytes
 
 
 def measured(case: Case, start: Start) -> tuple[dict[str, str], dict[str, Any]]:

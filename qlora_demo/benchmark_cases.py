@@ -21,7 +21,8 @@ _OPTIMIZERS = {
     "8-bit AdamW, paged": "paged_adamw_8bit",
     "8-bit AdamW, not paged": "adamw_8bit",
 }
-"""Beside 32-bit AdamW, paged, which transformers has in no other form: the 8-bit pair tells what paging costs."""
+"""Beside 32-bit AdamW, paged, which transformers has in no other form: the 8-bit pair tells what paging costs, where a
+matrix of the adapter has the 100,000 values from which bitsandbytes pages."""
 _FINE = 32
 """The last step of a bisection is no finer than this part of what fits."""
 _NEAR = 16

@@ -165,9 +165,10 @@ def settings(result: Result) -> str:
     if result["kind"] == "inference":
         return result.get("options", {}).get("run") or f"{config['model']}, random adapter of rank {config['r']}"
     ranks = "" if result["kind"] == "rank" else f", r {config['r']} on {config['target_modules']}"
+    scored = f", {config.get('max_steps')} steps, {config['score_rows']} answers" if config.get("score_rows") else ""
     return (
         f"{config['model']}, batch {config['per_device_train_batch_size']}, rows of {config['max_length']} tokens, "
-        f"accumulation {config['gradient_accumulation_steps']}{ranks}"
+        f"accumulation {config['gradient_accumulation_steps']}{ranks}{scored}"
     )
 
 

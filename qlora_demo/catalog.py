@@ -61,11 +61,11 @@ SHAPES = {
     "smollm2-1.7b": ModelShape(2048, 8192, 24, 32, 32, 64, 49152, True),
     "llama-2-7b": ModelShape(4096, 11008, 32, 32, 32, 128, 32000, False),
     "llama-3.1-8b": ModelShape(4096, 14336, 32, 32, 8, 128, 128256, False),
-    "mistral-7b": ModelShape(4096, 14336, 32, 32, 8, 128, 32768, False),
-    "qwen3-0.6b": ModelShape(1024, 3072, 28, 16, 8, 128, 151936, True, qk_norm=True),
-    "qwen3-1.7b": ModelShape(2048, 6144, 28, 16, 8, 128, 151936, True, qk_norm=True),
-    "qwen3-4b": ModelShape(2560, 9728, 36, 32, 8, 128, 151936, True, qk_norm=True),
-    "qwen3-8b": ModelShape(4096, 12288, 36, 32, 8, 128, 151936, False, qk_norm=True),
+    "mistral-7b": ModelShape(4096, 14336, 32, 32, 8, 128, 32768, False, family="mistral"),
+    "qwen3-0.6b": ModelShape(1024, 3072, 28, 16, 8, 128, 151936, True, qk_norm=True, family="qwen3"),
+    "qwen3-1.7b": ModelShape(2048, 6144, 28, 16, 8, 128, 151936, True, qk_norm=True, family="qwen3"),
+    "qwen3-4b": ModelShape(2560, 9728, 36, 32, 8, 128, 151936, True, qk_norm=True, family="qwen3"),
+    "qwen3-8b": ModelShape(4096, 12288, 36, 32, 8, 128, 151936, False, qk_norm=True, family="qwen3"),
 }
 """Dimensions as the models' config.json files give them, in `ModelShape`'s order; tiny is no model's, and tries out
 what a larger one is wanted for."""

@@ -9,10 +9,15 @@ from importlib.util import find_spec
 from .config import TrainConfig, target_names
 from .errors import ConfigError
 from .memory import ModelShape
-from .memory_plan import Kind, optimizer_of, plan
+from .memory_plan import Kernels, Kind, optimizer_of, plan
 from .records import CHECKPOINTING, Choice
 from .units import GIB
 
+_FUSED = {
+    *("llama", "mistral", "ministral", "qwen2", "qwen3", "smollm3", "gemma", "gemma2", "gemma3_text", "phi3"),
+    *("granite", "olmo2", "olmo3", "glm4", "exaone4", "nemotron", "hunyuan_v1_dense"),
+}
+"""Types of models for which liger-kernel 0.8.5 has layer kernels, of those that can be trained here."""
 _ROOM = 0.8
 """Share of the free memory that the plan may take before checkpointing is turned on: a run that ends out of memory
 costs more than recomputing."""
@@ -21,12 +26,19 @@ costs more than recomputing."""
 @dataclass(frozen=True)
 class Situation:
     """What a choice depends on; memory in bytes.  ``no_fused_kernels`` is why fused layer kernels do not load, empty
-    where they do."""
+    where they do; ``triton``: whether a GPU's loss runs on it."""
 
     kind: Kind
     has_bf16: bool
     free_bytes: int
     no_fused_kernels: str = "they were not looked for"
+    triton: bool = True
+
+    @property
+    def kernels(self) -> Kernels:
+        if not self.no_fused_kernels:
+            return "fused"
+        return "triton" if self.triton else "torch"
 
 
 @dataclass(frozen=True)
@@ -37,7 +49,7 @@ class Chosen:
     optim: str
     bf16: bool
     fp16: bool
-    fused_kernels: bool
+    kernels: Kernels
     reasons: tuple[Choice, ...]
 
 
@@ -51,7 +63,7 @@ def choose(config: TrainConfig, shape: ModelShape, situation: Situation) -> Chos
         optim=optimizer_of(config, situation.kind),
         bf16=mixed and situation.has_bf16,
         fp16=mixed and not situation.has_bf16,
-        fused_kernels=not situation.no_fused_kernels,
+        kernels=situation.kernels,
         reasons=(
             checkpointing_choice,
             Choice("Optimizer", optimizer_of(config, situation.kind), _optimizer_why(config, cuda)),
@@ -61,11 +73,11 @@ def choose(config: TrainConfig, shape: ModelShape, situation: Situation) -> Chos
     )
 
 
-def may_fuse(kind: Kind) -> str:
-    """Why layers will run without fused kernels, as far as it can be told without loading anything; else empty."""
-    if kind == "cuda" and find_spec("liger_kernel"):
-        return ""
-    return "they need a CUDA device, and liger-kernel: pip install -r requirements-gpu.txt"
+def expected(kind: Kind, shape: ModelShape, free_bytes: int) -> Situation:
+    """The situation on a device of a kind, as far as it can be told without loading anything."""
+    fuses = kind == "cuda" and shape.family in _FUSED and bool(find_spec("liger_kernel"))
+    trouble = "" if fuses else "they need a CUDA device, a model that Liger has kernels for, and liger-kernel"
+    return Situation(kind, True, free_bytes, trouble, triton=bool(find_spec("triton")))
 
 
 def refuse(config: TrainConfig, kind: Kind) -> None:
@@ -124,8 +136,7 @@ def _checkpointing(config: TrainConfig, shape: ModelShape, situation: Situation)
     what = CHECKPOINTING
     if config.gradient_checkpointing != "auto":
         return config.gradient_checkpointing == "on", Choice(what, config.gradient_checkpointing, "chosen by hand")
-    fused = not situation.no_fused_kernels
-    need = plan(shape, config, situation.kind, checkpointing=False, fused=fused).total_bytes
+    need = plan(shape, config, situation.kind, checkpointing=False, kernels=situation.kernels).total_bytes
     figures = f"the plan without is {need / GIB:.1f} GiB of {situation.free_bytes / GIB:.1f} GiB free"
     if need > _ROOM * situation.free_bytes:
         return True, Choice(what, "on", f"{figures}: recomputing activations saves memory")

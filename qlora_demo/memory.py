@@ -27,7 +27,7 @@ _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 @dataclass(frozen=True)
 class ModelShape:
     """A decoder's dimensions, as its config.json names them; ``qk_norm``: each head's queries and keys are normed;
-    ``positions``: the longest row it was made for, 0 where that is not told."""
+    ``positions``: the longest row it was made for, 0 where that is not told; ``family``: its model_type."""
 
     hidden_size: int
     intermediate_size: int
@@ -39,6 +39,7 @@ class ModelShape:
     tie_word_embeddings: bool
     qk_norm: bool = False
     positions: int = 0
+    family: str = "llama"
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> ModelShape:
@@ -60,6 +61,7 @@ class ModelShape:
                 tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
                 qk_norm=str(config.get("model_type", "")).startswith("qwen3"),
                 positions=int(config.get("max_position_embeddings") or 0),
+                family=str(config.get("model_type", "")),
             )
         except (KeyError, TypeError, ValueError, ZeroDivisionError) as exc:
             raise ModelError(

@@ -14,15 +14,19 @@ from .units import GIB, MIB
 
 Way = Literal["qlora", "lora", "lora-8bit", "full"]
 Kind = Literal["cuda", "cpu"]
+Kernels = Literal["fused", "triton", "torch"]
+"""What computes on a GPU: Liger's kernels in the layers and Triton's in the loss, the latter alone, or neither."""
 _LOGITS_TILE = (4096, 32768)
 """Tokens and vocabulary entries that TRL's fused head scores at a time."""
-_TILE_BYTES: dict[Kind, int] = {"cuda": 2, "cpu": 31}
-"""Of each score, at most at once.  On a GPU the score, which Triton's kernel overwrites with its gradient; where Triton
-does not run, torch makes seven fp32 copies on the way back, a mask, and the score itself (TRL's `_backward_tile`)."""
+_TILE_BYTES: dict[Kernels, int] = {"fused": 2, "triton": 2, "torch": 31}
+"""Of each score, at most at once: the score, which Triton's kernel overwrites with its gradient; torch makes seven fp32
+copies on the way back, a mask, and the score itself (TRL's `_backward_tile`)."""
 _HIDDEN_BYTES = 4 + 2 + 2
 """Of each of the head's inputs on a GPU: its gradient in fp32, and the input and its gradient in 16 bit."""
 _DROPPED_BYTES: dict[Kind, int] = {"cuda": 2 + 1, "cpu": 2 + 2}
 """Of each input of an adapter under dropout: the value that is left, and the mask."""
+_WEIGHED_BYTES = 2 + 2
+"""Of each output of a layer under DoRA: the base's and the adapter's, for the gradient of the magnitude."""
 _OVERHEAD: dict[Kind, tuple[int, str]] = {
     "cuda": (3 * GIB // 4, "CUDA context, cuBLAS workspace, the allocator's slack"),
     "cpu": (680 * MIB, "Python, torch and the other libraries in the process, measured"),
@@ -75,17 +79,23 @@ class Comparison:
 
 
 def plan(
-    shape: ModelShape, config: TrainConfig, kind: Kind, *, checkpointing: bool, fused: bool = False, full: bool = False
+    shape: ModelShape,
+    config: TrainConfig,
+    kind: Kind,
+    *,
+    checkpointing: bool,
+    kernels: Kernels = "triton",
+    full: bool = False,
 ) -> MemoryPlan:
-    """The itemised plan of a config; ``fused``: Liger's kernels run in the layers; ``full`` trains every weight
-    instead, in 16 bit with fp32 AdamW state."""
+    """The itemised plan of a config; ``kernels`` are a GPU's; ``full`` trains every weight instead, in 16 bit with fp32
+    AdamW state."""
     base = shape.linear_parameters + shape.other_parameters
     trained = base if full else adapter_parameters(shape, config)
     items = [
         *_weights(shape, config, full),
         *_trained(config, kind, trained, full),
-        *_passing(shape, config, kind, checkpointing=checkpointing, fused=fused and not full),
-        *([] if full else [_adapted(shape, config, kind, checkpointing=checkpointing, fused=fused)]),
+        *_passing(shape, config, kind, checkpointing=checkpointing, kernels=kernels, full=full),
+        *([] if full else [_adapted(shape, config, kind, checkpointing=checkpointing, kernels=kernels)]),
     ]
     overhead, how = _OVERHEAD[kind]
     items.append(MemoryItem("fixed overhead", overhead, how))
@@ -102,12 +112,12 @@ def compare(
     device_bytes: int,
     *,
     checkpointing: bool,
-    fused: bool = False,
+    kernels: Kernels = "triton",
 ) -> Comparison:
     """The plan beside plain LoRA and full fine-tuning, with the largest batch and the longest row that fit."""
 
     def planned(changed: TrainConfig, recomputes: bool = checkpointing, full: bool = False) -> MemoryPlan:
-        return plan(shape, changed, kind, checkpointing=recomputes, fused=fused, full=full)
+        return plan(shape, changed, kind, checkpointing=recomputes, kernels=kernels, full=full)
 
     def fits(changed: TrainConfig) -> bool:
         return planned(changed).total_bytes <= device_bytes
@@ -130,7 +140,7 @@ def compare(
 
 
 def lighter(
-    shape: ModelShape, config: TrainConfig, kind: Kind, *, checkpointing: bool, fused: bool = False
+    shape: ModelShape, config: TrainConfig, kind: Kind, *, checkpointing: bool, kernels: Kernels = "triton"
 ) -> tuple[Lighter, ...]:
     """The three changes of a config that save most memory by the plan, the largest saving first."""
     batch, length = config.per_device_train_batch_size, config.max_length
@@ -142,7 +152,7 @@ def lighter(
         {"r": max(1, config.r // 2)},
         {"target_modules": "attention"},
     ]
-    now = plan(shape, config, kind, checkpointing=checkpointing, fused=fused).total_bytes
+    now = plan(shape, config, kind, checkpointing=checkpointing, kernels=kernels).total_bytes
 
     def saves(changes: dict[str, Any]) -> int:
         recomputes = checkpointing or changes.get("gradient_checkpointing") == "on"
@@ -150,7 +160,7 @@ def lighter(
             changed = config.changed(**changes)
         except ConfigError:  # beyond a field's range, or at odds with another
             return 0
-        return now - plan(shape, changed, kind, checkpointing=recomputes, fused=fused).total_bytes
+        return now - plan(shape, changed, kind, checkpointing=recomputes, kernels=kernels).total_bytes
 
     found = sorted((Lighter(changes, saves(changes)) for changes in wanted), key=lambda one: -one.saves_bytes)
     return tuple(one for one in found if one.saves_bytes > 0)[:3]
@@ -212,21 +222,14 @@ def _trained(config: TrainConfig, kind: Kind, trained: int, full: bool) -> list[
 
 
 def _passing(
-    shape: ModelShape, config: TrainConfig, kind: Kind, *, checkpointing: bool, fused: bool
+    shape: ModelShape, config: TrainConfig, kind: Kind, *, checkpointing: bool, kernels: Kernels, full: bool
 ) -> list[MemoryItem]:
     tokens = config.per_device_train_batch_size * config.max_length
-    how = "recomputed layer by layer" if checkpointing else "all layers kept"
-    rows, entries = min(tokens, _LOGITS_TILE[0]), min(shape.vocab_size, _LOGITS_TILE[1])
-    around = tokens * shape.hidden_size * _HIDDEN_BYTES if kind == "cuda" else 0
-    scores = MemoryItem(
-        "logits",
-        rows * entries * _TILE_BYTES[kind] + around,
-        f"a tile of the fused head, {_TILE_BYTES[kind]} bytes a score{', and its inputs' * bool(around)}",
-    )
-    if kind == "cpu" and (widened := entries * (6 * rows + 4 * shape.hidden_size)) > scores.bytes:
-        scores = MemoryItem("logits", widened, "a tile of the fused head, and its part of the head's weights in fp32")
+    fused = kernels == "fused" and not full
     kept = activation_bytes(shape, tokens, checkpointing=checkpointing, fused=fused)
-    how = f"{tokens:,} tokens, {how}{', fused kernels' * fused}"
+    how = f"{tokens:,} tokens, {'recomputed layer by layer' if checkpointing else 'all layers kept'}"
+    how += ", fused kernels" * fused
+    scores = _scores(shape, tokens, kind, "torch" if kind == "cpu" else kernels)
     if kind == "cuda" and checkpointing:
         passing = 2 * tokens * (shape.intermediate_size + 2 * shape.hidden_size)
         one_layer = activation_bytes(replace(shape, num_hidden_layers=1), tokens, checkpointing=False, fused=fused)
@@ -236,27 +239,51 @@ def _passing(
     return [MemoryItem("activations", kept, how), scores]
 
 
-def _adapted(shape: ModelShape, config: TrainConfig, kind: Kind, *, checkpointing: bool, fused: bool) -> MemoryItem:
+def _scores(shape: ModelShape, tokens: int, kind: Kind, kernels: Kernels) -> MemoryItem:
+    """What the head and its loss take."""
+    rows, entries = min(tokens, _LOGITS_TILE[0]), min(shape.vocab_size, _LOGITS_TILE[1])
+    tile, how = _TILE_BYTES[kernels], f"a tile of the fused head, {_TILE_BYTES[kernels]} bytes a score"
+    if kind == "cuda":
+        around = tokens * shape.hidden_size * _HIDDEN_BYTES
+        return MemoryItem("logits", rows * entries * tile + around, f"{how}, and its inputs")
+    widened = entries * (6 * rows + 4 * shape.hidden_size)
+    if widened > rows * entries * tile:
+        return MemoryItem("logits", widened, "a tile of the fused head, and its part of the head's weights in fp32")
+    return MemoryItem("logits", rows * entries * tile, how)
+
+
+def _adapted(
+    shape: ModelShape, config: TrainConfig, kind: Kind, *, checkpointing: bool, kernels: Kernels
+) -> MemoryItem:
     """What the adapters keep for the backward pass beside what their layers keep anyway."""
     targets = _targets(shape, config)
     dropped = _DROPPED_BYTES[kind] if config.lora_dropout else 0
     inputs = dropped * sum(given for given, _ in targets.values())
     how = f"{dropped} bytes of each adapted layer's input, dropped out, and 2 r" if dropped else "2 r of each layer"
-    if fused and not dropped:
-        inputs = 2 * sum(size for size, names in _shared_inputs(shape) if names & targets.keys())
+    if kernels == "fused" and kind == "cuda" and not dropped:
+        inputs = 2 * _inputs_kept(shape, config)
         how = "each input of adapted layers, and 2 r of each"
+    magnitudes = _WEIGHED_BYTES * sum(outputs for _, outputs in targets.values()) if config.use_dora else 0
     layers = 1 if checkpointing else shape.num_hidden_layers
     tokens = config.per_device_train_batch_size * config.max_length
-    return MemoryItem("adapters' activations", tokens * layers * (inputs + 2 * config.r * len(targets)), how)
+    per_token = inputs + magnitudes + 2 * config.r * len(targets)
+    return MemoryItem(
+        "adapters' activations", tokens * layers * per_token, how + ", and DoRA's outputs" * config.use_dora
+    )
 
 
-def _shared_inputs(shape: ModelShape) -> list[tuple[int, set[str]]]:
-    """Inputs that fused layers keep for adapters alone, and the modules that read each; o's is kept by attention."""
-    return [
+def _inputs_kept(shape: ModelShape, config: TrainConfig) -> int:
+    """Values that fused layers keep for adapters alone.  Adapters in fp32 have a copy of their input each; others share
+    it: q, k and v one, gate and up another, and o's is kept by the attention."""
+    targets = _targets(shape, config)
+    if config.method == "lora":
+        return sum(given for given, _ in targets.values())
+    shared = [
         (shape.hidden_size, {"q_proj", "k_proj", "v_proj"}),
         (shape.hidden_size, {"gate_proj", "up_proj"}),
         (shape.intermediate_size, {"down_proj"}),
     ]
+    return sum(size for size, names in shared if names & targets.keys())
 
 
 def _targets(shape: ModelShape, config: TrainConfig) -> dict[str, tuple[int, int]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Container, Sequence
 
 from .catalog import SHAPES
-from .choices import Situation, choose, may_fuse, refuse_targets
+from .choices import choose, expected, refuse_targets
 from .config import TrainConfig
 from .errors import ConfigError
 from .gpu import device_info
@@ -41,9 +41,9 @@ def plan_training(settings: Settings, config: TrainConfig, gpu_bytes: int | None
         )
     kind: Kind = "cuda" if gpu_bytes else info.kind
     device_bytes = gpu_bytes or info.total_bytes
-    chosen = choose(config, shape, Situation(kind, True, device_bytes, may_fuse(kind)))
+    chosen = choose(config, shape, expected(kind, shape, device_bytes))
     return compare(
-        shape, config, kind, device_bytes, checkpointing=chosen.gradient_checkpointing, fused=chosen.fused_kernels
+        shape, config, kind, device_bytes, checkpointing=chosen.gradient_checkpointing, kernels=chosen.kernels
     )
 
 

@@ -153,6 +153,6 @@ def test_each_choice_comes_with_its_reason() -> None:
 def test_fused_kernels_are_taken_where_they_load_and_the_reason_is_kept_where_not() -> None:
     loads = choose(TrainConfig(), SHAPE, replace(H200, no_fused_kernels=""))
     lacks = choose(TrainConfig(), SHAPE, replace(H200, no_fused_kernels="liger-kernel is not installed"))
-    assert (loads.fused_kernels, loads.reasons[-1].value) == (True, "Liger's norms, rotary positions and MLP")
-    assert (lacks.fused_kernels, lacks.reasons[-1].value) == (False, "none")
+    assert (loads.kernels, loads.reasons[-1].value) == ("fused", "Liger's norms, rotary positions and MLP")
+    assert (lacks.kernels, lacks.reasons[-1].value) == ("triton", "none")
     assert lacks.reasons[-1].why == "liger-kernel is not installed"

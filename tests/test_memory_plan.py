@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
+from qlora_demo import choices
 from qlora_demo.catalog import SHAPES
 from qlora_demo.choices import refuse_processes
 from qlora_demo.config import TrainConfig
 from qlora_demo.errors import ConfigError, ModelError
 from qlora_demo.memory import ModelShape, activation_bytes
-from qlora_demo.memory_plan import Kind, MemoryPlan, compare, lighter, parse_memory, plan
+from qlora_demo.memory_plan import Kernels, Kind, MemoryPlan, compare, lighter, parse_memory, plan
 from qlora_demo.planning import plan_training
 from qlora_demo.services import Services
 from qlora_demo.units import GIB
@@ -101,6 +102,42 @@ def test_few_rows_are_scored_beside_the_heads_weights_in_fp32_on_a_cpu() -> None
     assert logits("cpu", 128) == entries * (128 * (2 + 4) + 1024 * 4)
     assert logits("cpu", 512) == entries * 512 * 31
     assert logits("cuda", 128) == entries * 128 * 2 + 128 * 1024 * 8
+
+
+def test_fused_layers_keep_what_adapters_read_and_fp32_adapters_a_copy_each() -> None:
+    def kept(**values: Any) -> int:
+        config = TrainConfig(**{**ARTICLE, "lora_dropout": 0.0, "target_modules": "all-linear"} | values)
+        found = plan(LLAMA, config, "cuda", checkpointing=False, kernels="fused")
+        return item(found, "adapters' activations") // (32 * 2048) - 2 * 16 * len(modules)
+
+    modules, hidden, middle = LLAMA.linear_sizes(), 4096, 11008
+    assert kept() == 2 * (hidden + hidden + middle)
+    assert kept(method="lora") == 2 * (6 * hidden + middle)
+    assert kept(use_dora=True) == kept() + 4 * sum(outputs for _, outputs in modules.values())
+    assert kept(lora_dropout=0.05) == 3 * (6 * hidden + middle)
+
+
+@pytest.mark.parametrize(
+    ("family", "installed", "kernels"),
+    [
+        ("llama", {"liger_kernel", "triton"}, "fused"),
+        ("starcoder2", {"liger_kernel", "triton"}, "triton"),
+        ("llama", {"triton"}, "triton"),
+        ("llama", set(), "torch"),
+    ],
+)
+def test_a_plan_expects_the_kernels_that_are_there_for_the_model(
+    family: str, installed: set[str], kernels: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choices, "find_spec", lambda name: name in installed)
+    assert choices.expected("cuda", replace(LLAMA, family=family), GIB).kernels == kernels
+
+
+def test_without_triton_a_gpu_s_loss_takes_what_torch_s_does() -> None:
+    def logits(kernels: Kernels) -> int:
+        return item(plan(LLAMA, TrainConfig(**ARTICLE), "cuda", checkpointing=False, kernels=kernels), "logits")
+
+    assert logits("torch") - logits("triton") == 2048 * 32000 * (31 - 2)
 
 
 def test_the_largest_batch_and_the_longest_row_are_the_last_that_fit() -> None:

@@ -42,10 +42,11 @@ Run = Callable[[], torch.Tensor]
 class Recorder(Protocol):
     """Makes a pass over fixed buffers cheap to repeat; ``name`` is what an answer says decoded it.
 
-    ``compile`` is given `layer_pass`, which runs any layer.
+    ``compile`` is given `layer_pass`, which runs any layer; where a recorder ``compiles`` not, layers run as they are.
     """
 
     name: str
+    compiles: bool
 
     def compile(self, forward: Forward) -> Forward: ...
     def capture(self, run: Run) -> Run: ...
@@ -131,13 +132,14 @@ class FastStep:
         yield ""
         self._prefill(tokens[:, :_PROMPT])
         passes = LayerPasses(self._layers, self.cache, self._recorder.compile(layer_pass))
-        for count in range(1, len(self._layers) + 1):
+        layers = len(self._layers) if self._recorder.compiles else 0
+        for count in range(1, layers + 1):
             self.cache.reset()
             with passes.first(count):
                 self._run()
             yield ""
         self.cache.reset()
-        with passes.first(len(self._layers)):
+        with passes.first(layers):
             self._replay = self._recorder.capture(self._run)
         yield ""
         yield difference(expected, self._logits(tokens), allowed)

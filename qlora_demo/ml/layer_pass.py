@@ -35,12 +35,12 @@ class Part:
 
 
 class LayerPasses:
-    """The layers of a model over a static cache that holds something already, to be run by `forward`, which is
-    `layer_pass` or compiled from it."""
+    """The layers of a model over a static cache that holds something already, to be run by `forward`, which was
+    compiled from `layer_pass`.  A layer that is not given the cache as such raises `TypeError`."""
 
     def __init__(self, layers: list[nn.Module], cache: StaticCache, forward: Forward) -> None:
         pairs = zip(layers, cache.layers, strict=True)
-        self._passes = [(layer, _over(forward, layer, Part(part))) for layer, part in pairs]
+        self._passes = [(layer, _over(forward, layer, (cache, Part(part)))) for layer, part in pairs]
 
     @contextmanager
     def first(self, count: int) -> Iterator[None]:
@@ -66,9 +66,15 @@ class LayerPasses:
                     layer.forward = before
 
 
-def _over(forward: Forward, layer: nn.Module, part: Part) -> Forward:
+def _over(forward: Forward, layer: nn.Module, caches: tuple[StaticCache, Part]) -> Forward:
+    """The layer's pass by a function, over its part where it is given the whole cache, under whatever name."""
+    whole, part = caches
+
     def run(*args: Any, **kwargs: Any) -> Any:
-        return forward(layer, *args, **kwargs | {"past_key_values": part})
+        if not any(given is whole for given in (*args, *kwargs.values())):
+            raise TypeError(f"{type(layer).__name__} is not given the cache")
+        replaced = [part if given is whole else given for given in args]
+        return forward(layer, *replaced, **{name: part if given is whole else given for name, given in kwargs.items()})
 
     return run
 

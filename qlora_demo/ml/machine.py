@@ -6,7 +6,6 @@ import importlib.metadata
 import os
 import platform
 from contextlib import suppress
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -30,10 +29,14 @@ def versions() -> dict[str, str]:
         "device": name,
         **driver,
         **{library: importlib.metadata.version(library) for library in LIBRARIES},
-        **{
-            library: importlib.metadata.version(library) for library in OPTIONAL if find_spec(library.replace("-", "_"))
-        },
+        **{name: version for name in OPTIONAL if (version := _version(name))},
     }
+
+
+def _version(name: str) -> str:
+    with suppress(importlib.metadata.PackageNotFoundError):
+        return importlib.metadata.version(name)
+    return ""
 
 
 def _processor() -> str:

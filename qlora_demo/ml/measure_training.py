@@ -20,7 +20,7 @@ from ..config import TrainConfig
 from ..errors import NoRoom
 from ..flops import train_flops
 from ..memory import ModelShape
-from ..memory_plan import adapter_parameters, compare, parse_memory, plan
+from ..memory_plan import Comparison, adapter_parameters, compare, parse_memory, plan
 from ..settings import Settings
 from ..sources import resolve, shape_of
 from ..units import memory
@@ -62,7 +62,7 @@ def measure_training(case: Case, options: BenchmarkConfig, settings: Settings) -
         "all_parameters": shape.linear_parameters + shape.other_parameters + trained,
         "checkpointing": chosen.gradient_checkpointing,
         "optim": chosen.optim,
-        "fused_kernels": chosen.fused_kernels,
+        "kernels": chosen.kernels,
     }
     if config.score_rows:
         yield row | {"score": score_answers(trainer, splits.heldout["test"][: config.score_rows])}
@@ -93,10 +93,8 @@ def measure_frontier(case: Case, options: BenchmarkConfig, settings: Settings) -
         return bool(tries[-1]["fits"])
 
     chosen = choose(case.config, shape, situation(loaded[0].config.model_type))
-    how = {"checkpointing": chosen.gradient_checkpointing, "fused": chosen.fused_kernels}
-    reckoned = compare(shape, case.config, device_kind(), budget, **how)
-    one_row = case.config.changed(per_device_train_batch_size=1)
-    reckoned_row = compare(shape, one_row, device_kind(), budget, **how).longest_row
+    reckoned = _compared(shape, case.config, chosen, budget)
+    reckoned_row = _compared(shape, case.config.changed(per_device_train_batch_size=1), chosen, budget).longest_row
     most = int(loaded[0].config.get_text_config().max_position_embeddings)
     longest = largest(lambda tokens: fits(1, tokens), reckoned_row, most, _GRAIN_TOKENS)
     batch = largest(lambda rows: fits(rows, case.config.max_length), reckoned.largest_batch, _MOST_ROWS, 1)
@@ -205,9 +203,9 @@ def limit_memory(budget: int) -> int:
     free, total = torch.cuda.mem_get_info()
     held = budget_on(budget, free, total)
     taken = total - free - torch.cuda.memory_reserved()
-    if held <= taken:
-        raise NoRoom(f"gpu_memory: {memory(taken)} of {memory(held)} are taken already; name a larger budget")
-    torch.cuda.set_per_process_memory_fraction(min(1.0, min(held - taken, free) / total))
+    if budget <= taken:
+        raise NoRoom(f"gpu_memory: {memory(taken)} of {memory(budget)} are taken already; name a larger budget")
+    torch.cuda.set_per_process_memory_fraction(min(1.0, min(budget - taken, free) / total))
     return held
 
 
@@ -247,8 +245,13 @@ def _held_lower(asked: int, held: int) -> str:
 
 
 def _planned(shape: ModelShape, config: TrainConfig, chosen: Chosen) -> int:
-    recomputes, fused = chosen.gradient_checkpointing, chosen.fused_kernels
-    return plan(shape, config, device_kind(), checkpointing=recomputes, fused=fused).total_bytes
+    recomputes, kernels = chosen.gradient_checkpointing, chosen.kernels
+    return plan(shape, config, device_kind(), checkpointing=recomputes, kernels=kernels).total_bytes
+
+
+def _compared(shape: ModelShape, config: TrainConfig, chosen: Chosen, budget: int) -> Comparison:
+    recomputes, kernels = chosen.gradient_checkpointing, chosen.kernels
+    return compare(shape, config, device_kind(), budget, checkpointing=recomputes, kernels=kernels)
 
 
 def _try(config: TrainConfig, shape: ModelShape, loaded: list[Any], budget: int) -> dict[str, Any]:

@@ -36,11 +36,11 @@ _CHATML = (
 
 def shape_config(source: str) -> PreTrainedConfig:
     """The transformers config of ``shape:NAME``."""
-    name, shape = shape_named(source)
+    _, shape = shape_named(source)
     dimensions = asdict(shape)
-    family = "qwen3" if dimensions.pop("qk_norm") else "mistral" if name.startswith("mistral") else "llama"
+    del dimensions["qk_norm"]  # the family's own
     config = AutoConfig.for_model(
-        family,
+        dimensions.pop("family"),
         **dimensions,
         max_position_embeddings=_CONTEXT_TOKENS,
         bos_token_id=None,

@@ -28,7 +28,6 @@ import torch
 from trl import SFTTrainer
 
 from .. import logs
-from ..choices import may_fuse
 from ..config import GenerationSettings, TrainConfig
 from ..disk import is_full
 from ..errors import DemoError, DeviceBusy, OutOfMemory, RequestError, WorkError
@@ -59,7 +58,7 @@ from .load import device, ran_out
 from .machine import versions
 from .peak import peak_memory_bytes
 from .reporter import Reporter, write_run_state
-from .trainer import build_trainer, device_kind, gathered_weights, save_adapter
+from .trainer import build_trainer, device_kind, gathered_weights, save_adapter, situation
 
 _LOSS = {"completion": "on each answer", "assistant": "on the assistant's turns", "all": "on every token"}
 
@@ -229,13 +228,13 @@ def _out_of_memory(path: Path, exc: BaseException) -> tuple[OutOfMemory, tuple[L
     activations were recomputed."""
     config = TrainConfig.from_file(path / "config.json")
     shape = shape_of(resolve(Settings.from_environment(), config.model))
-    how = {"checkpointing": bool(read_state(path).checkpointing), "fused": not may_fuse(device_kind())}
-    needed = plan(shape, config, device_kind(), **how).total_bytes
+    checkpointing, kernels = bool(read_state(path).checkpointing), situation(shape.family).kernels
+    needed = plan(shape, config, device_kind(), checkpointing=checkpointing, kernels=kernels).total_bytes
     told = OutOfMemory(
         f"device: out of memory ({exc}); by the plan the run takes {memory(needed)} and the device has "
         f"{memory(device_info().total_bytes)}; take one of the lighter settings below and start again"
     )
-    return told, lighter(shape, config, device_kind(), **how)
+    return told, lighter(shape, config, device_kind(), checkpointing=checkpointing, kernels=kernels)
 
 
 def _sitting_seconds(before: RunState, lines: Sequence[TrainMetrics]) -> float:

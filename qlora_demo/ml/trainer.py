@@ -61,7 +61,7 @@ def make_trainer(
 ) -> SFTTrainer:
     """The library's trainer over a model and its tokenizer; the model gets an adapter where it has none yet."""
     model, tokenizer = loaded
-    if chosen.fused_kernels:
+    if chosen.kernels == "fused":
         fuse_layers(model)
     heldout = splits.heldout["test"][: config.eval_rows]
     try:
@@ -122,7 +122,7 @@ def situation(model_type: str) -> Situation:
     """The device this process trains on, and what it has for a type of model."""
     trouble = fused_kernels_trouble(model_type)
     if device().type == "cuda":
-        return Situation("cuda", has_bf16(), free_and_total()[0], trouble)
+        return Situation("cuda", has_bf16(), free_and_total()[0], trouble, triton=not triton_trouble())
     return Situation("cpu", True, free_and_total()[0], trouble)
 
 

@@ -37,8 +37,9 @@ class Rerun:
 
     name = READY
 
-    def __init__(self, compiled: Callable[[Forward], Forward] = lambda forward: forward) -> None:
-        self.compile = compiled
+    def __init__(self, compiled: Callable[[Forward], Forward] | None = None) -> None:
+        self.compiles = compiled is not None
+        self.compile = compiled or (lambda forward: forward)
         self.replays = 0
 
     def capture(self, run: Run) -> Run:
@@ -158,7 +159,7 @@ def test_a_longer_context_is_answered_eagerly_until_a_longer_step_is_built(
 
 
 def test_building_takes_one_piece_at_a_time_and_answers_are_eager_meanwhile(model: Any, tokenizer: Any) -> None:
-    fast = FastPath(model, recorders=[Rerun()])
+    fast = FastPath(model, recorders=[Rerun(lambda forward: forward)])
     expected = _chunks(model, tokenizer, None)[-1].token_ids
     answers = []
     while fast.piece():

@@ -88,8 +88,11 @@ def test_a_budget_that_is_taken_already_is_refused(monkeypatch: pytest.MonkeyPat
     on_gpu(monkeypatch, free=20, total=24, reserved=1, allocated=1)
     monkeypatch.setattr(measure_training, "device", lambda: torch.device("cuda"))
     monkeypatch.setattr(torch, "zeros", lambda *_, **__: None)
-    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda share: None)
+    shares: list[float] = []
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", shares.append)
     assert measure_training.limit_memory(10 * GIB) == 10 * GIB
+    assert measure_training.limit_memory(24 * GIB) == 20 * GIB
+    assert shares == [(10 - 3) / 24, 20 / 24]
     with pytest.raises(NoRoom, match=r"3\.0 GiB of 2\.0 GiB are taken already"):
         measure_training.limit_memory(2 * GIB)
 
