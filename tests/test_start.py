@@ -52,6 +52,7 @@ def test_a_row_that_cannot_be_used_is_refused_with_its_place_and_leaves_no_run(
     assert services.runs.names() == []
 
 
+@pytest.mark.processes
 def test_what_is_only_told_lets_the_run_wait(services: Services, start: Any, tmp_path: Path) -> None:
     rows = write(tmp_path / "rows.jsonl", *GOOD, *GOOD[:2])
     told, drawn = start("begin", rows)
@@ -75,6 +76,7 @@ def test_a_file_that_is_missing_is_told_in_the_panel_too(services: Services, sta
     assert services.runs.names() == []
 
 
+@pytest.mark.processes
 def test_good_data_lets_both_runs_of_a_pair_wait(services: Services, start: Any, chat_file: Path) -> None:
     start("begin_pair", chat_file)
     assert [run.state.status for run in services.runs.all()] == ["queued", "queued"]

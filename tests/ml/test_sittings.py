@@ -101,6 +101,7 @@ def test_a_run_s_time_leaves_out_what_lay_between_its_sittings() -> None:
     assert (now.seconds(9010.0), RunState("queued").seconds(1.0)) == (90, None)
 
 
+@pytest.mark.processes
 def test_a_run_without_a_checkpoint_begins_again(services: Services, config: TrainConfig) -> None:
     run = services.runs.create(config)
     write_state(run.path, RunState("failed", error="killed", processes=1))
@@ -111,6 +112,7 @@ def test_a_run_without_a_checkpoint_begins_again(services: Services, config: Tra
     assert [line.step for line in services.runs.metrics(run.id) if line.loss is not None] == [1, 2, 3, 4]
 
 
+@pytest.mark.processes
 def test_the_command_line_begins_a_run_that_waits_when_the_device_is_free(
     services: Services, config: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
