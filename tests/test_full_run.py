@@ -23,7 +23,7 @@ from tests.ml.test_variants import loaded
 
 pytestmark = [pytest.mark.bundled, pytest.mark.timeout(1800)]  # the run takes minutes, more on a busy machine
 NAMES = ["base", "adapter", "merged"]
-ROWS = 16
+ROWS = 12
 
 
 @pytest.fixture(scope="module")
