@@ -58,10 +58,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)
         return 1
-    if args.json:
-        print(json.dumps(result, indent=2))
-    elif result is not None:
-        args.show(result)
+    try:
+        if args.json:
+            print(json.dumps(result, indent=2))
+        elif result is not None:
+            args.show(result)
+        sys.stdout.flush()
+    except BrokenPipeError:  # who read it, `head` say, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 1 if args.command is doctor and not result["ok"] else 0
 
 

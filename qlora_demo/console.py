@@ -12,6 +12,7 @@ from .errors import DeviceBusy
 from .records import Progress, Step
 from .runs import Run
 from .services import Services
+from .units import memory
 
 
 def follow(services: Services, run: Run) -> Run:
@@ -47,14 +48,23 @@ def report_progress(progress: Progress) -> None:
 
 
 def print_result(result: Any, indent: int = 0) -> None:
-    """A result for people: the same document, indented, numbers rounded."""
+    """A result for people: the same document, indented, numbers rounded, bytes in a unit that suits them."""
+    if not result:
+        print(f"{' ' * indent}none")
+        return
     items = result.items() if isinstance(result, dict) else enumerate(result)
     for key, value in items:
         if isinstance(value, dict | list) and value:
             print(f"{' ' * indent}{key}")
             print_result(value, indent + 2)
         else:
-            print(f"{' ' * indent}{key}: {f'{value:.4g}' if isinstance(value, float) else value}")
+            print(f"{' ' * indent}{key}: {_written(str(key), value)}")
+
+
+def _written(name: str, value: Any) -> str:
+    if name.endswith("bytes") and isinstance(value, int):
+        return f"{memory(value)} ({value:,} bytes)"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def print_checks(result: dict[str, Any]) -> None:

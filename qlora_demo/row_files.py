@@ -70,6 +70,8 @@ def _json_line(line: bytes, where: str) -> FoundRow:
         return _object(json.loads(line.decode("utf-8")), where)
     except UnicodeDecodeError:
         return FoundRow(where, {}, _NO_UTF8)
+    except json.JSONDecodeError as exc:
+        return FoundRow(where, {}, f"not valid JSON ({exc.msg}, character {exc.pos + 1}); correct it")
     except (ValueError, RecursionError) as exc:
         return FoundRow(where, {}, f"not valid JSON ({exc}); correct it")
 

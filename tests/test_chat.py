@@ -32,6 +32,7 @@ class Parrot:
     def __init__(self) -> None:
         self.asked = 0
         self.busy = self.stopped = False
+        self.error = ""
 
     def resident(self) -> tuple[Any, ...]:
         return ()
@@ -47,7 +48,8 @@ class Parrot:
         if halt.is_set():
             return
         self.asked += 1
-        yield tuple(Answer(one.name, f"answer {self.asked}", finish="stop") for one in request.columns)
+        said = "" if self.error else f"answer {self.asked}"
+        yield tuple(Answer(one.name, said, finish="stop", error=self.error) for one in request.columns)
 
 
 class Tab:
@@ -98,6 +100,13 @@ def test_loading_that_is_stopped_gives_the_prompt_back(tab: Tab) -> None:
     tab.engine.stopped = True
     tab.ask("two")
     assert (tab.said(), tab.box) == (["one", "answer 1"], "two")
+
+
+def test_a_prompt_that_no_column_could_answer_is_given_back_beside_the_reason(tab: Tab) -> None:
+    tab.engine.error = "prompt: 40053 tokens exceed the model's context of 8192"
+    tab.ask("two, at length")
+    assert (tab.said(), tab.box) == (["one", "answer 1"], "two, at length")
+    assert {answer.error for answer in tab.talk.answers.values()} == {tab.engine.error}
 
 
 @pytest.mark.parametrize("trouble", ["busy", "stopped"])

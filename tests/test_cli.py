@@ -14,6 +14,7 @@ import pytest
 from qlora_demo.arguments import train_config
 from qlora_demo.cli import main
 from qlora_demo.config import TrainConfig
+from qlora_demo.console import print_result
 from qlora_demo.knobs import field_names
 
 FLAGS = ["--max-length", "64", "--r", "4", "--max-steps", "2", "--per-device-train-batch-size", "2", "--eval-rows", "4"]
@@ -130,6 +131,19 @@ def test_wrong_data_is_refused_and_leaves_no_run(
     line = refused(capsys, "train", "--model", str(tiny_model), "--dataset", str(bad), *FLAGS)
     assert line.endswith("line 2, message 2: has no answer; remove the row or fill it")
     assert run_json(capsys, "runs", "list") == []
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(home: Path) -> None:
+    command = f"{sys.executable} -m qlora_demo plan --model shape:llama-2-7b | head -1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    assert done.stdout.count("\n") == 1 and "Traceback" not in done.stderr
+
+
+def test_bytes_are_written_for_people(capsys: pytest.CaptureFixture[str]) -> None:
+    print_result({"total_bytes": 8270696448, "rows": []})
+    assert capsys.readouterr().out == "total_bytes: 7.7 GiB (8,270,696,448 bytes)\nrows: []\n"
+    print_result([])
+    assert capsys.readouterr().out == "none\n"
 
 
 def test_flags_override_the_config_file(tmp_path: Path) -> None:

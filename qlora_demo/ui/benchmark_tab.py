@@ -81,7 +81,9 @@ class Bench:
 
     def start(self, kind: BenchmarkKind, *values: Any) -> list[Any]:
         """Measure what the form says, in a process of its own."""
-        options = controls.read(BenchmarkConfig, ["kind", *self._options], [kind, *values[: len(self._options)]])
+        shown = dict(zip(self._options, values[: len(self._options)], strict=True))
+        asked = [name for name in self._options if _shows(kind, controls.group_of(BenchmarkConfig, name))]
+        options = controls.read(BenchmarkConfig, ["kind", *asked], [kind, *(shown[name] for name in asked)])
         given = dict(zip(self._settings, values[len(self._options) :], strict=True))
         name = self.services.benchmarks.create(options, self._base.changed(**given))
         if self.services.runs.active() is None and not self.services.jobs.going and self.services.engine.release():
@@ -145,12 +147,12 @@ def _named(which: str | None) -> str:
 
 
 def _groups_of(kind: BenchmarkKind) -> list[Any]:
-    return [gr.Group(visible=_GROUPS[kind] == group or _also(kind, group)) for group in _GROUPS.values()]
+    return [gr.Group(visible=_shows(kind, group)) for group in _GROUPS.values()]
 
 
-def _also(kind: BenchmarkKind, group: str) -> bool:
-    """Ranks are timed as training is."""
-    return kind == "rank" and group == "Training"
+def _shows(kind: BenchmarkKind, group: str) -> bool:
+    """Whether a group of options is of this kind; ranks are timed as training is."""
+    return _GROUPS[kind] == group or (kind == "rank" and group == "Training")
 
 
 def _filled(options: controls.Controls, values: dict[str, Any]) -> list[Any]:

@@ -20,7 +20,7 @@ from ..catalog import BUNDLED_MODELS, DEFAULT_COLUMNS, VARIANTS
 from ..config import GenerationSettings
 from ..errors import ConfigError, DemoError, RunError
 from ..halt import Halt
-from ..records import AnswerRequest, Message
+from ..records import Answer, AnswerRequest, Message
 from ..reporting import keep_conversation
 from ..runs import RunStore
 from ..services import Services
@@ -51,14 +51,19 @@ class Chat:
         """One more prompt to every chosen column; it stays in its box where nothing answers."""
         before, fresh, settings, order = self._read(choices)
         talk = with_prompt(before, text or "", fresh)
+        shown: list[Any] = []
         try:
             for shown in self._answer(talk, before, settings, order, request):
                 yield ["", *shown]
         except DemoError:
             yield [text, *self.draw(before)]
             raise
-        if not (_answered(talk) or talk.forgotten):
+        if talk.forgotten:
+            return
+        if not _answered(talk):
             yield [text, *self.draw(before)]
+        elif all(answer.error for answer in _answers(talk)):
+            yield [text, *[gr.skip()] * len(shown)]
 
     def retry(self, request: gr.Request, *choices: Any) -> Iterator[list[Any]]:
         """The last prompt once more, to the columns that are chosen now."""
@@ -317,7 +322,11 @@ def _compared(talk: Talk) -> list[Any]:
 
 def _answered(talk: Talk) -> bool:
     """Whether any column that was asked has said something, if only why it could not."""
-    return any(name in talk.answers for name in talk.asked)
+    return bool(_answers(talk))
+
+
+def _answers(talk: Talk) -> list[Answer]:
+    return [talk.answers[name] for name in talk.asked if name in talk.answers]
 
 
 def _visitor(request: gr.Request) -> str:

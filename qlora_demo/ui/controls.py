@@ -23,7 +23,7 @@ _SUGGESTIONS = {
 
 def draw(config: type[Knobs], group: str) -> Controls:
     """Components for one group of fields, in the order they are declared, by field name."""
-    names = (name for name in field_names(config) if _extra(config, name)["group"] == group)
+    names = (name for name in field_names(config) if group_of(config, name) == group)
     return {name: _control(config, name, knob(config, name).default) for name in names}
 
 
@@ -41,6 +41,11 @@ def fill(config: Knobs, names: Sequence[str]) -> list[Any]:
     """A config's values for the components, in the order of their names."""
     values = config.model_dump()
     return [values[name] for name in names]
+
+
+def group_of(config: type[Knobs], name: str) -> str:
+    """The group that a field is drawn in."""
+    return str(_extra(config, name)["group"])
 
 
 def _control(config: type[Knobs], name: str, value: Any, place: str = "") -> Any:

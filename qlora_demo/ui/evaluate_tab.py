@@ -168,7 +168,7 @@ def _files(paths: Sequence[Path]) -> gr.File:
 
 
 def _limit(value: float | None) -> int | None:
-    if value is None or value == 0:
+    if value is None:
         return None
     if value < 1 or value != int(value):
         raise ConfigError("rows", f"{value:g} is not allowed; give a whole number >= 1, or nothing for all rows")

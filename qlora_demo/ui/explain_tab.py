@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from ..catalog import SHAPES, SMOLLM2
-from ..config import TrainConfig
+from ..config import TrainConfig, target_names
 from ..errors import ConfigError, DemoError
 from ..jobs import read_result
 from ..memory import activation_bytes
@@ -61,7 +61,8 @@ class Explain:
         """The layers of a run's base that can be looked into, and what merging did to it."""
         names = self.services.engine().layers(self._model(run))
         merging = show.merging(read_result(self.services.runs.get(run), "fidelity") if run else None)
-        return [gr.Dropdown(choices=names, value=names[len(names) // 2] if names else None), merging]
+        adapted = self._adapted(run, names) or names
+        return [gr.Dropdown(choices=names, value=adapted[len(adapted) // 2] if adapted else None), merging]
 
     def layer(self, run: str | None, name: str | None) -> list[str]:
         """Everything about one layer, computed now."""
@@ -91,6 +92,11 @@ class Explain:
         except DemoError as exc:
             return [problem(str(exc)), ""]
         return [show.spectrum(found), show.rounding(found)]
+
+    def _adapted(self, run: str | None, names: list[str]) -> list[str]:
+        """Those of a model's layers that a run has an update for."""
+        wanted = target_names(self.services.runs.get(run).config.target_modules) if run else None
+        return [name for name in names if wanted is None or any(name.endswith(f".{one}") for one in wanted)]
 
     def _model(self, run: str | None) -> str:
         return self.services.runs.get(run).config.model if run else SMOLLM2.name

@@ -80,7 +80,7 @@ def run_progress(run: Run | None, metrics: Sequence[TrainMetrics]) -> str:
     step, total = (steps[-1].step if steps else 0), state.max_steps
     share = step / total if total else 0.0
     head = f"<b>{escape(state.status)}</b> · step {step} of {total or '…'}"
-    if state.status == "running" and len(steps) > 1:
+    if state.status == "running" and len(steps) > 1 and step < total:
         head += f" · about {duration(seconds_left(steps, total))} left"
     if state.ended and state.ended_at and (took := state.seconds(state.ended_at)) is not None:
         head += f" · took {duration(took)}"

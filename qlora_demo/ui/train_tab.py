@@ -74,6 +74,7 @@ def _wire_start(
         for one in configs:
             refuse_here(one, int(processes or 1))
             plan_training(services.settings, one)  # a model that is not there is refused before anything starts
+        gr.Info("Reading the data as training would; it starts when nothing is wrong with it.")
         for drawn in data_panel.require_usable(services, config):
             yield [drawn, *[gr.skip()] * others]
 

@@ -117,7 +117,11 @@ def test_every_file_type_gives_the_same_rows(tmp_path: Path, suffix: str) -> Non
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("rows.jsonl", b'{"text": "a"}\n{"text": \n', r"rows\.jsonl, line 2: not valid JSON"),
+        (
+            "rows.jsonl",
+            b'{"text": "a"}\n{"text": \n',
+            r"line 2: not valid JSON \(Expecting value, character 11\)",
+        ),
         ("rows.jsonl", b'{"text": "a"}\n[1]\n', r"rows\.jsonl, line 2: is list, not an object"),
         ("rows.jsonl", b'{"text": "a"}\n\xff\xfe\n', r"rows\.jsonl, line 2: not UTF-8"),
         ("rows.jsonl", b"", "holds no rows"),
