@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
@@ -68,21 +69,22 @@ def test_every_column_says_what_plain_generate_says(trained: tuple[Services, Run
 
 
 def test_reported_times_agree_with_an_outside_stopwatch(trained: tuple[Services, Run]) -> None:
-    """Not a speed test: both sides measure the same passes of one run, so load does not matter."""
+    """Not a speed test: both sides measure the same passes of one run.  Of the median pass: a busy machine may take
+    the processor away between the two clocks of any one."""
     services, run = trained
     held = Variants(services.settings, services.runs)
     for one in loaded(held, run, NAMES):
         prompt = services.runs.heldout(run.id)["test"][0][:-1]
         chunks: Any = stream(one.model, one.tokenizer, prompt, GenerationSettings(max_new_tokens=24), one.activate)
-        outside, inside = 0.0, 0.0
+        outside, inside = list[float](), list[float]()
         while True:
             started = time.perf_counter()
             chunk = next(chunks, None)
             if chunk is None:
                 break
-            outside += time.perf_counter() - started
-            inside += chunk.seconds
-        assert inside == pytest.approx(outside, rel=0.05), one.resident.column.name
+            outside.append(time.perf_counter() - started)
+            inside.append(chunk.seconds)
+        assert median(inside) == pytest.approx(median(outside), rel=0.05), one.resident.column.name
 
 
 def _evaluated(services: Services, run: Run) -> dict[str, Any]:

@@ -85,7 +85,8 @@ def gone(pid: int) -> bool:
 def check_files(home: Path) -> None:
     """Every JSON, JSONL and SQLite file that has its own name, and in no checkpoint without its mark, is whole."""
     unfinished = [one for one in home.glob(f"runs/*/{CHECKPOINTS}/*") if not (one / CHECKPOINT_MARK).is_file()]
-    for path in home.rglob("*"):
+    # os.walk, unlike a glob, goes on where a trainer that lives renames a folder meanwhile
+    for path in (Path(folder) / name for folder, _, names in os.walk(home) for name in names):
         hidden = any(part.startswith(".") for part in path.relative_to(home).parts)
         if hidden or not path.is_file() or any(folder in path.parents for folder in unfinished):
             continue
