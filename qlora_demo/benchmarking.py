@@ -58,7 +58,6 @@ class Process(Protocol):
 
     stdin: IO[str] | None
     stdout: IO[str] | None
-    returncode: int | None
 
     def poll(self) -> int | None: ...
     def wait(self) -> int: ...
@@ -67,8 +66,21 @@ class Process(Protocol):
     def __exit__(self, *exc: Any) -> None: ...
 
 
-Start = Callable[[BinaryIO, tuple[int, ...], dict[str, str]], Any]
-"""A log, descriptors to hold and an environment -> a `Process` that measures one case."""
+Start = Callable[[BinaryIO, tuple[int, ...], dict[str, str]], Process]
+"""A log, descriptors to hold and an environment -> what measures one case."""
+
+
+def start_case(log: BinaryIO, locks: tuple[int, ...], environment: dict[str, str]) -> subprocess.Popen[str]:
+    """A process that measures the case it is given."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "qlora_demo.ml.measure"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=log,
+        text=True,
+        pass_fds=locks,
+        env=environment,
+    )
 
 
 class Benchmarks:
@@ -107,10 +119,10 @@ class Benchmarks:
             )
         threading.Thread(target=process.wait, daemon=True).start()  # reaps it
 
-    def run(self, name: str, report: Report, start: Start | None = None) -> dict[str, Any]:
+    def run(self, name: str, report: Report, start: Start = start_case) -> dict[str, Any]:
         """Measure in this process; the whole result.  Raises what `measure` raises."""
         with self._locks(name) as locks:
-            return measure(self.path(name), report, locks, start or start_case)
+            return measure(self.path(name), report, locks, start)
 
     def get(self, name: str) -> dict[str, Any]:
         """A benchmark's result as it stands; one whose process died without an end reads as failed."""
@@ -182,19 +194,6 @@ class Benchmarks:
                 lock.release()
         finally:
             device.release()
-
-
-def start_case(log: BinaryIO, locks: tuple[int, ...], environment: dict[str, str]) -> subprocess.Popen[str]:
-    """A process that measures the case it is given."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "qlora_demo.ml.measure"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=log,
-        text=True,
-        pass_fds=locks,
-        env=environment,
-    )
 
 
 def measure(folder: Path, report: Report, locks: tuple[int, ...], start: Start = start_case) -> dict[str, Any]:
@@ -288,8 +287,8 @@ def measure_case(
             with suppress(BrokenPipeError), process.stdin as asking:
                 asking.write(json.dumps(asked | {"name": case.name, "column": case.column}))
             yield from (json.loads(line) for line in process.stdout if line.endswith("\n"))
-            if process.wait() and not (folder / "stop").exists():
-                yield _broken(case, process.returncode, folder / "log.txt")
+            if (code := process.wait()) and not (folder / "stop").exists():
+                yield _broken(case, code, folder / "log.txt")
         finally:
             process.kill()
 

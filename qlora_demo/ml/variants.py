@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import gc
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from transformers import PreTrainedTokenizerBase
 
 from ..columns import title
@@ -25,6 +23,7 @@ from .generate import warm_up
 from .load import device, load_base, load_tokenizer, precision_of, quantize_nf4, sixteen_bit
 from .merge import load_merged
 from .packed import pack
+from .peak import give_back
 from .room import free_and_total
 from .weights import Weights
 
@@ -101,14 +100,14 @@ class Variants:
     def free(self, unit: Unit) -> None:
         """Forget one unit's weights and give its memory back."""
         del self.held[unit]
-        _collect()
+        give_back()
 
     def release(self) -> None:
         """Forget every model and give the memory back."""
         self.loaded = {}
         self.held.clear()
         self._tokenizers.clear()
-        _collect()
+        give_back()
 
     def _plan(self, columns: Sequence[Column], origins: dict[str, Origin]) -> Placement:
         attached = {name for weights in self.held.values() for name in weights.adapters}
@@ -176,12 +175,6 @@ def _read(unit: Unit, origin: Origin) -> Weights:
     else:
         model = load_base(unit.model, unit.kind, "inference")
     return Weights(pack(model), weights_digest(unit.model), time.perf_counter() - started)
-
-
-def _collect() -> None:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def _in_loading_order(places: Sequence[Place]) -> list[Place]:

@@ -9,6 +9,7 @@ from typing import Any
 import gradio as gr
 
 from ..catalog import SHAPES, SMOLLM2
+from ..choices import expected
 from ..config import TrainConfig, target_names
 from ..errors import ConfigError, DemoError
 from ..jobs import read_result
@@ -83,7 +84,10 @@ class Explain:
         except ValueError:
             return [problem(f"card: {card!r} is not allowed; give a size like 24GB"), ""]
         tokens = config.per_device_train_batch_size * config.max_length
-        kept, recomputed = (activation_bytes(SHAPES[shape], tokens, checkpointing=on) for on in (False, True))
+        fused = expected("cuda", SHAPES[shape], 0).kernels == "fused"
+        kept, recomputed = (
+            activation_bytes(SHAPES[shape], tokens, checkpointing=on, fused=fused) for on in (False, True)
+        )
         return [show.ledger(found), show.paging(found, kept, recomputed)]
 
     def _update(self, run: Run, name: str) -> list[str]:
