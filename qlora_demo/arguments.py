@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from .benchmark_config import BenchmarkConfig
 from .config import GenerationSettings, TrainConfig
@@ -17,6 +18,15 @@ Config = TypeVar("Config", TrainConfig, GenerationSettings, BenchmarkConfig)
 
 class Parser(argparse.ArgumentParser):
     """A parser whose refusals are a request's errors."""
+
+    def parse_known_args(self, *args: Any, **kwargs: Any) -> Any:
+        """What is not known is refused by the command that it was given to, which knows what may have been meant."""
+        found, left = super().parse_known_args(*args, **kwargs)
+        if left:
+            near = difflib.get_close_matches(left[0].partition("=")[0], self._option_string_actions, 1)
+            meant = f", did you mean {near[0]}" if near else ""
+            self.error(f"{left[0]} is not known{meant}")
+        return found, left
 
     def error(self, message: str) -> NoReturn:
         raise RequestError(f"{self.prog}: {message}; see `{self.prog} --help`")

@@ -8,6 +8,7 @@ from . import logs
 from .access import Access
 from .benchmarking import Benchmarks
 from .catalog import BundledModel
+from .checking import Checks
 from .gpu import Lease
 from .hub import HuggingFaceHub
 from .jobs import Jobs
@@ -35,13 +36,15 @@ def build_services(settings: Settings) -> Services:
 
         return fetch(settings, model, report)
 
+    engine = OnDemand(make_engine)
     return Services(
         settings,
         runs,
         lease,
         Launcher(runs, lease),
+        Checks(runs, lambda config, halt: engine().preflight(config, halt)),
         fetch,
-        OnDemand(make_engine),
+        engine,
         Jobs(runs),
         VoteStore(settings.home / "votes.sqlite3", settings.limits.votes_mb),
         HuggingFaceHub(),

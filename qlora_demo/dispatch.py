@@ -1,4 +1,4 @@
-"""Starts what waits in the queue when the device is free; the queue itself is in the run directories."""
+"""Has what was started checked, and starts what waits when the device is free; the queue is in the run directories."""
 
 from __future__ import annotations
 
@@ -23,10 +23,12 @@ class Dispatcher:
         threading.Thread(target=self._loop, daemon=True).start()
 
     def look(self) -> None:
-        """Start the next run if nothing trains; chat models that are idle in memory make room for it."""
+        """Check what waits for it, and start the next run if nothing trains; chat models that are idle in memory make
+        room for it."""
         runs = self.services.runs
+        self.services.checks.look()
         try:
-            if not runs.queued() or runs.active() is not None or self.services.jobs.going:
+            if not runs.waiting("queued") or runs.active() is not None or self.services.jobs.going:
                 return
             self.services.engine.release()
             self.services.launcher.start_next()

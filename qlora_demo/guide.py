@@ -54,9 +54,12 @@ def standing(runs: Sequence[Run], job: Job | None, seen: Collection[str]) -> Sta
         return _untrained(runs, seen)
     if job is not None and job.going:
         return Standing(MEASURE, f"At work: {job.kind}, {job.progress.text}.")
-    if read_result(tuned, "evaluation"):
+    measured = read_result(tuned, "evaluation")
+    if measured and measured.get("complete"):
         return Standing(REPORT)
     failed = job.error if job is not None and job.run == tuned.id else ""
+    if measured and not failed:
+        failed = "The last evaluation ended before its last row."
     return Standing(MEASURE, failed=failed) if failed or AFTER.name in seen else Standing(AFTER)
 
 

@@ -45,7 +45,7 @@ def facts(services: Services) -> dict[str, Any]:
         "version": __version__,
         "uptime_seconds": round(time.time() - psutil.Process().create_time(), 1),
         "device_holder": services.lease.holder() if writable else None,
-        "queued_runs": len(services.runs.queued()) if writable else None,
+        "queued_runs": len(services.runs.waiting("checking", "queued")) if writable else None,
         "resident_models": [resident.title for resident in services.engine.resident()],
         "home_writable": writable,
         "disk_free_bytes": shutil.disk_usage(home).free if home.is_dir() else None,

@@ -54,7 +54,7 @@ class Pauser:
 
     def _busy(self) -> bool:
         runs, lease = self.services.runs, self.services.lease
-        at_work = runs.active() is not None or bool(runs.queued()) or self.services.jobs.going
+        at_work = runs.active() is not None or bool(runs.waiting("checking", "queued")) or self.services.jobs.going
         at_work = at_work or lease.is_held_for("benchmark")
         return at_work or not self._visits.idle_seconds() or self._pending()
 

@@ -40,11 +40,6 @@ class Launcher:
             self._start(run, RunState(status="created", processes=processes), device)
         return self.runs.get(run.id)
 
-    def submit(self, config: TrainConfig, processes: int = 1) -> Run:
-        """Create a run that starts when the device is free, now or after those that wait already."""
-        refuse_here(config, processes)
-        return self._queue(self.runs.create(config), RunState(status="queued", processes=processes))
-
     def resume(self, name: str) -> Run:
         """Have a run that was interrupted go on from its last whole checkpoint, or where there is none from its first
         step, when the device is free."""
@@ -53,11 +48,15 @@ class Launcher:
             why = "there is nothing left to train" if run.state.ended else "it has not ended"
             raise RunError(f"run {name}: {run.state.status}, {why}; start a new run with its settings")
         (run.path / "stop").unlink(missing_ok=True)
-        return self._queue(run, replace(run.state, status="queued", error="", ended_at=None, lighter=()))
+        write_state(run.path, replace(run.state, status="queued", error="", ended_at=None, lighter=()))
+        logs.event("run.queued", run=run.id)
+        with contextlib.suppress(DeviceBusy):
+            self.start_next()
+        return self.runs.get(run.id)
 
     def start_next(self) -> Run | None:
         """Start the run that has waited longest, if there is one and the device is free; that run."""
-        queued = self.runs.queued()
+        queued = self.runs.waiting("queued")
         if not queued or self.runs.active() is not None:
             return None
         with self._device() as device:
@@ -65,13 +64,6 @@ class Launcher:
             if run.state.status != "queued":  # another app on this home was faster
                 return None
             self._start(run, run.state, device)
-        return self.runs.get(run.id)
-
-    def _queue(self, run: Run, state: RunState) -> Run:
-        write_state(run.path, state)
-        logs.event("run.queued", run=run.id)
-        with contextlib.suppress(DeviceBusy):
-            self.start_next()
         return self.runs.get(run.id)
 
     @contextlib.contextmanager

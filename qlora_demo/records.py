@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-Status = Literal["created", "queued", "starting", "loading", "running", "finished", "stopped", "failed"]
+Status = Literal["created", "checking", "queued", "starting", "loading", "running", "finished", "stopped", "failed"]
 Finish = Literal["stop", "length", "stopped"]
 Precision = Literal["bf16", "fp16", "fp32", "nf4", "fp4", "int8"]
 BaseForm = Literal["16bit", "nf4", "nf4-single", "fp4", "fp4-single", "int8"]
@@ -22,6 +22,8 @@ Order = Literal["in turn", "one after the other"]
 Message = dict[str, str]
 """``{"role": "system" | "user" | "assistant", "content": text}``"""
 
+BEFORE: frozenset[Status] = frozenset({"created", "checking", "queued"})
+"""No training process has begun."""
 ENDED: frozenset[Status] = frozenset({"finished", "stopped", "failed"})
 
 

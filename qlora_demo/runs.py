@@ -33,11 +33,12 @@ from .config import TrainConfig
 from .disk import is_full, read_file, writing
 from .errors import ConfigError, RunError
 from .locks import is_held
-from .records import Message, RunState, TrainMetrics
+from .records import BEFORE, Message, RunState, Status, TrainMetrics
 from .settings import LIMITS, Limits
 from .stored import require_room
 
 _STATE, _METRICS, _MESSAGES = TypeAdapter(RunState), TypeAdapter(TrainMetrics), TypeAdapter(list[Message])
+_CREATED = RunState("created")
 _ID = re.compile(r"[0-9]{8}-[0-9]{6}-[a-z0-9]+-[0-9a-f]{4}")
 _README = """\
 This folder is one training run. It can be read without the app.
@@ -110,9 +111,9 @@ class RunStore:
         self.root = root
         self.limits = limits
 
-    def create(self, config: TrainConfig) -> Run:
-        """A new run in state "created"; it appears under its name only when it is whole.  Raises `TooMany` where more
-        are kept already than the limits say."""
+    def create(self, config: TrainConfig, state: RunState = _CREATED) -> Run:
+        """A new run; it appears under its name only when it is whole.  Raises `TooMany` where more are kept already
+        than the limits say."""
         require_room(self.root, self.names(), self.limits)
         name = f"{time.strftime('%Y%m%d-%H%M%S')}-{config.method.replace('-', '')}-{secrets.token_hex(2)}"
         draft = self.root / f".new-{name}"
@@ -121,7 +122,7 @@ class RunStore:
                 draft.mkdir(parents=True)
                 (draft / "config.json").write_text(config.model_dump_json(indent=2), "utf-8")
                 (draft / "README").write_text(_README, "utf-8")
-                write_state(draft, RunState(status="created"))
+                write_state(draft, state)
                 draft.rename(self.root / name)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
@@ -162,11 +163,12 @@ class RunStore:
 
     def active(self) -> Run | None:
         """The run that is at work, if there is one."""
-        return next((run for run in self.all() if run.alive and not run.state.ended), None)
+        begun = (run for run in self.all() if not run.state.ended and run.state.status not in BEFORE)
+        return next((run for run in begun if run.alive), None)
 
-    def queued(self) -> list[Run]:
-        """The runs that wait for the device, oldest first."""
-        waiting = [run for run in self.all() if run.state.status == "queued"]
+    def waiting(self, *statuses: Status) -> list[Run]:
+        """The runs in one of these states, the one that has been in it longest first."""
+        waiting = [run for run in self.all() if run.state.status in statuses]
         return sorted(waiting, key=lambda run: _written_at(run.path / "state.json"))
 
     def read_since(self, name: str, offset: int) -> tuple[list[TrainMetrics], int]:
@@ -201,7 +203,7 @@ class RunStore:
         run = self.get(name)
         if run.state.ended:
             raise RunError(f"run {name}: already {run.state.status}; there is nothing to stop")
-        if run.state.status == "queued":
+        if run.state.status in BEFORE:
             write_state(run.path, replace(run.state, status="stopped", error="taken out of the queue"))
             return
         with writing(run.path / "stop"):
@@ -324,7 +326,7 @@ def _line(exc: Exception) -> str:
 
 
 def _settled(path: Path, state: RunState) -> RunState:
-    if state.ended or state.status in ("created", "queued") or is_held(path / "lock"):
+    if state.ended or state.status in BEFORE or is_held(path / "lock"):
         return state
     state = read_state(path)  # it may have ended between the first read and the probe
     if state.ended:

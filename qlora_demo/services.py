@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from .access import Access
 from .benchmarking import Benchmarks
 from .catalog import BundledModel
+from .checking import Checks
 from .config import TrainConfig
 from .gpu import Lease
 from .halt import Halt
@@ -76,6 +77,7 @@ class Services:
     runs: RunStore
     lease: Lease
     launcher: Launcher
+    checks: Checks
     fetch: Callable[[BundledModel, Report], Path]
     engine: OnDemand
     jobs: Jobs

@@ -8,6 +8,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
+import gradio as gr
 import pytest
 
 from qlora_demo.catalog import SMOLLM2
@@ -17,7 +18,7 @@ from qlora_demo.halt import Halt
 from qlora_demo.knobs import field_names
 from qlora_demo.records import Answer, AnswerRequest, Progress
 from qlora_demo.services import OnDemand, Services
-from qlora_demo.ui.chat import Chat
+from qlora_demo.ui.chat import Chat, verbatim
 from qlora_demo.ui.controls import fill
 from qlora_demo.ui.talk import Talk, messages
 
@@ -163,3 +164,10 @@ def test_the_base_model_alone_is_offered_as_such_and_has_no_report(services: Ser
     assert "JSON" in system and examples._constructor_args[0]["samples"]
     with pytest.raises(ConfigError, match="not trained yet; train it, then ask"):
         chat.keep(Talk(run=SMOLLM2.name))
+
+
+@pytest.mark.parametrize("text", ["a\tb", "    x = 1\n  y = 2", "\n\nlate", "  ", "", "<b>\x07"])
+def test_an_answer_is_shown_as_it_is(text: str) -> None:
+    chatbot: Any = gr.Chatbot()
+    shown = chatbot.postprocess(verbatim([{"role": "assistant", "content": text}])).model_dump()
+    assert [part["text"] for message in shown for part in message["content"]] == [text]

@@ -44,6 +44,8 @@ def test_a_home_is_followed_from_its_first_run_to_its_report(services: Services)
     assert (at_work.next, at_work.waits) == (guide.MEASURE, "At work: evaluation, row 3 of 50.")
     failed = stands(Job("evaluation", run.id, Progress("row 3", 0.1), going=False, error="no room"))
     assert (failed.next, failed.failed) == (guide.MEASURE, "no room")
+    save_result(run, "evaluation", {"splits": {}}, complete=False)
+    assert stands() == Standing(guide.MEASURE, failed="The last evaluation ended before its last row.")
     save_result(run, "evaluation", {"splits": {}})
     assert stands().next == guide.REPORT
     save(gather(services, run), run.path / "report")

@@ -16,9 +16,9 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "qlora_demo"
 PLAIN = """
-    access answers background benchmark_cases benchmark_fault benchmark_tables benchmarking catalog choices columns
-    differences disk dispatch doctor exporting flops gpu guide halt heap health history hub idle jobs launcher locks
-    memory memory_plan model_card placement planning plots preload presets promptsets rates report reporting
+    access answers background benchmark_cases benchmark_fault benchmark_tables benchmarking catalog checking choices
+    columns differences disk dispatch doctor exporting flops gpu guide halt heap health history hub idle jobs launcher
+    locks memory memory_plan model_card placement planning plots preload presets promptsets rates report reporting
     row_files row_formats runs scoring services settings sources status stored syncing tables tickets units verdicts
     visiting visits votes waiting
 """

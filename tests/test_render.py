@@ -109,6 +109,13 @@ def test_a_run_without_steps_or_a_known_end_has_an_empty_bar() -> None:
     assert 'aria-valuenow="0"' in html
 
 
+def test_a_run_that_waits_says_for_what() -> None:
+    assert render.run_progress(a_run(RunState("checking")), []).startswith(
+        '<div class="run"><p><b>checking its data</b></p>'
+    )
+    assert "<b>waiting for the device</b></p>" in render.run_progress(a_run(RunState("queued")), [])
+
+
 def test_the_table_of_runs_has_a_row_per_run_with_its_final_figures() -> None:
     summary = {"steps": 120, "train_loss": 0.12345, "eval_loss": 0.5, "tokens_per_second": 1234.5}
     ended = a_run(RunState("finished", started_at=100.0, ended_at=190.0, summary=summary), r=8)

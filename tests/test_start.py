@@ -11,6 +11,7 @@ import pytest
 
 from qlora_demo.services import Services
 from tests.calls import Client, numbers, opened, values
+from tests.queueing import until
 
 
 @pytest.fixture
@@ -64,7 +65,9 @@ def test_what_is_only_told_lets_the_run_wait(services: Services, start: Any, tmp
 def test_models_of_the_chat_make_room_and_that_is_said(
     services: Services, start: Any, chat_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(services.engine, "release", lambda: True)
+    held = [object()]
+    monkeypatch.setattr(services.engine, "resident", lambda: tuple(held))
+    monkeypatch.setattr(services.engine, "release", held.clear)
     told, _ = start("begin", chat_file)
     assert "The chat's models were freed to make room for training" in told
 
@@ -80,3 +83,18 @@ def test_a_file_that_is_missing_is_told_in_the_panel_too(services: Services, sta
 def test_good_data_lets_both_runs_of_a_pair_wait(services: Services, start: Any, chat_file: Path) -> None:
     start("begin_pair", chat_file)
     assert [run.state.status for run in services.runs.all()] == ["queued", "queued"]
+
+
+def test_a_page_that_is_closed_at_once_takes_nothing_with_it(
+    services: Services, chat_file: Path, tiny_model: Path
+) -> None:
+    page = opened(services)
+    (number,) = numbers(page, "begin")
+    chosen = {"TrainConfig_model": str(tiny_model), "TrainConfig_dataset": str(chat_file), "TrainConfig_max_length": 64}
+    held = services.launcher.lease.acquire("benchmark")
+    with Client(str(page.local_url)) as client:
+        client.join(number, values(page.fns[number], **chosen))
+        next(message for message in client.results() if message["msg"] == "log")
+    until(lambda: [run.state.status for run in services.runs.all()] == ["queued"])
+    held.release()
+    page.close()

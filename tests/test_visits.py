@@ -6,7 +6,6 @@ import contextvars
 import logging
 import sys
 import threading
-import time
 from collections.abc import Generator, Iterator
 
 import gradio as gr
@@ -14,6 +13,7 @@ import pytest
 
 from qlora_demo import logs
 from qlora_demo.config import TrainConfig
+from qlora_demo.dispatch import Dispatcher
 from qlora_demo.errors import RequestError
 from qlora_demo.halt import Halt
 from qlora_demo.ml.worker import Worker
@@ -21,6 +21,7 @@ from qlora_demo.records import Progress, Step
 from qlora_demo.services import Services
 from qlora_demo.ui.told import told
 from qlora_demo.visits import VISITS, Visits
+from tests.queueing import until
 
 
 class Kept(logging.Handler):
@@ -156,8 +157,7 @@ def test_a_job_logs_its_run_and_the_request_that_began_it(kept: Kept, services: 
 
     with logs.of(request="r7"):
         services.jobs.start("evaluation", run.id, work)
-    while len(kept.events) < 3:
-        time.sleep(0.005)
+    until(lambda: len(kept.events) > 2)
     assert [(event, request) for event, request, _ in kept.events] == [
         ("job.started", "r7"),
         ("in the job", "r7"),
@@ -173,9 +173,11 @@ def test_a_training_process_is_logged_from_the_queue_to_its_end(
     monkeypatch.setattr(
         "qlora_demo.launcher.train_command", lambda run, processes: [sys.executable, "-c", "raise SystemExit(3)"]
     )
-    run = services.launcher.submit(TrainConfig())
-    while len(kept.events) < 3:
-        time.sleep(0.005)
+    vars(services.checks)["_preflight"] = lambda config, halt: iter([Step(Progress("1 row"), {"fatal": ""})])
+    (run,) = services.checks.submit([TrainConfig()], 1)
+    until(lambda: kept.events)
+    Dispatcher(services).look()
+    until(lambda: len(kept.events) > 2)
     told = [(event, facts["run"]) for event, _, facts in kept.events]
     assert told == [("run.queued", run.id), ("run.started", run.id), ("run.ended", run.id)]
     assert (kept.events[2][2]["state"], kept.events[2][2]["exit_code"]) == ("failed", 3)

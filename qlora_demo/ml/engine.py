@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -170,7 +171,8 @@ class Engine:
 
     def _evaluate(self, run_id: str, columns: Sequence[Column], limit: int | None, halt: Halt) -> Generator[Step]:
         splits = {split: rows[:limit] for split, rows in self._heldout(run_id).items()}
-        yield from (Step(progress) for progress in self._load(columns, halt, "evaluation"))
+        for progress in self._load(columns, halt, "evaluation"):
+            yield Step(replace(progress, fraction=None))  # the bar is of the rows
         yield from self._until(halt, "evaluate", before_after(columns, splits, self._variants.loaded))
 
     def _fidelity(self, run_id: str, limit: int | None, halt: Halt) -> Generator[Step]:

@@ -6,7 +6,7 @@ Every handler returns values for the same things on the page, in the order of `C
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -179,7 +179,7 @@ class Chat:
             column = talk.slot(at)
             known = column is not None and column in resident
             heads.append(show.slot_head(talk, at, resident[column] if known and column else None, waiting))
-            chats.append(messages(talk, column.name) if column else [])
+            chats.append(verbatim(messages(talk, column.name)) if column else [])
             feet.append(show.slot_foot(talk.answers.get(column.name) if column else None, talk.blind))
         return [*heads, *chats, *feet]
 
@@ -265,6 +265,11 @@ def column_choices(runs: RunStore, run: str | None) -> list[tuple[str, str]]:
     others = [other.id for other in runs.all() if other.has_adapter and other.id != run]
     texts = [*OWN_COLUMNS, *(f"adapter@{other}" for other in others[:_OTHER_RUNS])]
     return [(grammar.title(grammar.parse(text, run), run), text) for text in texts]
+
+
+def verbatim(turns: Sequence[Message]) -> list[dict[str, Any]]:
+    """Messages as a `gr.Chatbot` shows them unchanged: of a plain string it strips the margin and widens the tabs."""
+    return [{"role": turn["role"], "content": [{"type": "text", "text": turn["content"]}]} for turn in turns]
 
 
 def examples(runs: RunStore, run: str | None) -> tuple[list[str], str]:

@@ -52,7 +52,7 @@ def _control(config: type[Knobs], name: str, value: Any, place: str = "") -> Any
     field = knob(config, name)
     common: dict[str, Any] = {
         "label": _extra(config, name)["label"],
-        "info": field.description if field.default == "" else f"{field.description} (default {field.default})",
+        "info": field.description if value == "" else f"{field.description} (default {value})",
         "value": value,
         "elem_id": f"{place}{config.__name__}-{name}",
         "interactive": True,

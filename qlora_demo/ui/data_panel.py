@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+import time
+from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import gradio as gr
 
+from ..checking import RESULT
 from ..config import TrainConfig
-from ..errors import DataError, DemoError
+from ..errors import DemoError
 from ..halt import Halt
+from ..jobs import read_result
+from ..runs import Run
 from ..services import Services
 from . import controls
 from . import render_training as show
 from .gate import Gate
+
+_POLL_SECONDS = 0.2
 
 
 def draw() -> SimpleNamespace:
@@ -32,8 +38,8 @@ def wire(services: Services, parts: SimpleNamespace, chosen: controls.Controls, 
     gate.on(parts.button.click, check, list(chosen.values()), parts.found, needs="operator")
 
 
-def look(services: Services, config: TrainConfig) -> Generator[str, None, dict[str, Any]]:
-    """Draw how far the check is and what it finds in the end, which is returned as well."""
+def look(services: Services, config: TrainConfig) -> Iterator[str]:
+    """Draw how far a check is and what it finds in the end."""
     halt = Halt()
     result: dict[str, Any] = {}
     yield "<p>Reading the data</p>"
@@ -47,14 +53,18 @@ def look(services: Services, config: TrainConfig) -> Generator[str, None, dict[s
     finally:
         halt.set()
     yield show.preflight(result)
-    return result
 
 
-def require_usable(services: Services, config: TrainConfig) -> Iterator[str]:
-    """Draw the same before a start; raises `DataError` for what must be mended, and tells the rest in a line."""
-    result = yield from look(services, config)
-    if result["fatal"]:
-        raise DataError(f"dataset: {result['fatal']}")
-    if result["problems"]:
+def follow(services: Services, made: Sequence[Run]) -> Iterator[str]:
+    """Draw how far the check of started runs is, which share their data, and what it found; what is wrong but lets
+    them train is told in a line."""
+    for run in made:
+        while services.runs.get(run.id).state.status == "checking" or services.checks.progress(run.id):
+            yield f"<p>{services.checks.progress(run.id)}</p>"
+            time.sleep(_POLL_SECONDS)
+    now = services.runs.get(made[0].id)
+    result = read_result(now, RESULT)
+    yield show.preflight(result) if result else show.problem(now.state.error)
+    if result and result["problems"] and not now.state.refused:
         found = "; ".join(f"{one['count']:,} rows {one['what']}" for one in result["problems"])
-        gr.Warning(f"{config.dataset}: {found}", duration=20, title="The data")
+        gr.Warning(f"{now.config.dataset}: {found}", duration=20, title="The data")

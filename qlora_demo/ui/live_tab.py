@@ -34,7 +34,7 @@ def build(services: Services, gate: Gate) -> None:
                 idle_seconds=VISITS.idle_seconds(),
                 active=active,
                 step=metrics[-1].step if metrics else 0,
-                queued=tuple(runs.queued()),
+                queued=tuple(runs.waiting("checking", "queued")),
                 kept=len(runs.names()),
                 job=services.jobs.last,
                 disk_free_bytes=shutil.disk_usage(home).free,

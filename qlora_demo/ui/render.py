@@ -10,7 +10,7 @@ from html import escape
 import pandas as pd
 
 from ..history import read_note, score_of
-from ..records import Choice, DeviceInfo, Note, TrainMetrics
+from ..records import BEFORE, Choice, DeviceInfo, Note, TrainMetrics
 from ..runs import Run
 from ..units import duration, memory
 
@@ -72,6 +72,9 @@ def run_label(run: Run) -> str:
     return f"{run.id} · {config.model} · {config.dataset} · r {config.r} · {run.state.status}"
 
 
+_WAITING = {"checking": "checking its data", "queued": "waiting for the device"}
+
+
 def run_progress(run: Run | None, metrics: Sequence[TrainMetrics]) -> str:
     """State, bar, time left and the figures of a run."""
     if run is None:
@@ -79,7 +82,8 @@ def run_progress(run: Run | None, metrics: Sequence[TrainMetrics]) -> str:
     state, steps = run.state, [line for line in metrics if line.step_seconds is not None]
     step, total = (steps[-1].step if steps else 0), state.max_steps
     share = step / total if total else 0.0
-    head = f"<b>{escape(state.status)}</b> · step {step} of {total or '…'}"
+    place = "" if state.status in BEFORE and not step else f" · step {step} of {total or '…'}"
+    head = f"<b>{escape(_WAITING.get(state.status, state.status))}</b>{place}"
     if state.status == "running" and len(steps) > 1 and step < total:
         head += f" · about {duration(seconds_left(steps, total))} left"
     if state.ended and state.ended_at and (took := state.seconds(state.ended_at)) is not None:

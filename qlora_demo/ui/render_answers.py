@@ -59,6 +59,9 @@ def slot_foot(answer: Answer | None, blind: bool) -> str:
     return f'<div class="foot"><dl>{table}</dl>{proof}{decode}</div>'
 
 
+_MARKED = 'Marked: <mark class="gone">only on the left</mark> <mark class="new">only on the right</mark>.'
+
+
 def latency(answers: Mapping[str, Answer], blind: bool) -> str:
     """Time to first token and per output token of all columns as bars, on one scale each."""
     ended = [answer for answer in answers.values() if answer.finish]
@@ -85,7 +88,7 @@ def difference(left: Answer, right: Answer) -> str:
     sides = "".join(
         f"<div><pre>{differences.html(pieces, kind)}</pre></div>" for pieces, kind in ((ours, "gone"), (theirs, "new"))
     )
-    return f'<p>{note}</p><div class="sides">{sides}</div>'
+    return f'<p>{note} {_MARKED}</p><div class="sides">{sides}</div>'
 
 
 def placement(plan: Placement) -> str:

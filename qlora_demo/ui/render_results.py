@@ -92,7 +92,9 @@ def _answers_table(rows: Sequence[Mapping[str, Any]], chosen: Sequence[int], wit
     head = ["row", "prompt", *(["reference"] if with_reference else []), *columns]
     body = "".join(_answers_row(at, rows[at], columns, with_reference) for at in chosen)
     heads = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
-    return tables.wide(f'<table class="results answers"><tr>{heads}</tr>{body}</table>')
+    against = "the reference" if with_reference else f"the answer of {escape(columns[0])}"
+    marked = f'<p><mark class="new">Marked</mark>: what is not in {against}.</p>'
+    return marked + tables.wide(f'<table class="results answers"><tr>{heads}</tr>{body}</table>')
 
 
 def _answers_row(at: int, row: Mapping[str, Any], columns: Sequence[str], with_reference: bool) -> str:

@@ -6,15 +6,19 @@ a second tab or a restarted app finds the run again.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
+from html import escape
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from .. import plots
+from ..checking import RESULT
 from ..errors import DemoError, RunError
 from ..gpu import device_info
+from ..jobs import read_result
 from ..planning import plan_training
 from ..records import TrainMetrics
 from ..runs import Run, RunStore
@@ -73,7 +77,7 @@ def wire(services: Services, chosen: controls.Controls, shown: dict[str, Any], p
 
     def look(run_id: str | None, seen: dict[str, Any], request: gr.Request) -> list[Any]:
         if visitor_of(services.access, request).role == "operator":
-            _drop_refused(services.runs, run_id)
+            drop_refused(services.runs, run_id)
         return poll(services, run_id, seen)
 
     def stop(run_id: str | None) -> None:
@@ -111,7 +115,7 @@ def poll(services: Services, run_id: str | None, seen: dict[str, Any]) -> list[A
     metrics = runs.metrics(run.id) if run else []
     now = {
         "runs": [(r.id, r.state.status) for r in known] + [(run.id if run else "", "")],
-        "run": _marks(run),
+        "run": (*_marks(run), services.checks.progress(run.id) if run else ""),
         "plots": (_marks(run)[:2], _plot_step(run, metrics)),
     }
     parts = [
@@ -140,10 +144,13 @@ def _draw_state(services: Services, run: Run | None, metrics: list[TrainMetrics]
     if run is None:
         return [render.run_progress(None, []), "", "", *[gr.Button(visible=False)] * 2, *buttons]
     about = render.run_about(run, services.runs.versions(run.id))
+    if data := read_result(run, RESULT):
+        about += f"<p><b>Data</b></p>{show.preflight(data)}"
     at = run.resumable_from
     resume = gr.Button(f"Resume from step {at}" if at else "Start it again", visible=run.resumable)
     stop = gr.Button(visible=not run.state.ended)
-    progress = render.run_progress(run, metrics) + _planned(services, run)
+    reading = f"<p>{escape(services.checks.progress(run.id))}</p>"
+    progress = render.run_progress(run, metrics) + reading + _planned(services, run)
     return [progress, about, services.runs.log_tail(run.id), stop, resume, *buttons]
 
 
@@ -181,12 +188,15 @@ def _plot_step(run: Run | None, metrics: list[TrainMetrics]) -> tuple[int, int]:
     return evaluated, len(metrics) * _PLOT_STEPS // total if total else 0
 
 
-def _drop_refused(runs: RunStore, run_id: str | None) -> None:
-    """A run whose request was wrong trained nothing: tell why, and leave nothing of it behind."""
-    run = next((run for run in runs.all() if run.id == run_id and run.state.refused and not run.alive), None)
-    if run is not None:
+def drop_refused(runs: RunStore, run_id: str | None) -> bool:
+    """A run whose request was wrong trained nothing: tell why, and leave nothing of it behind; whether it was one."""
+    run = next((run for run in runs.all() if run.id == run_id and run.state.refused), None)
+    if run is None:
+        return False
+    with contextlib.suppress(RunError, OSError):  # not let go of yet, or another page was faster
         runs.delete(run.id)
         gr.Warning(run.state.error, duration=20, title="Not started")
+    return True
 
 
 def _chosen(runs: RunStore, known: list[Run], run_id: str | None) -> Run | None:

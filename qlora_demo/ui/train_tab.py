@@ -14,10 +14,12 @@ import gradio as gr
 from ..catalog import BUNDLED_MODELS, is_fetched
 from ..config import TrainConfig
 from ..disk import copy_whole
+from ..dispatch import Dispatcher
 from ..errors import DemoError, ModelError
 from ..history import pair_of, pair_tag, write_note
 from ..launcher import refuse_here
 from ..planning import plan_training
+from ..records import BEFORE
 from ..runs import Run
 from ..services import Services
 from ..stored import require_upload_room
@@ -64,8 +66,8 @@ def _wire_start(
 ) -> None:
     written = [shown[name] for name in run_panel.WRITTEN]
 
-    def check(configs: Sequence[TrainConfig], processes: float, others: int) -> Iterator[list[Any]]:
-        """Refuse what a run that waits would fail on hours later; the configs share model and data."""
+    def submit(configs: Sequence[TrainConfig], processes: float) -> list[Run]:
+        """Refuse what this machine cannot do; the runs, which share model and data, are there from now on."""
         config = configs[0]
         if config.model in BUNDLED_MODELS and not is_fetched(services.settings, config.model):
             raise ModelError(
@@ -75,35 +77,40 @@ def _wire_start(
             refuse_here(one, int(processes or 1))
             plan_training(services.settings, one)  # a model that is not there is refused before anything starts
         gr.Info("Reading the data as training would; it starts when nothing is wrong with it.")
-        for drawn in data_panel.require_usable(services, config):
-            yield [drawn, *[gr.skip()] * others]
+        return services.checks.submit(configs, int(processes or 1))
 
-    def submit(config: TrainConfig, processes: float) -> Run:
-        idle = services.runs.active() is None and not services.jobs.going
-        if idle and services.engine.release():
+    def follow(made: Sequence[Run]) -> Iterator[list[Any]]:
+        """Draw the check and what came of it.  Nothing but the drawing depends on this page being open."""
+        left = [gr.skip()] * len(written)
+        yield [gr.skip(), *run_panel.poll(services, made[0].id, {})]
+        for drawn in data_panel.follow(services, made):
+            yield [drawn, *left]
+        begun = [run for run in made if not run_panel.drop_refused(services.runs, run.id)]
+        held = bool(services.engine.resident())
+        Dispatcher(services).look()
+        if held and not services.engine.resident():
             gr.Info("The chat's models were freed to make room for training; the next prompt loads them again.")
-        run = services.launcher.submit(config, int(processes or 1))
-        if run.state.status == "queued":
-            gr.Info(f"{run.id} waits until the device is free.")
-        return run
+        for run in begun:
+            if services.runs.get(run.id).state.status in BEFORE:
+                gr.Info(f"{run.id} waits until the device is free.")
+        yield [gr.skip(), *run_panel.poll(services, begun[0].id if begun else None, {})]
 
     def begin(processes: float, *values: Any) -> Iterator[list[Any]]:
         config = controls.read(TrainConfig, list(chosen), values)
-        yield from check([config], processes, len(written))
-        run = submit(config, processes)
-        yield [gr.skip(), *run_panel.poll(services, run.id, {})]
+        yield from follow(submit([config], processes))
 
     def begin_pair(processes: float, *values: Any) -> Iterator[list[Any]]:
         tag = pair_tag()
         config = controls.read(TrainConfig, list(chosen), values)
         larger = config.changed(method="lora", init_lora_weights="default")
         configs = pair_of(config, plan_training(services.settings, larger).chosen.checkpointing)
-        yield from check(configs, processes, len(written) + 1)
-        made = [submit(config, processes) for config in configs]
+        made = submit(configs, processes)
         for run in made:
             write_note(run, "LoRA against QLoRA", tag)
         names = [run.id for run in made]
-        yield [gr.skip(), *run_panel.poll(services, names[0], {}), gr.Dropdown(choices=names, value=names)]
+        for drawn in follow(made):
+            yield [*drawn, gr.skip()]
+        yield [*[gr.skip()] * (1 + len(written)), gr.Dropdown(choices=names, value=names)]
 
     inputs = [buttons.processes, *chosen.values()]
     drawn = [shown["found"], *written]

@@ -28,6 +28,7 @@ from qlora_demo.runs import CHECKPOINT_MARK, CHECKPOINTS, Run, last_checkpoint
 from qlora_demo.services import Services
 from qlora_demo.sources import find_adapter
 from tests.ml.test_train import TINY, ended, trained_here, wait
+from tests.queueing import submit
 
 pytestmark = [
     pytest.mark.processes,
@@ -129,11 +130,11 @@ def test_what_cannot_go_on_says_why(services: Services, config: TrainConfig) -> 
 
 
 def test_a_second_start_waits_its_turn(services: Services, config: TrainConfig) -> None:
-    first = services.launcher.submit(config.changed(max_steps=3))
-    second = services.launcher.submit(config.changed(max_steps=2, eval_steps=2))
-    third = services.launcher.submit(config)
+    first = submit(services, config.changed(max_steps=3))
+    second = submit(services, config.changed(max_steps=2, eval_steps=2))
+    third = submit(services, config)
     assert (first.state.status, second.state.status) == ("starting", "queued")
-    assert [run.id for run in services.runs.queued()] == [second.id, third.id]
+    assert [run.id for run in services.runs.waiting("queued")] == [second.id, third.id]
     services.runs.request_stop(third.id)
     assert services.runs.get(third.id).state.status == "stopped"
     assert services.launcher.start_next() is None

@@ -25,6 +25,7 @@ from qlora_demo.records import RunState, TrainMetrics
 from qlora_demo.runs import CHECKPOINTS, Run, append_metrics, last_checkpoint, write_state
 from qlora_demo.services import Services
 from tests.ml.test_train import TINY, wait
+from tests.queueing import submit
 
 
 @pytest.fixture
@@ -117,7 +118,7 @@ def test_the_command_line_begins_a_run_that_waits_when_the_device_is_free(
     services: Services, config: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held = services.lease.acquire("chat", "somebody")
-    run = services.launcher.submit(config)
+    run = submit(services, config)
     assert run.state.status == "queued"
     started: list[str] = []
 

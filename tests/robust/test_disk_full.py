@@ -34,6 +34,7 @@ from qlora_demo.votes import NewComparison
 from tests.conftest import Disk
 from tests.ml.test_train import TINY
 from tests.ml.test_variants import finished_run
+from tests.queueing import submit
 
 ANSWERS = {"base": {"text": "b" * 2000}, "adapter": {"text": "a"}}
 NEW = NewComparison("run", "", "prompt", {}, ("base", "adapter"), ANSWERS)
@@ -75,7 +76,7 @@ def writes(services: Services, run: Run, source: Path) -> dict[str, Callable[[],
     answer = Answer("base", text="x" * 5000)
     return {
         "a run": lambda: services.runs.create(TrainConfig()),
-        "a queued run": lambda: services.launcher.submit(TrainConfig()),
+        "a queued run": lambda: submit(services, TrainConfig()),
         "a note": lambda: write_note(run, "n" * 1900, "a, b"),
         "a result": lambda: save_result(run, "evaluation", {"text": "x" * 10_000}),
         "a conversation": lambda: keep_conversation(run, "", "prompt", [answer]),
@@ -153,7 +154,7 @@ def test_a_full_disk_keeps_nobody_from_the_device_and_the_queue_goes_on(
     spawned: list[str] = []
     monkeypatch.setattr(services.launcher, "_spawn", lambda run, *_: spawned.append(run.id))
     held = services.lease.acquire("training", "elsewhere")
-    waiting = services.launcher.submit(TrainConfig())
+    waiting = submit(services, TrainConfig())
     held.release()
     dispatcher = Dispatcher(services)
     ballast = fill(home)

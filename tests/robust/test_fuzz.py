@@ -147,7 +147,7 @@ def show(store: RunStore, name: str) -> None:
     if len(metrics) > 1:  # one line is drawn in every example: drawing takes longest
         shown += run_panel._draw_plots(metrics)
     assert all(isinstance(part, str) for part in shown)
-    store.queued()
+    store.waiting("checking", "queued")
     store.heldout(name)
 
 
@@ -264,7 +264,7 @@ def test_what_stands_in_a_file_s_place_is_not_followed(tmp_path: Path, name: str
     with contextlib.suppress(DemoError):
         shown += f"{store.log_tail(run.id)} {read_note(run)}"
     assert "root:" not in shown
-    assert store.active() is None and store.queued() == []
+    assert store.active() is None and store.waiting("checking", "queued") == []
     store.delete(run.id)
     assert list(store.root.iterdir()) == []
 

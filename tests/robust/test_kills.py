@@ -11,7 +11,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,10 +19,12 @@ import pytest
 from qlora_demo.compose import build_services
 from qlora_demo.config import TrainConfig
 from qlora_demo.dispatch import Dispatcher
+from qlora_demo.records import BEFORE, RunState
 from qlora_demo.runs import CHECKPOINT_MARK, CHECKPOINTS, Run
 from qlora_demo.services import Services
 from qlora_demo.settings import Settings
 from tests.ml.test_train import TINY, ended, wait
+from tests.queueing import until
 from tests.robust.zygote import ask, spawn_through
 
 pytestmark = pytest.mark.processes
@@ -56,13 +58,6 @@ def zygote(home: Path, tmp_path: Path) -> Iterator[str]:
 def config(tiny_model: Path, chat_file: Path) -> TrainConfig:
     changes = {"max_steps": _STEPS, "save_steps": 1, "eval_steps": 3}
     return TrainConfig(model=str(tiny_model), dataset=str(chat_file), **TINY | changes)
-
-
-def until(what: Callable[[], object], seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 def kill(pid: int) -> bool:
@@ -106,7 +101,7 @@ def check_runs(services: Services, known: set[str]) -> None:
     found = {run.id: run for run in services.runs.all()}
     assert set(found) >= known
     for run in found.values():
-        assert run.alive or run.state.ended or run.state.status in ("created", "queued"), run.state
+        assert run.alive or run.state.ended or run.state.status in BEFORE, run.state
     known |= set(found)
 
 
@@ -154,11 +149,12 @@ def test_an_app_killed_at_any_moment_loses_nothing(home: Path, config: TrainConf
     """Its trainers live on; what it wrote is whole; the next app goes on with the queue."""
     services = build_services(Settings(home))
     spawn_through(zygote, services)
-    known = {services.launcher.submit(config.changed(max_steps=2)).id for _ in range(3)}
+    waits = RunState("checking")
+    known = {services.runs.create(config.changed(max_steps=2), waits).id for _ in range(3)}
     for number in range(_APP_KILLS):
         pid = ask(zygote, "app", home)
         time.sleep(random.uniform(0, 1.5))
-        alive = {run.id for run in services.runs.all() if run.alive}
+        alive = {run.id for run in services.runs.all() if run.alive and run.state.status not in BEFORE}
         assert kill(pid), (home / "app.log").read_text("utf-8")
         check_files(home)
         check_runs(services, known)

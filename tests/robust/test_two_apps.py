@@ -17,6 +17,7 @@ from qlora_demo.jobs import read_result
 from qlora_demo.records import RunState
 from qlora_demo.runs import write_state
 from qlora_demo.services import Services
+from tests.queueing import submit
 
 pytestmark = pytest.mark.processes
 
@@ -56,7 +57,7 @@ for number in range(60):
     services.votes.vote(voted, "base")
     keep_conversation(services.runs.get(kept), "", f"{name} {number}", [Answer("base", text=name)])
     dispatcher.look()
-while services.runs.queued() or services.runs.active():
+while services.runs.waiting("queued") or services.runs.active():
     dispatcher.look()
 """
 
@@ -83,7 +84,7 @@ def test_two_apps_share_one_home(
     write_state(kept.path, RunState("finished"))
     held = services.lease.acquire("training", "the test")
     time.sleep(1.1)  # ids are in seconds: the one that is kept is the oldest
-    waiting = [services.launcher.submit(TrainConfig()).id for _ in range(4)]
+    waiting = [submit(services, TrainConfig()).id for _ in range(4)]
     held.release()
     (home / "go").touch()
     assert [process.wait(120) for process in apps] == [0, 0]
@@ -129,6 +130,7 @@ def test_a_folder_that_another_process_writes_is_left_to_it(tmp_path: Path) -> N
         script = f"""
 from pathlib import Path
 from qlora_demo.disk import draft_folder
+from tests.queueing import submit
 with draft_folder(Path({str(out)!r})) as draft:
     (draft / "theirs").touch()
 """

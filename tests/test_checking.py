@@ -1,0 +1,131 @@
+"""Between Start and the queue: what was started is there from the first moment, whatever becomes of page and app."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from qlora_demo.checking import RESULT, Checks
+from qlora_demo.config import TrainConfig
+from qlora_demo.errors import ConfigError
+from qlora_demo.halt import Halt
+from qlora_demo.jobs import read_result
+from qlora_demo.locks import HeldLock
+from qlora_demo.records import Progress, RunState, Step
+from qlora_demo.runs import Run, RunStore, write_state
+from tests.queueing import until
+
+
+class Reading:
+    """A check that goes on until it is let go; what it was asked to read."""
+
+    def __init__(self, fatal: str = "", error: Exception | None = None) -> None:
+        self.go, self.asked = threading.Event(), list[TrainConfig]()
+        self.fatal, self.error = fatal, error
+
+    def __call__(self, config: TrainConfig, halt: Halt) -> Iterator[Step]:
+        self.asked.append(config)
+        while not self.go.wait(0.01):
+            yield Step(Progress("7 rows"))
+        if self.error:
+            raise self.error
+        yield Step(Progress("8 rows", 1.0), {"fatal": self.fatal, "problems": []})
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> RunStore:
+    return RunStore(tmp_path / "runs")
+
+
+def status(store: RunStore, run: Run) -> str:
+    return store.get(run.id).state.status
+
+
+def test_a_run_is_there_while_its_data_is_read_and_waits_when_it_was(store: RunStore) -> None:
+    reading = Reading()
+    checks = Checks(store, reading)
+    (run,) = checks.submit([TrainConfig(r=4)], 2)
+    assert (run.state.status, run.state.processes) == ("checking", 2)
+    until(lambda: checks.progress(run.id) == "Reading the data: 7 rows")
+    assert store.get(run.id).alive and store.active() is None, "it holds no device: another may train meanwhile"
+    reading.go.set()
+    until(lambda: not checks.progress(run.id))
+    after = store.get(run.id)
+    assert (after.state, after.alive) == (RunState("queued", processes=2), False)
+    assert (read_result(after, RESULT) or {})["fatal"] == ""
+
+
+def test_runs_of_the_same_data_are_checked_once(store: RunStore) -> None:
+    reading = Reading()
+    reading.go.set()
+    checks = Checks(store, reading)
+    made = checks.submit([TrainConfig(method="qlora"), TrainConfig(method="lora")], 1)
+    until(lambda: [status(store, run) for run in made] == ["queued", "queued"])
+    assert len(reading.asked) == 1
+    assert all(read_result(run, RESULT) for run in made)
+
+
+@pytest.mark.parametrize(
+    ("reading", "error", "refused"),
+    [
+        (Reading(fatal="rows.jsonl, line 7"), "dataset: rows.jsonl, line 7", True),
+        (Reading(error=ConfigError("loss_on", "cannot be used here")), "loss_on: cannot be used here", True),
+        (Reading(error=ZeroDivisionError("oh")), "ZeroDivisionError: oh", False),
+    ],
+)
+def test_what_cannot_be_used_ends_it_with_the_reason(
+    store: RunStore, reading: Reading, error: str, refused: bool
+) -> None:
+    reading.go.set()
+    (run,) = Checks(store, reading).submit([TrainConfig()], 1)
+    until(lambda: store.get(run.id).state.ended)
+    state = store.get(run.id).state
+    assert (state.status, state.error, state.refused) == ("failed", error, refused)
+
+
+def test_a_stop_ends_the_check(store: RunStore) -> None:
+    reading = Reading()
+    checks = Checks(store, reading)
+    (run,) = checks.submit([TrainConfig()], 1)
+    until(lambda: checks.progress(run.id))
+    store.request_stop(run.id)
+    until(lambda: not checks.progress(run.id))
+    assert (status(store, run), store.get(run.id).alive, store.get(run.id).resumable) == ("stopped", False, True)
+
+
+def test_what_another_app_checks_is_left_to_it_and_taken_up_when_it_is_gone(store: RunStore) -> None:
+    run = store.create(TrainConfig(), RunState("checking"))
+    other = HeldLock.acquire(run.lock, {})
+    assert other is not None
+    reading = Reading()
+    reading.go.set()
+    checks = Checks(store, reading)
+    checks.look()
+    until(lambda: not checks.at_work)
+    assert (status(store, run), reading.asked) == ("checking", [])
+    other.release()
+    checks.look()
+    until(lambda: status(store, run) == "queued")
+
+
+def test_a_result_that_cannot_be_kept_is_tried_again(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    reading = Reading()
+    reading.go.set()
+    checks = Checks(store, reading)
+    full = [True]
+
+    def write(path: Path, state: RunState) -> None:
+        if full:
+            raise OSError(28, "No space left on device")
+        write_state(path, state)
+
+    monkeypatch.setattr("qlora_demo.checking.write_state", write)
+    (run,) = checks.submit([TrainConfig()], 1)
+    until(lambda: not checks.at_work)
+    assert status(store, run) == "checking"
+    full.clear()
+    checks.look()
+    until(lambda: status(store, run) == "queued")
