@@ -110,7 +110,8 @@ def test_a_run_without_steps_or_a_known_end_has_an_empty_bar() -> None:
 
 
 def test_a_run_that_waits_says_for_what() -> None:
-    assert render.run_progress(a_run(RunState("checking")), []).startswith(
+    checking = render.run_progress(a_run(RunState("checking")), [])
+    assert checking.startswith("<div class=\"run\"><p><b>checking its data</b></p>")
         '<div class="run"><p><b>checking its data</b></p>'
     )
     assert "<b>waiting for the device</b></p>" in render.run_progress(a_run(RunState("queued")), [])
