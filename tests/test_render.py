@@ -111,9 +111,7 @@ def test_a_run_without_steps_or_a_known_end_has_an_empty_bar() -> None:
 
 def test_a_run_that_waits_says_for_what() -> None:
     checking = render.run_progress(a_run(RunState("checking")), [])
-    assert checking.startswith("<div class=\"run\"><p><b>checking its data</b></p>")
-        '<div class="run"><p><b>checking its data</b></p>'
-    )
+    assert "<p><b>checking its data</b></p>" in checking
     assert "<b>waiting for the device</b></p>" in render.run_progress(a_run(RunState("queued")), [])
 
 
