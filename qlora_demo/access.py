@@ -27,6 +27,7 @@ from .settings import Settings, variable
 Role = Literal["visitor", "operator"]
 SESSION_SECONDS = 12 * 3600
 _MOST_SESSIONS = 100
+_FROM_HERE = "ask from the app's own page on this machine; behind a proxy set QLORA_DEMO_PASSWORD"
 
 
 @dataclass(frozen=True)
@@ -67,13 +68,15 @@ class Access:
         self._attempts = Rate(limits.sign_ins, now)
         self._pages, self._addresses = Rate(limits.visitor_requests, now), Rate(limits.address_requests, now)
         self._all = Rate(limits.all_requests, now)
+        self._calls, self._address_calls = Rate(limits.page_calls, now), Rate(limits.address_calls, now)
+        self._opened = Rate(limits.address_pages, now)
 
     @property
     def open(self) -> bool:
         """Whether everyone is an operator: on a machine of one's own, from that machine, where nothing else was asked
         for."""
         chosen = self.settings
-        return _loopback(self.host) and not (chosen.is_space or chosen.shared or chosen.operators or chosen.password)
+        return is_loopback(self.host) and not (chosen.is_space or chosen.shared or chosen.operators or chosen.password)
 
     @property
     def trouble(self) -> str:
@@ -94,20 +97,22 @@ class Access:
     def answers_to(self, name: str) -> bool:
         """Whether the app may be asked by this name.  Where everyone is an operator, only by one of this machine's: any
         other can be another site's, led here so that its pages pass for the app's own (DNS rebinding)."""
-        return not self.open or _loopback(name)
+        return not self.open or is_loopback(name)
 
     def identify(self, address: str, session: str = "", own: bool = True) -> Visitor:
-        """Who asks from an address, and may hold a session; who does not ask by their ``own`` will is a visitor."""
+        """Who asks from an address, and may hold a session; who does not ask by their ``own`` will is a visitor, and so
+        is another machine where everyone on this one is an operator."""
         place, held = _network(address), self._sessions.get(_digest(session))
         if own and held is not None and held.until > self._now():
             return Visitor("operator", place, name=held.name, token=held.token)
-        return Visitor("operator" if own and self.open else "visitor", place)
+        here = own and self.open and (not address or is_loopback(address))
+        return Visitor("operator" if here else "visitor", place)
 
     def require(self, visitor: Visitor, needs: Role) -> None:
         """Raises `Forbidden` where the visitor is not what is needed."""
         if needs == "operator" and visitor.role != "operator":
             sign_in = "sign in at the top of the page, or duplicate the app and use your own"
-            remedy = self.trouble or ("ask from the app's own page" if self.open else sign_in)
+            remedy = self.trouble or (_FROM_HERE if self.open else sign_in)
             raise Forbidden(f"role: you are a visitor, and only operators may do this; {remedy}")
 
     def sign_in(self, password: str, address: str) -> str:
@@ -140,6 +145,14 @@ class Access:
         self._addresses.spend(visitor.address, f"requests from your address ({variable('address_requests')})")
         self._all.spend("", f"requests of all visitors ({variable('all_requests')})")
 
+    def admit(self, visitor: Visitor) -> None:
+        """Count one call of any kind, those included that an open page makes by itself; raises `TooMany`."""
+        page = f"{visitor.address} {visitor.page}"
+        if not self._calls.count(page):
+            self._opened.spend(visitor.address, f"pages opened from your address ({variable('address_pages')})")
+        self._calls.spend(page, f"calls of this page ({variable('page_calls')})")
+        self._address_calls.spend(visitor.address, f"calls from your address ({variable('address_calls')})")
+
     @property
     def requests(self) -> int:
         """How many of visitors' requests were counted in the last minute."""
@@ -159,7 +172,7 @@ def _digest(text: str) -> bytes:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
 
 
-def _loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
     """Whether only this machine reaches it; what is neither an address nor ``localhost`` may lead anywhere."""
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback

@@ -15,6 +15,8 @@ from .records import Column, MergeBase
 
 MOST = 4
 """Columns that one request may name."""
+_SHOWN = 200
+"""Characters of what was asked for that a message repeats."""
 _MERGING = ("merged", "merged-4bit")
 
 
@@ -23,10 +25,10 @@ def parse(text: str, run: str) -> Column:
     recipe, _, source = text.strip().partition("@")
     recipe, _, onto = recipe.partition(":")
     if recipe not in VARIANTS:
-        raise ConfigError("variants", f"{text!r} is not known; choose from {', '.join(VARIANTS)}")
+        raise ConfigError("variants", f"{text[:_SHOWN]!r} is not known; choose from {', '.join(VARIANTS)}")
     bases = get_args(MergeBase)
     if onto and (onto not in bases or recipe not in _MERGING):
-        raise ConfigError("variants", f"{text!r} is not known; only merged models have :{' or :'.join(bases)}")
+        raise ConfigError("variants", f"{text[:_SHOWN]!r} is not known; only merged models have :{' or :'.join(bases)}")
     return Column(text.strip(), recipe, source or run, onto or None)  # type: ignore[arg-type]
 
 
@@ -36,7 +38,7 @@ def parse_all(texts: Sequence[str], run: str) -> tuple[Column, ...]:
     if not 1 <= len(columns) <= MOST:
         raise ConfigError("variants", f"{len(columns)} columns are not allowed; name 1 to {MOST}")
     if len({column.name for column in columns}) < len(columns):
-        raise ConfigError("variants", f"{', '.join(texts)} names a column twice; name each once")
+        raise ConfigError("variants", f"{', '.join(texts)[:_SHOWN]} names a column twice; name each once")
     return columns
 
 

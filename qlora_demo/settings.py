@@ -60,6 +60,16 @@ class Limits:
     queue_length: int = field(
         default=20, metadata={"meaning": "visitors who wait for an answer, at most half from one address"}
     )
+    page_calls: int = field(
+        default=600,
+        metadata={"meaning": "calls of any kind of one visitor's page in a minute; an open page makes some 130"},
+    )
+    address_calls: int = field(default=12_000, metadata={"meaning": "the same from one address"})
+    address_pages: int = field(default=120, metadata={"meaning": "pages opened from one address in a minute"})
+    open_pages: int = field(
+        default=250,
+        metadata={"meaning": "pages whose conversations are kept, at 0.6 MiB each"},
+    )
     sign_ins: int = field(default=5, metadata={"meaning": "attempts at the password from one address in a minute"})
     upload_mb: int = field(default=200, metadata={"meaning": "MB of one uploaded file"})
     stored_runs: int = field(default=1000, metadata={"meaning": "runs that are kept"})

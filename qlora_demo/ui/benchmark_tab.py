@@ -22,6 +22,7 @@ from ..services import Services
 from . import controls
 from . import render_benchmark as show
 from .gate import Gate
+from .listed import listed
 from .offered import offered
 
 _POLL_SECONDS = 2
@@ -166,7 +167,7 @@ def _draw() -> SimpleNamespace:
             _draw_form(parts)
         with gr.Column(scale=3, min_width=360):
             with gr.Row():
-                parts.which = gr.Dropdown([], label="Result", elem_id="benchmark", scale=4, interactive=True)
+                parts.which = listed(label="Result", elem_id="benchmark", scale=4, interactive=True)
                 parts.stop = gr.Button("Stop and keep", elem_id="benchmark-stop", scale=1, min_width=120)
             parts.progress = gr.HTML(show.progress(None), elem_id="benchmark-progress", min_height=70)
             parts.result = gr.HTML(elem_id="benchmark-result")
@@ -197,7 +198,7 @@ def _draw_form(parts: SimpleNamespace) -> None:
 
 def _draw_comparison(parts: SimpleNamespace) -> None:
     with gr.Row():
-        parts.other = gr.Dropdown([], label="Another result", elem_id="benchmark-other", interactive=True)
+        parts.other = listed(label="Another result", elem_id="benchmark-other", interactive=True)
         parts.sent = gr.File(label="or a result file", file_types=[".json"], elem_id="benchmark-sent")
         parts.compare = gr.Button("Compare", elem_id="benchmark-compare", min_width=90)
     parts.compared = gr.HTML(elem_id="benchmark-compared")

@@ -22,6 +22,7 @@ from . import controls, render
 from . import render_answers as show
 from .chat import SLOTS, Chat, greedy, new_seed
 from .gate import Gate
+from .listed import listed
 from .talk import Talk
 
 _BUSY: dict[str, Any] = {
@@ -122,16 +123,14 @@ def _voting(chat: Chat, choice: str) -> Any:
 def _draw() -> SimpleNamespace:
     parts = SimpleNamespace(talk=gr.State(Talk()))
     with gr.Row():
-        parts.run = gr.Dropdown(
-            [],
+        parts.run = listed(
             label="Finished run",
             info="until there is one, the bundled model as it is",
             elem_id="chat-run",
             scale=3,
             interactive=True,
         )
-        parts.names = gr.Dropdown(
-            [],
+        parts.names = listed(
             value=list(DEFAULT_COLUMNS),
             label="Columns (two to four)",
             info="Of this run or of others; an adapter's folder or hub id as adapter@FOLDER",
@@ -153,8 +152,8 @@ def _draw() -> SimpleNamespace:
     parts.queued = gr.HTML(elem_id="place-in-queue")
     parts.latency = gr.HTML(elem_id="latency")
     with gr.Accordion("Differences", open=True), gr.Row():
-        left = gr.Dropdown([], label="Left", elem_id="left", interactive=True, scale=1)
-        right = gr.Dropdown([], label="Right", elem_id="right", interactive=True, scale=1)
+        left = listed(label="Left", elem_id="left", interactive=True, scale=1)
+        right = listed(label="Right", elem_id="right", interactive=True, scale=1)
     parts.compared = [left, right, gr.HTML(elem_id="differences")]
     return parts
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import replace
 from http.cookies import CookieError, SimpleCookie
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from ..access import SESSION_SECONDS, Access, HubUser, Visitor
+from ..access import SESSION_SECONDS, Access, HubUser, Visitor, is_loopback
 from ..errors import Forbidden, RequestError, TooMany
 
 Scope = MutableMapping[str, Any]
@@ -30,23 +31,37 @@ _OPERATORS = frozenset({"upload", "upload_progress"})
 _OFFERED = _CALLS | _OPERATORS | {"cancel", "reset", "heartbeat", "startup-events", "info", "file"}
 _OFFERED |= {"app_id", "user", "token", "login_check", "theme.css"}
 """What the page uses of Gradio's routes; the others are closed to everyone."""
-_CALL_BYTES = 1 << 20
+_CALL_BYTES, _VISITORS_CALL_BYTES = 1 << 20, 1 << 16
+_PROMPT_BYTES = 2 * 4
+"""Of a prompt and a system prompt, at most for each character that a visitor's may have."""
 _FORM_BYTES = 1 << 12
+_UNREAD, _UNREAD_IN_ALL = 64, 4096
+"""Messages that wait for one page, and for all of them, until a page that has not read its own may call no more."""
+_FRAMED = "https://huggingface.co https://*.hf.space"
+_PROXIED = frozenset({b"forwarded", b"via", b"x-real-ip", b"x-forwarded-for", b"x-forwarded-host"})
+"""What a proxy adds, by which others ask from this machine."""
 
 
 class Door:
-    """The middleware.  ``needs`` tells the role that a handler needs, by its number or its name."""
+    """The middleware.  ``needs`` tells the role that a handler needs, by its number or its name; ``unread`` how many
+    messages wait for a page to read them, and for all pages."""
 
-    def __init__(self, app: App, access: Access, needs: Callable[[Any], Any]) -> None:
+    def __init__(
+        self, app: App, access: Access, needs: Callable[[Any], Any], unread: Callable[[str], tuple[int, int]]
+    ) -> None:
         self.app = app
         self.access = access
         self.needs = needs
+        self.unread = unread
+        space = f" {_FRAMED}" if access.settings.is_space else ""
+        self._frames = (b"content-security-policy", f"frame-ancestors 'self'{space}".encode())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         path = scope["path"].removeprefix(scope.get("root_path", ""))
+        send = self._framed(send)
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
         visitor = self._who(scope, headers)
         scope.setdefault("state", {})["visitor"] = visitor
@@ -61,8 +76,21 @@ class Door:
             await _respond(send, exc.status, json.dumps({"detail": str(exc)}))
 
     def _who(self, scope: Scope, headers: Headers) -> Visitor:
-        """Another site's page can have a browser ask, from this machine and with its cookie: neither counts then."""
-        return self.access.identify(_address(scope), _cookie(headers), _is_own(headers))
+        """Another site's page can have a browser ask, from this machine and with its cookie: neither counts then.  Nor
+        does this machine where everyone on it is an operator, if a proxy asks for others from here."""
+        own = _is_own(headers) and not (self.access.open and _through_a_proxy(headers))
+        return self.access.identify(_address(scope), _cookie(headers), own)
+
+    def _framed(self, send: Send) -> Send:
+        """Only the app itself, and the hub that shows a Space, may have the page in a frame: a click in another site's
+        frame would count as one on the page."""
+
+        async def framed(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), self._frames]
+            await send(message)
+
+        return framed
 
     def _check_name(self, headers: Headers) -> None:
         if not self.access.answers_to(_host(headers.get(b"host", "localhost"))):
@@ -72,11 +100,16 @@ class Door:
     async def _checked(self, path: str, headers: Headers, visitor: Visitor, receive: Receive) -> Receive:
         """What the app may receive of this request; raises `_Refused`."""
         operator = visitor.role == "operator"
-        most = (self.access.limits.upload_mb << 20 if operator else 0) + _CALL_BYTES
+        limits = self.access.limits
+        most = _VISITORS_CALL_BYTES + _PROMPT_BYTES * limits.visitor_prompt_chars
+        if operator:
+            most = _CALL_BYTES + (limits.upload_mb << 20)
         length = headers.get(b"content-length", "0")
         if length.isdecimal() and int(length) > most:
             raise _too_large(most)
         receive = _bounded(receive, most)
+        if path.startswith("/monitoring"):
+            raise _Refused(404, f"{path[:100]}: this app does not offer that")
         if not path.startswith(_API):
             return receive
         route, _, rest = path.removeprefix(_API).replace("=", "/", 1).partition("/")
@@ -103,6 +136,17 @@ class Door:
         self._require(visitor, self.needs(name if number is None else number))
         if file:
             raise _Refused(403, "visitors send no files")
+        self._admit(replace(visitor, page=str(fields.get("session_hash") or "")[:64]))
+
+    def _admit(self, visitor: Visitor) -> None:
+        """One more call of a visitor's page, which should have read what its earlier ones brought."""
+        waiting, in_all = self.unread(visitor.page)
+        if waiting > _UNREAD or (waiting and in_all > _UNREAD_IN_ALL):
+            raise _Refused(429, f"{waiting} messages wait for this page; read them, or reload it")
+        try:
+            self.access.admit(visitor)
+        except TooMany as exc:
+            raise _Refused(429, str(exc)) from exc
 
     def _require(self, visitor: Visitor, needs: Any) -> None:
         try:
@@ -157,6 +201,17 @@ def role_needed(page: Any) -> Callable[[Any], str]:
     return needs
 
 
+def unread_of(page: Any) -> Callable[[str], tuple[int, int]]:
+    """Tells how many messages of a built page's handlers wait for a session to read them, and for all."""
+
+    def unread(session: str) -> tuple[int, int]:
+        queues = page._queue.pending_messages_per_session
+        waiting = queues[session].qsize() if session in queues else 0
+        return waiting, sum(queue.qsize() for queue in list(queues.values())) if waiting else 0
+
+    return unread
+
+
 class _Refused(RequestError):
     """A request that goes no further, and the HTTP status that says so."""
 
@@ -180,6 +235,13 @@ def _is_own(headers: Headers) -> bool:
         return site in ("same-origin", "none")
     origin = headers.get(b"origin")
     return origin is None or origin.partition("://")[2].lower() == headers.get(b"host", "").lower()
+
+
+def _through_a_proxy(headers: Headers) -> bool:
+    """Whether a proxy says so, or the browser does: its page has another name than this machine's."""
+    origin = headers.get(b"origin", "null")
+    elsewhere = origin != "null" and not is_loopback(_host(origin.partition("://")[2]))
+    return elsewhere or not _PROXIED.isdisjoint(headers)
 
 
 def _host(name: str) -> str:

@@ -27,6 +27,7 @@ from ..services import Services
 from . import render_results as show
 from .chat import OWN_COLUMNS, column_choices, examples, needed_run
 from .gate import Gate, visitor_of
+from .listed import listed
 from .offered import offered
 
 _POLL_SECONDS = 2
@@ -178,7 +179,7 @@ def _limit(value: float | None) -> int | None:
 def _draw() -> SimpleNamespace:
     parts = SimpleNamespace(seen=gr.State(None))
     with gr.Row():
-        parts.run = gr.Dropdown([], label="Finished run", elem_id="judge-run", scale=3, interactive=True)
+        parts.run = listed(label="Finished run", elem_id="judge-run", scale=3, interactive=True)
         parts.names = gr.Dropdown(
             list(OWN_COLUMNS),
             value=list(DEFAULT_COLUMNS),
@@ -220,7 +221,7 @@ def _draw() -> SimpleNamespace:
 def _draw_evaluation(parts: SimpleNamespace) -> None:
     parts.table = gr.HTML(show.evaluation(None), elem_id="evaluation")
     with gr.Row():
-        parts.split = gr.Dropdown([], label="Split", elem_id="split", interactive=True)
+        parts.split = listed(label="Split", elem_id="split", interactive=True)
         parts.which = gr.Radio(_WHICH, value="all", label="Rows", elem_id="which")
         parts.page = gr.Number(1, label="Page", precision=0, minimum=1, elem_id="rows-page")
     parts.rows = gr.HTML(show.rows_shown(None, None, "all", 0), elem_id="rows")

@@ -21,6 +21,7 @@ from ..services import Services
 from . import render_explain as show
 from .chat import needed_run
 from .gate import Gate
+from .listed import listed
 from .render_training import problem
 
 _SIZE = 4096
@@ -114,10 +115,8 @@ def _draw() -> SimpleNamespace:
         with gr.Accordion("The layer, to read", open=False):
             gr.Code(_LAYER.read_text("utf-8"), language="python", interactive=False, elem_id="lora-linear")
     with gr.Row():
-        parts.run = gr.Dropdown([], label="Finished run", elem_id="explain-run", scale=3, interactive=True)
-        parts.layer = gr.Dropdown(
-            [], label="Layer of its base model", elem_id="explain-layer", scale=3, interactive=True
-        )
+        parts.run = listed(label="Finished run", elem_id="explain-run", scale=3, interactive=True)
+        parts.layer = listed(label="Layer of its base model", elem_id="explain-layer", scale=3, interactive=True)
         parts.show = gr.Button("Look into this layer", variant="primary", elem_id="explain", scale=1, min_width=140)
     with gr.Accordion("What was learned: the update's singular values", open=True):
         parts.spectrum = gr.HTML(show.LOOK, elem_id="spectrum")

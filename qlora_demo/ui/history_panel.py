@@ -13,6 +13,7 @@ from ..services import Services
 from . import render
 from . import render_training as show
 from .gate import Gate
+from .listed import listed
 
 _MOST = 6
 
@@ -78,8 +79,7 @@ def _draw() -> SimpleNamespace:
             show_search="filter",
             max_height=320,
         )
-        parts.chosen = gr.Dropdown(
-            [],
+        parts.chosen = listed(
             label="Lay side by side (up to six runs)",
             info="curves over each other, figures, and what the first two differ in",
             multiselect=True,

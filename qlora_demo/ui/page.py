@@ -19,15 +19,14 @@ from ..services import Services
 from ..settings import trust_proxies
 from ..status import AppStatus
 from . import account, benchmark_tab, chat_tab, evaluate_tab, explain_tab, guide, live_tab, render, train_tab
-from .door import Door, role_needed
+from .door import Door, role_needed, unread_of
 from .gate import Gate
 from .healthz import healthz
 from .look import CSS, LABELS, theme
 
 TITLE = "QLoRA demo"
-_SESSIONS = 100
-"""Pages whose conversations are kept, at 0.6 MiB each, for Gradio keeps every component's settings with them; beyond,
-the one that was used longest ago is forgotten, and a page that is open asks every few seconds."""
+_WAITING_CALLS = 1000
+"""Of all pages' handlers; beyond, Gradio says that the queue is full."""
 _HEAPS = 2
 """For all threads: what one frees is of use to the others."""
 _THREADS = 40
@@ -127,7 +126,7 @@ def open_page(services: Services, status: AppStatus, host: str | None, port: int
     access.host = host or access.host
     page = build_page(services, status)
     trust_proxies(services.settings)
-    page.launch(
+    page.queue(max_size=_WAITING_CALLS).launch(
         server_name=access.host,
         server_port=port,
         css=CSS,
@@ -136,11 +135,13 @@ def open_page(services: Services, status: AppStatus, host: str | None, port: int
         max_file_size=f"{limits.upload_mb}mb",
         run_history=False,
         ssr_mode=False,
-        state_session_capacity=_SESSIONS,
+        share=services.settings.shared,
+        enable_monitoring=False,
+        state_session_capacity=limits.open_pages,
         max_threads=_THREADS + limits.queue_length,
         app_kwargs={
             "routes": [healthz(services)],
-            "middleware": [Middleware(Door, access=access, needs=role_needed(page))],
+            "middleware": [Middleware(Door, access=access, needs=role_needed(page), unread=unread_of(page))],
         },
         prevent_thread_lock=True,
     )

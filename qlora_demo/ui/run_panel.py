@@ -26,6 +26,7 @@ from ..services import Services
 from . import controls, render
 from . import render_training as show
 from .gate import Gate, visitor_of
+from .listed import listed
 
 _PLOT_POINTS = 400
 _PLOT_STEPS = 20
@@ -49,7 +50,7 @@ def draw() -> dict[str, Any]:
     """The components, by name."""
     shown: dict[str, Any] = {"seen": gr.State({})}
     with gr.Row():
-        shown["run"] = gr.Dropdown([], label="Run", elem_id="run", scale=4, interactive=True)
+        shown["run"] = listed(label="Run", elem_id="run", scale=4, interactive=True)
         shown["stop"] = gr.Button("Stop and save", elem_id="stop", scale=1, min_width=120, visible=False)
         shown["resume"] = gr.Button("Resume", elem_id="resume", scale=1, min_width=90, visible=False)
     shown["queue"] = gr.HTML(elem_id="queue")

@@ -15,6 +15,9 @@ from .. import logs
 from ..errors import DemoError, Forbidden
 from ..visits import VISITS, each, new_request
 
+_LONGEST = 2000
+"""Characters of a message: what was sent may stand in it."""
+
 
 def told(handler: Callable[..., Any], *, visit: bool = True, draws: bool = True) -> Callable[..., Any]:
     """A handler whose `DemoError`s appear as a message and leave the page as it was.
@@ -57,4 +60,4 @@ def _show(name: str, exc: DemoError) -> None:
     logs.event("request.refused", logging.WARNING, handler=name, error=type(exc).__name__)
     if isinstance(exc, Forbidden):
         raise gr.Error(str(exc), duration=20, print_exception=False) from exc
-    gr.Warning(str(exc), duration=20, title="Not done")
+    gr.Warning(str(exc)[:_LONGEST], duration=20, title="Not done")

@@ -55,10 +55,10 @@ def run(services: Services, tiny_model: Path) -> Run:
 
 @pytest.fixture
 def app(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
-    """`python app.py` for strangers, whose numbers are not limited: nothing but the queue keeps them apart."""
+    """`python app.py` for fifty strangers behind a proxy: every limit on one of them is as it comes."""
     monkeypatch.setenv("QLORA_DEMO_PASSWORD", "correct horse battery")
-    for limit in ("QUEUE_LENGTH", "VISITOR_REQUESTS", "ADDRESS_REQUESTS", "ALL_REQUESTS"):
-        monkeypatch.setenv(f"QLORA_DEMO_{limit}", "100000")
+    monkeypatch.setenv("QLORA_DEMO_QUEUE_LENGTH", str(_VISITORS))
+    monkeypatch.setenv("QLORA_DEMO_ALL_REQUESTS", str(_VISITORS * 20))
     server = Server(tmp_path / "app.log")
     yield SimpleNamespace(url=server.url, process=psutil.Process(server.process.pid), log=server.log)
     server.kill()
@@ -90,7 +90,7 @@ class Crowd:
 
     def _visit(self, number: int) -> None:
         dice = random.Random(number)
-        visitor, said, turn = Visitor(self.page, self.run, _COLUMNS), list[str](), 0
+        visitor, said, turn = Visitor(self.page, self.run, _COLUMNS, number), list[str](), 0
         while time.monotonic() < self.end:
             turn += 1
             prompt, chance = f"visitor {number} says {turn}", dice.random()

@@ -62,17 +62,18 @@ class Asked:
 
 
 class Visitor:
-    """One person's browser: a new one is a new session."""
+    """One person's browser at an address of its own: a new one is a new session."""
 
-    def __init__(self, page: Page, run: str, columns: list[str]) -> None:
+    def __init__(self, page: Page, run: str, columns: list[str], number: int = 0) -> None:
         self.page, self.run, self.columns = page, run, columns
-        self.client = Client(page.url)
+        self.headers = {"x-forwarded-for": f"203.0.113.{number + 1}"}
+        self.client = Client(page.url, **self.headers)
         self.open()
 
     def open(self) -> None:
         """Load or reload the page."""
         self.client.http.close()
-        self.client = Client(self.page.url)
+        self.client = Client(self.page.url, **self.headers)
         for handler in self.page.loading():
             if self.page.gives(handler, "chat-run"):
                 self.client.call(handler["id"], self.page.values(handler))
