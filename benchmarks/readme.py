@@ -61,6 +61,9 @@ def told(result: dict[str, Any], name: str) -> str:
     if "speed_ratio" in result:
         title = f"Decoding {result['model']} on {result['threads']} thread{'s' * (result['threads'] > 1)}"
         return _section(title, _decoding(result), result, name)
+    if name.startswith("plan_wider"):
+        title = "The memory plan on settings that it was not fitted to, the article's but for what is named"
+        return _section(title, _wider_plan(result), result, name)
     return _section("The memory plan against what was taken", _plan(result), result, name)
 
 
@@ -126,11 +129,21 @@ def _plan(result: dict[str, Any]) -> Table:
     cases = list(dict.fromkeys(row["case"] for row in result["rows"]))
     found: dict[str, dict[str, str]] = {}
     for row in result["rows"]:
-        planned, taken = planned_bytes(result, row), row["measured_bytes"]
-        cell = f"{planned / GIB:.2f} / {taken / GIB:.2f} = **{planned / taken:.2f}**"
+        cell = "{} / {} = **{}**".format(*_against(result, row))
         found.setdefault(f"{row['shape']}, {row['tokens']} tokens", {})[row["case"]] = cell
     rows = tuple((model, *(cells.get(case, "–") for case in cases)) for model, cells in found.items())
     return Table(("planned / measured, GiB", *cases), rows)
+
+
+def _wider_plan(result: dict[str, Any]) -> Table:
+    rows = tuple((row["shape"], str(row["tokens"]), row["case"], *_against(result, row)) for row in result["rows"])
+    return Table(("model", "tokens", "settings", "planned, GiB", "measured, GiB", "planned over measured"), rows)
+
+
+def _against(result: dict[str, Any], row: dict[str, Any]) -> tuple[str, str, str]:
+    """Planned and measured in GiB, and their ratio."""
+    planned, taken = planned_bytes(result, row), row["measured_bytes"]
+    return f"{planned / GIB:.2f}", f"{taken / GIB:.2f}", f"{planned / taken:.2f}"
 
 
 if __name__ == "__main__":

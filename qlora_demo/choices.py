@@ -9,9 +9,9 @@ from importlib.util import find_spec
 from .config import TrainConfig, target_names
 from .errors import ConfigError
 from .memory import ModelShape
-from .memory_plan import Kernels, Kind, optimizer_of, plan
+from .memory_plan import Kernels, Kind, optimizer_of, paged_state_bytes, plan
 from .records import CHECKPOINTING, Choice
-from .units import GIB
+from .units import GIB, memory
 
 _FUSED = {
     *("llama", "mistral", "ministral", "qwen2", "qwen3", "smollm3", "gemma", "gemma2", "gemma3_text", "phi3"),
@@ -26,7 +26,7 @@ costs more than recomputing."""
 @dataclass(frozen=True)
 class Situation:
     """What a choice depends on; memory in bytes.  ``no_fused_kernels`` is why fused layer kernels do not load, empty
-    where they do; ``triton``: whether a GPU's loss runs on it."""
+    where they do; ``triton``: whether there is a GPU whose loss runs on it."""
 
     kind: Kind
     has_bf16: bool
@@ -66,18 +66,20 @@ def choose(config: TrainConfig, shape: ModelShape, situation: Situation) -> Chos
         kernels=situation.kernels,
         reasons=(
             checkpointing_choice,
-            Choice("Optimizer", optimizer_of(config, situation.kind), _optimizer_why(config, cuda)),
+            Choice("Optimizer", optimizer_of(config, situation.kind), _optimizer_why(config, shape, situation.kind)),
             Choice("Number format", *_number_format(situation)),
             Choice("Fused kernels", *_fused_kernels(situation)),
         ),
     )
 
 
-def expected(kind: Kind, shape: ModelShape, free_bytes: int) -> Situation:
-    """The situation on a device of a kind, as far as it can be told without loading anything."""
-    fuses = kind == "cuda" and shape.family in _FUSED and bool(find_spec("liger_kernel"))
+def expected(kind: Kind, shape: ModelShape, free_bytes: int, *, here: bool = True) -> Situation:
+    """The situation on a device of a kind, as far as it can be told without loading anything: on this machine, or on
+    another that has what requirements-gpu.txt installs."""
+    cuda = kind == "cuda"
+    fuses = cuda and shape.family in _FUSED and (not here or bool(find_spec("liger_kernel")))
     trouble = "" if fuses else "they need a CUDA device, a model that Liger has kernels for, and liger-kernel"
-    return Situation(kind, True, free_bytes, trouble, triton=bool(find_spec("triton")))
+    return Situation(kind, True, free_bytes, trouble, triton=cuda and (not here or bool(find_spec("triton"))))
 
 
 def refuse(config: TrainConfig, kind: Kind) -> None:
@@ -114,10 +116,14 @@ def refuse_targets(config: TrainConfig, linear: Collection[str]) -> None:
             )
 
 
-def _optimizer_why(config: TrainConfig, cuda: bool) -> str:
+def _optimizer_why(config: TrainConfig, shape: ModelShape, kind: Kind) -> str:
     if config.optim != "auto":
         return "chosen by hand"
-    return "its state moves to the host when the GPU is full" if cuda else "paged optimizers need a CUDA device"
+    if kind == "cpu":
+        return "paged optimizers need a CUDA device"
+    if moves := paged_state_bytes(shape, config, kind):
+        return f"{memory(moves)} of its state move to the host when the GPU is full"
+    return "its state would move to the host when the GPU is full, but no matrix here is large enough to be paged"
 
 
 def _number_format(situation: Situation) -> tuple[str, str]:

@@ -117,6 +117,7 @@ def plan(services: Services, args: argparse.Namespace) -> dict[str, Any]:
         "device_bytes": found.device_bytes,
         "fits": found.fits,
         "gradient_checkpointing": chosen.checkpointing,
+        "kernels": chosen.kernels,
         "items": [asdict(item) for item in chosen.items],
         "trainable_parameters": chosen.trainable_parameters,
         "all_parameters": chosen.all_parameters,

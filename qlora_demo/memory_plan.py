@@ -31,6 +31,7 @@ _OVERHEAD: dict[Kind, tuple[int, str]] = {
     "cuda": (3 * GIB // 4, "CUDA context, cuBLAS workspace, the allocator's slack"),
     "cpu": (680 * MIB, "Python, torch and the other libraries in the process, measured"),
 }
+_PAGED_FROM = 100_000
 _MARGIN = 0.05
 _MOST_ROWS, _MOST_TOKENS = 4096, 131072
 _OPTIMIZER_BYTES = {"adamw_8bit": 2.0, "paged_adamw_8bit": 2.0, "paged_adamw_32bit": 8.0}
@@ -48,13 +49,14 @@ class MemoryItem:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """What one way of training takes; bytes."""
+    """What one way of training takes; bytes.  ``kernels`` None: of a processor."""
 
     way: Way
     items: tuple[MemoryItem, ...]
     trainable_parameters: int
     all_parameters: int
     checkpointing: bool
+    kernels: Kernels | None = None
 
     @property
     def total_bytes(self) -> int:
@@ -91,18 +93,18 @@ def plan(
     AdamW state."""
     base = shape.linear_parameters + shape.other_parameters
     trained = base if full else adapter_parameters(shape, config)
-    items = [
-        *_weights(shape, config, full),
-        *_trained(config, kind, trained, full),
-        *_passing(shape, config, kind, checkpointing=checkpointing, kernels=kernels, full=full),
-        *([] if full else [_adapted(shape, config, kind, checkpointing=checkpointing, kernels=kernels)]),
-    ]
+    passing = _passing(shape, config, kind, checkpointing=checkpointing, kernels=kernels, full=full)
+    if not full:
+        passing.append(_adapted(shape, config, kind, checkpointing=checkpointing, kernels=kernels))
+    freed = _freed(shape, config, passing, checkpointing)
+    items = [*_weights(shape, config, full), *_trained(config, kind, trained, full, freed), *passing]
     overhead, how = _OVERHEAD[kind]
     items.append(MemoryItem("fixed overhead", overhead, how))
     margin = round(_MARGIN * sum(item.bytes for item in items))
     items.append(MemoryItem("margin", margin, f"{_MARGIN:.0%}: fragmentation, and what is not reckoned"))
     way: Way = "full" if full else config.method
-    return MemoryPlan(way, tuple(items), trained, base if full else base + trained, checkpointing)
+    everything = base if full else base + trained
+    return MemoryPlan(way, tuple(items), trained, everything, checkpointing, None if kind == "cpu" else kernels)
 
 
 def compare(
@@ -180,6 +182,17 @@ def optimizer_of(config: TrainConfig, kind: Kind) -> str:
     return "paged_adamw_32bit" if kind == "cuda" else "adamw_torch"
 
 
+def paged_state_bytes(shape: ModelShape, config: TrainConfig, kind: Kind) -> int:
+    """Bytes of optimizer state that can move to the host: bitsandbytes pages what belongs to a matrix of 100,000 values
+    or more."""
+    name = optimizer_of(config, kind)
+    if kind != "cuda" or not name.startswith("paged"):
+        return 0
+    matrices = [config.r * size for sizes in _targets(shape, config).values() for size in sizes]
+    paged = sum(size for size in matrices if size >= _PAGED_FROM)
+    return round(shape.num_hidden_layers * paged * _OPTIMIZER_BYTES[name])
+
+
 def parse_memory(text: str) -> int:
     """``24GB`` or ``24 GiB`` -> bytes; cards are sold in GiB, whatever their boxes say.  Raises ValueError."""
     number = text.strip().upper().removesuffix("B").removesuffix("I").removesuffix("G")
@@ -209,14 +222,26 @@ def _weights(shape: ModelShape, config: TrainConfig, full: bool) -> list[MemoryI
     return [*parts, left, MemoryItem("one layer dequantized", 2 * largest, f"{largest:,} x 2 bytes, while it is used")]
 
 
-def _trained(config: TrainConfig, kind: Kind, trained: int, full: bool) -> list[MemoryItem]:
+def _freed(shape: ModelShape, config: TrainConfig, passing: list[MemoryItem], checkpointing: bool) -> int:
+    """What is gone of the activations when all gradients are there; with accumulation they are there from the start."""
+    if config.gradient_accumulation_steps > 1:
+        return 0
+    if checkpointing:
+        return 2 * config.per_device_train_batch_size * config.max_length * shape.num_hidden_layers * shape.hidden_size
+    return sum(item.bytes for item in passing if item.name != "logits")
+
+
+def _trained(config: TrainConfig, kind: Kind, trained: int, full: bool, freed: int) -> list[MemoryItem]:
+    """What is trained and what that needs; by the time all gradients are there, so much of the activations is
+    ``freed``."""
     wide = 2 if full or config.method != "lora" else 4
     name = optimizer_of(config, kind)
     state = 8.0 if full else _OPTIMIZER_BYTES.get(name, 2.0 * wide)
     adapters = [] if full else [MemoryItem("adapters", wide * trained, f"{trained:,} x {wide} bytes")]
+    how = f"{trained:,} x {wide} bytes" + ", beyond the activations, which go as they come" * bool(freed)
     return [
         *adapters,
-        MemoryItem("gradients", wide * trained, f"{trained:,} x {wide} bytes"),
+        MemoryItem("gradients", max(0, wide * trained - freed), how),
         MemoryItem("optimizer state", round(state * trained), f"{trained:,} x {state:g} bytes, {name}"),
     ]
 
@@ -267,9 +292,18 @@ def _adapted(
     layers = 1 if checkpointing else shape.num_hidden_layers
     tokens = config.per_device_train_batch_size * config.max_length
     per_token = inputs + magnitudes + 2 * config.r * len(targets)
-    return MemoryItem(
-        "adapters' activations", tokens * layers * per_token, how + ", and DoRA's outputs" * config.use_dora
-    )
+    copies = _copies(config, targets)
+    how += ", DoRA's outputs" * config.use_dora + ", and 16-bit copies of weights" * bool(copies)
+    return MemoryItem("adapters' activations", layers * (tokens * per_token + copies), how)
+
+
+def _copies(config: TrainConfig, targets: dict[str, tuple[int, int]]) -> int:
+    """Of one layer's weights in 16 bit that are kept for the backward pass: of adapters in fp32, and of quantized
+    layers under DoRA, which with dropout multiplies by them once more."""
+    if config.method == "lora":
+        return 2 * sum(config.r * (inputs + outputs) for inputs, outputs in targets.values())
+    multiplied_again = config.use_dora and config.lora_dropout
+    return 2 * sum(inputs * outputs for inputs, outputs in targets.values()) if multiplied_again else 0
 
 
 def _inputs_kept(shape: ModelShape, config: TrainConfig) -> int:

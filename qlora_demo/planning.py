@@ -41,7 +41,7 @@ def plan_training(settings: Settings, config: TrainConfig, gpu_bytes: int | None
         )
     kind: Kind = "cuda" if gpu_bytes else info.kind
     device_bytes = gpu_bytes or info.total_bytes
-    chosen = choose(config, shape, expected(kind, shape, device_bytes))
+    chosen = choose(config, shape, expected(kind, shape, device_bytes, here=kind == info.kind))
     return compare(
         shape, config, kind, device_bytes, checkpointing=chosen.gradient_checkpointing, kernels=chosen.kernels
     )

@@ -10,17 +10,23 @@ import pytest
 
 from qlora_demo import choices
 from qlora_demo.catalog import SHAPES
-from qlora_demo.choices import refuse_processes
+from qlora_demo.choices import Situation, refuse_processes
 from qlora_demo.config import TrainConfig
 from qlora_demo.errors import ConfigError, ModelError
 from qlora_demo.memory import ModelShape, activation_bytes
-from qlora_demo.memory_plan import Kernels, Kind, MemoryPlan, compare, lighter, parse_memory, plan
+from qlora_demo.memory_plan import Kernels, Kind, MemoryPlan, compare, lighter, paged_state_bytes, parse_memory, plan
 from qlora_demo.planning import plan_training
 from qlora_demo.services import Services
 from qlora_demo.units import GIB
 
 LLAMA = SHAPES["llama-2-7b"]
-ARTICLE = {"max_length": 512, "per_device_train_batch_size": 4, "target_modules": "attention", "r": 16}
+ARTICLE = {
+    "max_length": 512,
+    "per_device_train_batch_size": 4,
+    "gradient_accumulation_steps": 4,
+    "target_modules": "attention",
+    "r": 16,
+}
 
 
 def planned(*, checkpointing: bool = True, full: bool = False, **values: Any) -> MemoryPlan:
@@ -111,10 +117,64 @@ def test_fused_layers_keep_what_adapters_read_and_fp32_adapters_a_copy_each() ->
         return item(found, "adapters' activations") // (32 * 2048) - 2 * 16 * len(modules)
 
     modules, hidden, middle = LLAMA.linear_sizes(), 4096, 11008
+    adapters = sum(16 * (inputs + outputs) for inputs, outputs in modules.values())
     assert kept() == 2 * (hidden + hidden + middle)
-    assert kept(method="lora") == 2 * (6 * hidden + middle)
+    assert kept(method="lora") == 2 * (6 * hidden + middle) + 2 * adapters // 2048
     assert kept(use_dora=True) == kept() + 4 * sum(outputs for _, outputs in modules.values())
     assert kept(lora_dropout=0.05) == 3 * (6 * hidden + middle)
+
+
+def test_gradients_come_as_activations_go_unless_they_are_there_already() -> None:
+    def gradients(**values: Any) -> int:
+        return item(planned(checkpointing=False, **{"r": 256, "target_modules": "all-linear", **values}), "gradients")
+
+    whole = 2 * planned(r=256, target_modules="all-linear").trainable_parameters
+    assert gradients(gradient_accumulation_steps=2) == whole
+    assert gradients(gradient_accumulation_steps=1) == 0
+    assert 0 < gradients(gradient_accumulation_steps=1, max_length=16, per_device_train_batch_size=1) < whole
+    recomputed = planned(r=256, target_modules="all-linear", gradient_accumulation_steps=1)
+    assert item(recomputed, "gradients") == whole - 2 * 2048 * 32 * 4096
+
+
+@pytest.mark.parametrize(
+    ("values", "checkpointing", "layers"),
+    [
+        ({}, False, 32),
+        ({}, True, 1),
+        ({"method": "lora-8bit"}, False, 32),
+        ({"lora_dropout": 0.0}, False, 0),
+        ({"target_modules": "attention"}, False, 32),
+    ],
+)
+def test_dora_with_dropout_keeps_quantized_layers_in_16_bit(
+    values: dict[str, Any], checkpointing: bool, layers: int
+) -> None:
+    def kept(**more: Any) -> int:
+        settings: dict[str, Any] = {"target_modules": "all-linear", "lora_dropout": 0.05, **values, **more}
+        return item(planned(checkpointing=checkpointing, **settings), "adapters' activations")
+
+    sizes = LLAMA.linear_sizes()
+    adapted = sizes if "target_modules" not in values else {name: sizes[name] for name in sizes if name[1] == "_"}
+    outputs = (1 if checkpointing else 32) * 2048 * 4 * sum(outputs for _, outputs in adapted.values())
+    weights = 2 * layers * sum(inputs * outputs for inputs, outputs in adapted.values())
+    assert kept(use_dora=True) - kept() == outputs + weights
+
+
+@pytest.mark.parametrize(
+    ("values", "matrices"),
+    [({}, 0), ({"r": 32}, 8), ({"target_modules": "all-linear"}, 3), ({"optim": "adamw_8bit", "r": 32}, 0)],
+)
+def test_only_large_matrices_have_a_state_that_can_move_to_the_host(values: dict[str, Any], matrices: int) -> None:
+    config = TrainConfig(**{**ARTICLE, **values})
+    size = 11008 if "target_modules" in values else 4096
+    assert paged_state_bytes(LLAMA, config, "cuda") == 32 * matrices * config.r * size * 8
+    assert paged_state_bytes(LLAMA, config, "cpu") == 0
+    why = next(
+        one.why
+        for one in choices.choose(config, LLAMA, Situation("cuda", True, GIB)).reasons
+        if one.what == "Optimizer"
+    )
+    assert ("no matrix here is large enough" in why) == (matrices == 0 and config.optim == "auto")
 
 
 @pytest.mark.parametrize(
@@ -130,7 +190,10 @@ def test_a_plan_expects_the_kernels_that_are_there_for_the_model(
     family: str, installed: set[str], kernels: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(choices, "find_spec", lambda name: name in installed)
-    assert choices.expected("cuda", replace(LLAMA, family=family), GIB).kernels == kernels
+    shape = replace(LLAMA, family=family)
+    assert choices.expected("cuda", shape, GIB).kernels == kernels
+    assert choices.expected("cuda", shape, GIB, here=False).kernels == ("fused" if family == "llama" else "triton")
+    assert choices.expected("cpu", shape, GIB).kernels == "torch"
 
 
 def test_without_triton_a_gpu_s_loss_takes_what_torch_s_does() -> None:

@@ -32,6 +32,12 @@ def test_on_a_cpu_the_plan_is_near_though_processes_differ_by_some_per_cent() ->
     assert all(0.95 <= ratio <= 1.11 for ratio in ratios), ratios
 
 
+def test_what_the_plan_was_not_fitted_to_is_near_as_well() -> None:
+    ratios = _ratios("plan_wider_cpu.json")
+    assert len(ratios) >= 12
+    assert all(0.95 <= ratio <= 1.13 for ratio in ratios), ratios
+
+
 def test_what_the_plan_says_fits_a_budget_did_fit_it() -> None:
     result = json.loads((RESULTS / "frontier_h200.json").read_text("utf-8"))
     options, config = BenchmarkConfig(**result["options"]), TrainConfig(**result["config"])

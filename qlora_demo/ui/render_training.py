@@ -32,6 +32,11 @@ _COLOURS = {
 }
 """Of every part a plan can have."""
 _WAYS = {"qlora": "QLoRA, 4 bit", "lora": "LoRA, 16 bit", "lora-8bit": "LoRA, 8 bit", "full": "full fine-tuning"}
+_KERNELS = {
+    "fused": "Layers and loss run on fused kernels",
+    "triton": "The loss runs on fused kernels, the layers do not",
+    "torch": "Neither layers nor loss run on fused kernels",
+}
 _SMOOTH = 5
 
 
@@ -134,7 +139,11 @@ def _stack(plan: MemoryPlan, most: int) -> str:
 
 
 def _reach(found: Comparison) -> str:
-    recomputed = "" if found.chosen.checkpointing else f" With checkpointing: {memory(found.checkpointed_bytes)}."
+    recomputed = f" With checkpointing: {memory(found.checkpointed_bytes)}."
+    if found.chosen.checkpointing:
+        recomputed = " Activations are recomputed (checkpointing)."
+    if found.chosen.kernels:
+        recomputed += f" {_KERNELS[found.chosen.kernels]}."
     if not found.largest_batch:
         return f"<p>Not even one row of this length fits.{recomputed}</p>"
     return (

@@ -34,6 +34,10 @@ def settings(config: TrainConfig, situation: Situation, monkeypatch: pytest.Monk
     return dict(trainer._sft_config(Path("run"), config, choose(config, SHAPE, situation)))
 
 
+def test_a_processor_runs_no_kernels_of_a_gpu() -> None:
+    assert trainer.situation("llama").kernels == "torch"
+
+
 @pytest.mark.parametrize(
     ("values", "situation", "expected"),
     [
