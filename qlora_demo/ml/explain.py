@@ -16,14 +16,17 @@ from typing import Any
 
 import bitsandbytes.functional as quantization
 import torch
-from bitsandbytes.nn import Linear4bit, Params4bit
+from bitsandbytes.nn import Linear4bit
+from peft import LoraConfig
+from peft.tuners.lora.bnb import Linear4bit as AdaptedLinear4bit
 from safetensors import safe_open
-from torch.nn import functional
+from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from ..errors import ModelError, RunError
-from .load import compute_dtype
+from .load import compute_dtype, four_bit, keep_exact, tensor_bytes
 from .lora_linear import LoRALinear
+from .packed import pack_layer
 
 _BLOCK = 64
 _BINS = 64
@@ -112,24 +115,28 @@ def merged(weight: torch.Tensor, update: torch.Tensor) -> dict[str, dict[str, fl
 def of_a_token(weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> dict[str, dict[str, float]]:
     """One token through the layer in NF4 with the update b a beside it, and merged in 16 bit: ``bytes`` held, and
     median ``seconds`` of passes taken in turn, both on the processor."""
-    layer, kind = _four_bit(weight), compute_dtype()
-    whole, down, up = (tensor.to(kind) for tensor in (weight + b @ a, a, b))
-    row = torch.randn(1, weight.shape[1]).to(kind)
-    packed = layer.weight.nbytes + _constant_bytes(layer.weight.quant_state)
-    ways: dict[str, tuple[int, Callable[[], torch.Tensor]]] = {
-        "NF4, the update beside it": (
-            packed + down.nbytes + up.nbytes,
-            lambda: layer(row) + functional.linear(functional.linear(row, down), up),
-        ),
-        "merged in 16 bit": (whole.nbytes, lambda: functional.linear(row, whole)),
-    }
+    ways = answering_layers(weight, a, b)
+    row = torch.randn(1, 1, weight.shape[1]).to(compute_dtype())
     taken: dict[str, list[float]] = {name: [] for name in ways}
     with torch.inference_mode():
-        for name, (_, work) in [*ways.items()] * _PASSES:
+        for layer in ways.values():
+            layer(row)  # the first pass repacks the 4-bit weights
+        for name, layer in [*ways.items()] * _PASSES:
             began = time.perf_counter()
-            work()
+            layer(row)
             taken[name].append(time.perf_counter() - began)
-    return {name: {"bytes": held, "seconds": statistics.median(taken[name])} for name, (held, _) in ways.items()}
+    return {
+        name: {"bytes": tensor_bytes(layer), "seconds": statistics.median(taken[name])} for name, layer in ways.items()
+    }
+
+
+def answering_layers(weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> dict[str, nn.Module]:
+    """The layer with the update b a as the columns hold it: NF4 under PEFT's layer, and merged in 16 bit and packed."""
+    unscaled = {"r": a.shape[0], "lora_alpha": a.shape[0]}
+    beside = AdaptedLinear4bit(four_bit(_plain(weight)), "default", LoraConfig(**unscaled), **unscaled).eval()
+    for half, given in ((beside.lora_A, a), (beside.lora_B, b)):
+        half["default"].weight.data = given.to(compute_dtype())
+    return {"NF4, the update beside it": beside, "merged in 16 bit": pack_layer(_plain(weight + b @ a))}
 
 
 def levels() -> dict[str, list[float]]:
@@ -191,7 +198,7 @@ def bits(weight: torch.Tensor) -> dict[str, float]:
 def memory_of_a_pass(weight: torch.Tensor) -> dict[str, int]:
     """Bytes: the layer as stored, its constants and theirs with it, and in 16 bit, and the peak of new memory in a
     forward and a backward pass; all ``on`` the processor, whatever device the models are on."""
-    layer = _four_bit(weight)
+    layer = _frozen(weight)
     x = torch.randn(_TOKENS, weight.shape[1], dtype=compute_dtype(), requires_grad=True)
     with _peak() as forward:
         y = layer(x)
@@ -209,7 +216,7 @@ def memory_of_a_pass(weight: torch.Tensor) -> dict[str, int]:
 
 def what_training_touches(weight: torch.Tensor) -> dict[str, Any]:
     """A few steps of AdamW on an update over the quantized layer: what has a gradient, and what changed."""
-    base: Any = _four_bit(weight)
+    base: Any = _frozen(weight)
     layer = LoRALinear(base, r=8, alpha=16).to(compute_dtype())
     optimizer = torch.optim.AdamW([layer.A, layer.B], lr=1e-2)
     before, start = _checksum(base.weight), {"A": layer.A.detach().clone(), "B": layer.B.detach().clone()}
@@ -234,11 +241,15 @@ def _constant_bytes(state: Any) -> int:
     return int(state.absmax.nbytes + (state.state2.absmax.nbytes if state.nested else 0))
 
 
-def _four_bit(weight: torch.Tensor) -> Linear4bit:
-    layer = Linear4bit(weight.shape[1], weight.shape[0], bias=False, compute_dtype=compute_dtype(), quant_type="nf4")
-    layer.weight = Params4bit(weight.to(compute_dtype()), requires_grad=False, quant_type="nf4")
-    layer.support_avx512bf16_for_cpu = False
-    return layer.to("cpu")
+def _plain(weight: torch.Tensor) -> nn.Linear:
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    layer.weight = nn.Parameter(weight.to(compute_dtype()), requires_grad=False)
+    return layer
+
+
+def _frozen(weight: torch.Tensor) -> Linear4bit:
+    """The layer as training holds it."""
+    return keep_exact(four_bit(_plain(weight)))
 
 
 @contextmanager

@@ -154,7 +154,7 @@ def quantize_nf4(model: PreTrainedModel) -> PreTrainedModel:
     head = model.get_output_embeddings()
     for name, layer in list(model.named_modules()):
         if type(layer) is nn.Linear and layer is not head:
-            model.set_submodule(name, _four_bit(layer))
+            model.set_submodule(name, four_bit(layer))
     return model.eval()
 
 
@@ -257,7 +257,8 @@ def _is_packed(state: Any) -> bool:
     return bool(getattr(state, "packing_format_for_cpu", False))
 
 
-def _four_bit(layer: nn.Linear) -> bitsandbytes.nn.Linear4bit:
+def four_bit(layer: nn.Linear) -> bitsandbytes.nn.Linear4bit:
+    """A linear layer in NF4 with double quantization."""
     stored: dict[str, Any] = {"compress_statistics": True, "quant_type": "nf4"}
     made = bitsandbytes.nn.Linear4bit(
         layer.in_features, layer.out_features, layer.bias is not None, layer.weight.dtype, device="meta", **stored

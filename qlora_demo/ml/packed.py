@@ -55,11 +55,20 @@ def pack(model: PreTrainedModel) -> PreTrainedModel:
     for name, layer in list(model.named_modules()):
         if type(layer) is not nn.Linear:
             continue
-        if layer is head and layer.weight is table.weight:
-            model.set_submodule(name, FoldedLinear(layer))
-        elif layer.weight.dtype is torch.bfloat16 and _has_kernels():
-            _pack_one(model, name, layer)
+        tied = layer is head and layer.weight is table.weight
+        model.set_submodule(name, FoldedLinear(layer) if tied else pack_layer(layer))
     return model.eval()
+
+
+def pack_layer(layer: nn.Linear) -> nn.Linear:
+    """The layer, packed where the CPU has kernels for it and they give the same bits; else as it is."""
+    if layer.weight.dtype is not torch.bfloat16 or not _has_kernels():
+        return layer
+    packed = PackedLinear(layer)
+    rows = torch.linspace(-1, 1, _ROWS * layer.in_features).reshape(1, _ROWS, -1).to(layer.weight.dtype)
+    with torch.inference_mode():
+        same = torch.equal(layer(rows), packed(rows))
+    return packed if same else layer
 
 
 def unpack(model: nn.Module) -> None:
@@ -71,15 +80,6 @@ def unpack(model: nn.Module) -> None:
                 plain.weight = nn.Parameter(inner.weight.to_dense(), requires_grad=False)
                 plain.bias = inner.bias
                 layer.add_module(name, plain.eval())
-
-
-def _pack_one(model: PreTrainedModel, name: str, layer: nn.Linear) -> None:
-    packed = PackedLinear(layer)
-    rows = torch.linspace(-1, 1, _ROWS * layer.in_features).reshape(1, _ROWS, -1).to(layer.weight.dtype)
-    with torch.inference_mode():
-        same = torch.equal(layer(rows), packed(rows))
-    if same:
-        model.set_submodule(name, packed)
 
 
 def _has_kernels() -> bool:

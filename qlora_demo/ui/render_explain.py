@@ -117,8 +117,8 @@ def rounding(found: Facts) -> str:
         "<p>The update, written into the NF4 layer it was trained on: what is off, as a share of the update itself. "
         "Where rounding is off by as much as the update, nothing of what was learned is left for the logits.</p>"
         + tables.html(tables.Table(head, rows))
-        + "<p>What merging costs and buys, in this layer on the processor: the bytes it is held in, and one token's "
-        "pass through it, the median of passes taken in turn just now.</p>"
+        + "<p>What merging costs and buys, in this layer, held as a chat on the processor holds it: the bytes, and one "
+        "token's pass through it, the median of passes taken in turn just now.</p>"
         + tables.html(tables.Table(("one token through this layer", "bytes", "time"), _of_a_token(found["token"])))
     )
 

@@ -12,8 +12,10 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from qlora_demo.errors import ModelError
-from qlora_demo.ml import explain
+from qlora_demo.ml import explain, load
 from qlora_demo.ml.lora_linear import LoRALinear
+from qlora_demo.ml.packed import pack
+from tests.tiny import save_adapter
 
 
 @pytest.fixture
@@ -135,6 +137,36 @@ def test_what_one_token_takes_is_told_of_both_ways() -> None:
     assert merged["bytes"] == 2 * weight.numel()
     assert weight.numel() // 2 + 2 * 4 * (64 + 128) < beside["bytes"] < merged["bytes"]
     assert min(beside["seconds"], merged["seconds"]) > 0
+
+
+def test_one_token_takes_the_way_that_it_takes_in_a_column(tiny_model: Path, tmp_path: Path) -> None:
+    base = load.load_base(str(tiny_model), "nf4", "inference")
+    column = load.load_adapter(pack(base), save_adapter(tiny_model, tmp_path / "adapter"))
+    theirs = column.get_submodule("base_model.model.model.layers.0.mlp.up_proj")
+    weight = load.load_16bit(str(tiny_model)).get_submodule("model.layers.0.mlp.up_proj").weight
+    a, b = theirs.lora_A["default"].weight, theirs.scaling["default"] * theirs.lora_B["default"].weight
+    ours, merged = explain.answering_layers(weight, a, b).values()
+    plain = pack(load.load_16bit(str(tiny_model))).get_submodule("model.layers.0.mlp.up_proj")
+    x = torch.randn(1, 1, 64, dtype=torch.bfloat16)
+    with torch.inference_mode():
+        assert torch.allclose(ours(x), theirs(x), rtol=0.02, atol=0.02)
+        assert torch.allclose(merged(x), plain(x) + x @ (b @ a).T, rtol=0.02, atol=0.02)
+    assert (_held(ours), type(merged)) == (_held(theirs), type(plain))
+    assert [one["bytes"] for one in explain.of_a_token(weight, a, b).values()] == list(
+        map(load.tensor_bytes, (theirs, plain))
+    )
+
+
+def _held(layer: Any) -> tuple[Any, ...]:
+    """What decides which way a pass through PEFT's layer over a 4-bit one takes."""
+    base = layer.base_layer
+    return (
+        type(layer),
+        layer.lora_A["default"].weight.dtype,
+        base.training,
+        base.weight.dtype,
+        vars(base.weight.quant_state).keys(),
+    )
 
 
 @pytest.mark.parametrize(("rank", "ranks"), [(1, [1]), (4, [1, 2, 4]), (6, [1, 2, 4, 6])])
