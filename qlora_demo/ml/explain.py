@@ -6,6 +6,7 @@ Every figure is computed here when it is asked for.
 from __future__ import annotations
 
 import hashlib
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -30,6 +31,7 @@ from .packed import pack_layer
 
 _BLOCK = 64
 _BINS = 64
+_PART = 1 << 20
 _TOKENS = 64
 _STEPS = 3
 _PASSES = 25
@@ -43,17 +45,20 @@ def layer_names(source: str) -> list[str]:
 
 
 def explain_layer(source: str, name: str) -> dict[str, Any]:
-    """NF4 on one layer: ``levels``, ``histogram``, ``errors`` by type, ``bits``, ``memory`` of a pass, ``training``."""
-    weight = _read(source, f"{name}.weight").float()
+    """NF4 on one layer: ``levels``, ``histogram``, ``level_share``, ``errors`` by type, ``bits``, ``memory`` of a pass,
+    ``training``."""
+    weight = _read(source, f"{name}.weight")
+    layer = frozen_layer(weight)
     return {
         "name": name,
         "shape": list(weight.shape),
         "levels": levels(),
         "histogram": histogram(weight),
+        "level_share": level_share(layer),
         "errors": errors(weight),
-        "bits": bits(weight),
-        "memory": memory_of_a_pass(weight),
-        "training": what_training_touches(weight),
+        "bits": bits(weight, layer),
+        "memory": memory_of_a_pass(layer),
+        "training": what_training_touches(layer),
     }
 
 
@@ -67,8 +72,8 @@ def explain_update(source: str, adapter: Path, name: str, alpha_over_r: float) -
         if not all(halves):
             raise RunError(f"layer {name}: this run's adapter has no update for it; choose another layer or run")
         a, b = (file.get_tensor(key).float() for key in halves)
-    update = alpha_over_r * b @ a
-    values = torch.linalg.svdvals(update)[: a.shape[0]]
+    b = alpha_over_r * b
+    values, weight = singular_values(a, b), _read(source, f"{name}.weight")
     energy = (values**2).cumsum(0) / (values**2).sum().clamp(min=1e-30)
     return {
         "rank": a.shape[0],
@@ -77,9 +82,19 @@ def explain_update(source: str, adapter: Path, name: str, alpha_over_r: float) -
         "rank_for_99": int((energy < 0.99).sum()) + 1,
         "kept": {rank: float(energy[rank - 1]) for rank in _ranks_up_to(len(energy))},
         "norm": float((values**2).sum().sqrt()),
-        "merged": merged(_read(source, f"{name}.weight").float(), update),
-        "token": of_a_token(_read(source, f"{name}.weight").float(), a, alpha_over_r * b),
+        "merged": merged(weight, b @ a),
+        "token": of_a_token(weight, a, b),
     }
+
+
+def singular_values(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Those of b a, (outputs, r) by (r, inputs), that can be more than nothing, the largest first.
+
+    The orthogonal factors of b and of a's transpose do not change them, so they are those of a product of r by r.
+    """
+    left, right = (torch.linalg.qr(half.double(), mode="r").R for half in (b, a.T))
+    values: torch.Tensor = torch.linalg.svdvals(left @ right.T)
+    return values
 
 
 def _ranks_up_to(rank: int) -> list[int]:
@@ -93,23 +108,17 @@ def merged(weight: torch.Tensor, update: torch.Tensor) -> dict[str, dict[str, fl
     ``error``: root mean square of what is off in the merged weights over the update's own; ``output``: the same for
     the layer's output to normally distributed inputs, as the next layers see it.
     """
-    packed, state = quantization.quantize_4bit(weight, blocksize=_BLOCK, quant_type="nf4", compress_statistics=True)
-    base = quantization.dequantize_4bit(packed, state)
-    again, state = quantization.quantize_4bit(
-        base + update, blocksize=_BLOCK, quant_type="nf4", compress_statistics=True
-    )
-    made = {
-        "in 16 bit": (base + update).to(compute_dtype()).float(),
-        "in NF4 again": quantization.dequantize_4bit(again, state),
-    }
+    base = _rounded(weight.float())
     x = torch.randn(_TOKENS, weight.shape[1], generator=torch.Generator().manual_seed(0))
-    return {
-        name: {
-            "error": _relative(found - base, update),
-            "output": _relative(x @ (found - base).T, x @ update.T),
-        }
-        for name, found in made.items()
+    ways: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+        "in 16 bit": lambda whole: whole.to(compute_dtype()).float(),
+        "in NF4 again": _rounded,
     }
+    found = {}
+    for name, way in ways.items():  # one at a time: each is as large as the layer in fp32
+        kept = way(base + update).sub_(base)
+        found[name] = {"error": _relative(kept, update), "output": _relative(x @ kept.T, x @ update.T)}
+    return found
 
 
 def of_a_token(weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> dict[str, dict[str, float]]:
@@ -162,44 +171,50 @@ def levels() -> dict[str, list[float]]:
 
 
 def histogram(weight: torch.Tensor) -> dict[str, list[float]]:
-    """The layer's weights over their block's largest one, binned, and how often each NF4 level is used."""
-    scaled = _blocks(weight) / _blocks(weight).abs().amax(1, keepdim=True).clamp(min=1e-30)
-    counts = torch.histc(scaled, _BINS, -1.0, 1.0) / scaled.numel()
-    nf4 = torch.tensor(quantization.get_4bit_type("nf4", device="cpu").tolist())
-    nearest = (scaled.flatten()[:, None] - nf4).abs().argmin(1)
-    used = torch.bincount(nearest, minlength=16) / nearest.numel()
+    """The layer's weights over their block's largest one, binned: the bins' middles ``at``, and their ``share``."""
+    counts = torch.zeros(_BINS)
+    for blocks in _parts(weight):
+        counts += torch.histc(blocks / _largest(blocks), _BINS, -1.0, 1.0)
     middles = [(-1 + (2 * at + 1) / _BINS) for at in range(_BINS)]
-    return {"at": middles, "share": counts.tolist(), "level_share": used.tolist()}
+    return {"at": middles, "share": (counts / counts.sum()).tolist()}
+
+
+def level_share(layer: Linear4bit) -> list[float]:
+    """How often each of the 16 levels stands in a layer's stored weights, two of which share a byte."""
+    pairs = layer.weight.data.flatten()
+    high, low = (torch.bincount(half, minlength=16) for half in (pairs >> 4, pairs & 15))
+    shares: list[float] = ((high + low) / (2 * len(pairs))).tolist()
+    return shares
 
 
 def errors(weight: torch.Tensor) -> dict[str, float]:
     """Root mean square error over the weights' own, in blocks of 64: NF4, FP4, and evenly spaced int4."""
-    found: dict[str, float] = {}
-    for kind in ("nf4", "fp4"):
-        packed, state = quantization.quantize_4bit(weight, blocksize=_BLOCK, quant_type=kind)
-        found[kind] = _relative(quantization.dequantize_4bit(packed, state), weight)
-    blocks = _blocks(weight)
-    scale = blocks.abs().amax(1, keepdim=True).clamp(min=1e-30) / 7
-    found["int4 (absmax)"] = _relative((blocks / scale).round().clamp(-7, 7) * scale, blocks)
-    return found
+    ways: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+        "nf4": lambda blocks: _rounded(blocks, "nf4", double=False),
+        "fp4": lambda blocks: _rounded(blocks, "fp4", double=False),
+        "int4 (absmax)": _evenly_spaced,
+    }
+    off, own = dict.fromkeys(ways, 0.0), 0.0
+    for blocks in _parts(weight):
+        own += float(blocks.square().sum())
+        for name, way in ways.items():
+            off[name] += float((way(blocks) - blocks).square().sum())
+    return {name: math.sqrt(found / max(own, 1e-30)) for name, found in off.items()}
 
 
-def bits(weight: torch.Tensor) -> dict[str, float]:
-    """Bits per weight by arithmetic and as stored, without and with double quantization."""
+def bits(weight: torch.Tensor, layer: Linear4bit) -> dict[str, float]:
+    """Bits per weight by arithmetic and as stored, without double quantization and with it, as the layer has it."""
     found = {"arithmetic, single": 4 + 32 / _BLOCK, "arithmetic, double": 4 + 8 / _BLOCK + 32 / (_BLOCK * 256)}
-    for name, double in (("single", False), ("double", True)):
-        packed, state = quantization.quantize_4bit(
-            weight, blocksize=_BLOCK, quant_type="nf4", compress_statistics=double
-        )
-        found[f"stored, {name}"] = 8 * (packed.nbytes + _constant_bytes(state)) / weight.numel()
+    single = (quantization.quantize_4bit(part, blocksize=_BLOCK, quant_type="nf4") for part in _parts(weight))
+    found["stored, single"] = 8 * sum(_stored_bytes(*part) for part in single) / weight.numel()
+    found["stored, double"] = 8 * _stored_bytes(layer.weight, layer.weight.quant_state) / weight.numel()
     return found
 
 
-def memory_of_a_pass(weight: torch.Tensor) -> dict[str, int]:
+def memory_of_a_pass(layer: Linear4bit) -> dict[str, Any]:
     """Bytes: the layer as stored, its constants and theirs with it, and in 16 bit, and the peak of new memory in a
     forward and a backward pass; all ``on`` the processor, whatever device the models are on."""
-    layer = _frozen(weight)
-    x = torch.randn(_TOKENS, weight.shape[1], dtype=compute_dtype(), requires_grad=True)
+    x = torch.randn(_TOKENS, layer.in_features, dtype=compute_dtype(), requires_grad=True)
     with _peak() as forward:
         y = layer(x)
     with _peak() as backward:
@@ -207,20 +222,19 @@ def memory_of_a_pass(weight: torch.Tensor) -> dict[str, int]:
     return {
         "tokens": _TOKENS,
         "on": "the processor",
-        "stored": layer.weight.nbytes + _constant_bytes(layer.weight.quant_state),
-        "in_16_bit": 2 * weight.numel(),
+        "stored": _stored_bytes(layer.weight, layer.weight.quant_state),
+        "in_16_bit": 2 * layer.in_features * layer.out_features,
         "forward_peak": forward(),
         "backward_peak": backward(),
     }
 
 
-def what_training_touches(weight: torch.Tensor) -> dict[str, Any]:
+def what_training_touches(base: Linear4bit) -> dict[str, Any]:
     """A few steps of AdamW on an update over the quantized layer: what has a gradient, and what changed."""
-    base: Any = _frozen(weight)
     layer = LoRALinear(base, r=8, alpha=16).to(compute_dtype())
     optimizer = torch.optim.AdamW([layer.A, layer.B], lr=1e-2)
     before, start = _checksum(base.weight), {"A": layer.A.detach().clone(), "B": layer.B.detach().clone()}
-    x, target = (torch.randn(_TOKENS, size, dtype=compute_dtype()) for size in reversed(weight.shape))
+    x, target = (torch.randn(_TOKENS, size, dtype=compute_dtype()) for size in (base.in_features, base.out_features))
     gradients: dict[str, bool] = {}
     for _ in range(_STEPS):
         optimizer.zero_grad()
@@ -236,9 +250,9 @@ def what_training_touches(weight: torch.Tensor) -> dict[str, Any]:
     }
 
 
-def _constant_bytes(state: Any) -> int:
-    """The blocks' constants, and where these are quantized, theirs."""
-    return int(state.absmax.nbytes + (state.state2.absmax.nbytes if state.nested else 0))
+def frozen_layer(weight: torch.Tensor) -> Linear4bit:
+    """A layer of weights (outputs, inputs) in NF4 as training holds it: never repacked."""
+    return keep_exact(four_bit(_plain(weight)))
 
 
 def _plain(weight: torch.Tensor) -> nn.Linear:
@@ -247,9 +261,9 @@ def _plain(weight: torch.Tensor) -> nn.Linear:
     return layer
 
 
-def _frozen(weight: torch.Tensor) -> Linear4bit:
-    """The layer as training holds it."""
-    return keep_exact(four_bit(_plain(weight)))
+def _stored_bytes(packed: torch.Tensor, state: Any) -> int:
+    """The weights, their blocks' constants, and where these are quantized, theirs."""
+    return int(packed.nbytes + state.absmax.nbytes + (state.state2.absmax.nbytes if state.nested else 0))
 
 
 @contextmanager
@@ -266,17 +280,36 @@ def _peak() -> Iterator[Callable[[], int]]:
     found.append(most)
 
 
-def _blocks(weight: torch.Tensor) -> torch.Tensor:
-    flat = weight.flatten()
-    return flat[: flat.numel() // _BLOCK * _BLOCK].view(-1, _BLOCK)
+def _parts(weight: torch.Tensor) -> Iterator[torch.Tensor]:
+    """The weights in fp32 in blocks of 64, some at a time: whole copies of a large layer would take gigabytes."""
+    flat = weight.flatten()[: weight.numel() // _BLOCK * _BLOCK]
+    for at in range(0, len(flat), _PART):
+        yield flat[at : at + _PART].float().view(-1, _BLOCK)
+
+
+def _largest(blocks: torch.Tensor) -> torch.Tensor:
+    return blocks.abs().amax(1, keepdim=True).clamp(min=1e-30)
+
+
+def _rounded(values: torch.Tensor, kind: str = "nf4", *, double: bool = True) -> torch.Tensor:
+    """The values as they come back from a 4-bit type."""
+    packed, state = quantization.quantize_4bit(values, blocksize=_BLOCK, quant_type=kind, compress_statistics=double)
+    back: torch.Tensor = quantization.dequantize_4bit(packed, state)
+    return back
+
+
+def _evenly_spaced(blocks: torch.Tensor) -> torch.Tensor:
+    scale = _largest(blocks) / 7
+    return (blocks / scale).round().clamp(-7, 7) * scale
 
 
 def _relative(made: torch.Tensor, given: torch.Tensor) -> float:
-    return float((made - given).pow(2).mean().sqrt() / given.pow(2).mean().sqrt().clamp(min=1e-30))
+    """Root mean square of what is off, over that of what was given."""
+    return float((made - given).pow_(2).mean().sqrt() / given.pow(2).mean().sqrt().clamp(min=1e-30))
 
 
 def _checksum(tensor: torch.Tensor) -> str:
-    return hashlib.blake2b(tensor.data.cpu().numpy().tobytes(), digest_size=8).hexdigest()
+    return hashlib.blake2b(tensor.data.cpu().numpy(), digest_size=8).hexdigest()
 
 
 def _files(source: str) -> list[Path]:

@@ -49,9 +49,7 @@ def nf4(facts: Facts) -> str:
     off = max(abs(ours - theirs) for ours, theirs in zip(stored, made, strict=True))
     histogram = facts["histogram"]
     weights = {"weights": list(zip(histogram["at"], histogram["share"], strict=True))}
-    used = {
-        f"{level:.2f}": {"share": 100 * share} for level, share in zip(stored, histogram["level_share"], strict=True)
-    }
+    used = {f"{level:.2f}": {"share": 100 * share} for level, share in zip(stored, facts["level_share"], strict=True)}
     errors = tuple((name, percent(value)) for name, value in facts["errors"].items())
     return (
         f"<p>The 16 levels are quantiles of a normal distribution, meant for weights that are so distributed. "

@@ -6,6 +6,7 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import bitsandbytes.functional as quantization
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -76,6 +77,11 @@ def weight() -> torch.Tensor:
     return torch.randn(128, 256, generator=torch.Generator().manual_seed(0))
 
 
+@pytest.fixture
+def layer(weight: torch.Tensor) -> Any:
+    return explain.frozen_layer(weight)
+
+
 def test_nf4_is_nearest_to_normal_weights(weight: torch.Tensor) -> None:
     errors = explain.errors(weight)
     assert errors["nf4"] < errors["fp4"] and errors["nf4"] < errors["int4 (absmax)"]
@@ -83,8 +89,18 @@ def test_nf4_is_nearest_to_normal_weights(weight: torch.Tensor) -> None:
     assert uniform["int4 (absmax)"] < uniform["nf4"], "and not to others"
 
 
-def test_bits_as_stored_are_those_of_the_arithmetic(weight: torch.Tensor) -> None:
-    found = explain.bits(weight)
+def test_a_layer_s_parts_add_up_to_the_whole(weight: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    errors, histogram = explain.errors(weight), explain.histogram(weight)
+    monkeypatch.setattr(explain, "_PART", 192)
+    assert explain.errors(weight) == pytest.approx(errors)
+    assert explain.histogram(weight) == histogram
+    packed, state = quantization.quantize_4bit(weight, blocksize=64, quant_type="nf4")
+    off = quantization.dequantize_4bit(packed, state) - weight
+    assert errors["nf4"] == pytest.approx(float(off.norm() / weight.norm()))
+
+
+def test_bits_as_stored_are_those_of_the_arithmetic(weight: torch.Tensor, layer: Any) -> None:
+    found = explain.bits(weight, layer)
     assert found["arithmetic, double"] == pytest.approx(4.127, abs=5e-4)
     assert found["stored, single"] == found["arithmetic, single"] == 4.5
     assert found["stored, double"] == pytest.approx(found["arithmetic, double"], abs=1e-3)
@@ -93,18 +109,39 @@ def test_bits_as_stored_are_those_of_the_arithmetic(weight: torch.Tensor) -> Non
 def test_the_histogram_holds_every_weight_once(weight: torch.Tensor) -> None:
     found = explain.histogram(weight)
     assert sum(found["share"]) == pytest.approx(1.0)
-    assert sum(found["level_share"]) == pytest.approx(1.0)
+    blocks = weight.view(-1, 64)
+    scaled = blocks / blocks.abs().amax(1, keepdim=True)
+    assert [64 * share for share in found["share"][-2:]] == pytest.approx(
+        [64 * float(((scaled >= low) & (scaled <= low + 2 / 64)).float().mean()) for low in (60 / 64, 62 / 64)]
+    )
 
 
-def test_a_pass_holds_the_layer_in_16_bit_for_a_moment(weight: torch.Tensor) -> None:
-    found = explain.memory_of_a_pass(weight)
-    assert found["stored"] == weight.numel() * explain.bits(weight)["stored, double"] / 8 < found["in_16_bit"] / 3
+def test_the_share_of_each_level_is_that_of_the_weights_nearest_to_it(weight: torch.Tensor, layer: Any) -> None:
+    blocks = weight.to(torch.bfloat16).float().view(-1, 64)
+    scaled = blocks / blocks.abs().amax(1, keepdim=True)
+    nearest = (scaled.flatten()[:, None] - torch.tensor(explain.levels()["stored"])).abs().argmin(1)
+    expected = torch.bincount(nearest, minlength=16) / weight.numel()
+    assert explain.level_share(layer) == pytest.approx(expected.tolist())
+
+
+@pytest.mark.parametrize(("outputs", "inputs", "r"), [(96, 64, 8), (64, 96, 8), (4, 96, 8), (96, 4, 8)])
+def test_singular_values_of_an_update_are_those_of_the_whole_product(outputs: int, inputs: int, r: int) -> None:
+    made = torch.Generator().manual_seed(0)
+    a, b = torch.randn(r, inputs, generator=made), torch.randn(outputs, r, generator=made)
+    found, whole = explain.singular_values(a, b), torch.linalg.svdvals(b @ a)[:r]
+    assert found.tolist() == pytest.approx(whole.tolist(), abs=1e-6 * float(whole[0]))
+
+
+def test_a_pass_holds_the_layer_in_16_bit_for_a_moment(weight: torch.Tensor, layer: Any) -> None:
+    found = explain.memory_of_a_pass(layer)
+    assert found["stored"] == weight.numel() * explain.bits(weight, layer)["stored, double"] / 8
+    assert found["stored"] < found["in_16_bit"] / 3
     assert found["in_16_bit"] <= found["forward_peak"] < 4 * found["in_16_bit"]
     assert found["in_16_bit"] <= found["backward_peak"]
 
 
-def test_training_leaves_the_frozen_weights_alone(weight: torch.Tensor) -> None:
-    found = explain.what_training_touches(weight)
+def test_training_leaves_the_frozen_weights_alone(layer: Any) -> None:
+    found = explain.what_training_touches(layer)
     assert found["frozen_before"] == found["frozen_after"]
     assert found["gradients"] == {"A": True, "B": True, "base.weight": False}
     assert found["changed"] == {"A": True, "B": True}
