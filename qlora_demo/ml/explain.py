@@ -108,15 +108,12 @@ def merged(weight: torch.Tensor, update: torch.Tensor) -> dict[str, dict[str, fl
     ``error``: root mean square of what is off in the merged weights over the update's own; ``output``: the same for
     the layer's output to normally distributed inputs, as the next layers see it.
     """
-    base = _rounded(weight.float())
+    base = _rounded(weight.to(compute_dtype())).float()  # as the forward pass of training writes it out
     x = torch.randn(_TOKENS, weight.shape[1], generator=torch.Generator().manual_seed(0))
-    ways: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-        "in 16 bit": lambda whole: whole.to(compute_dtype()).float(),
-        "in NF4 again": _rounded,
-    }
+    whole = (base + update).to(compute_dtype())
     found = {}
-    for name, way in ways.items():  # one at a time: each is as large as the layer in fp32
-        kept = way(base + update).sub_(base)
+    for name, made in (("in 16 bit", whole), ("in NF4 again", _rounded(whole))):
+        kept = made.float().sub_(base)
         found[name] = {"error": _relative(kept, update), "output": _relative(x @ kept.T, x @ update.T)}
     return found
 

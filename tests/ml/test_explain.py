@@ -165,6 +165,8 @@ def test_a_small_update_is_kept_in_16_bit_and_lost_in_nf4() -> None:
     large = explain.merged(weight, 100 * small)
     assert large["in NF4 again"]["error"] < found["in NF4 again"]["error"]
     assert large["in 16 bit"]["output"] < 0.01
+    tiny = explain.merged(weight, 1e-4 * small)
+    assert 0.9 < tiny["in 16 bit"]["error"] <= 1, "it is lost where weights are not zero, and nothing else is off"
 
 
 def test_what_one_token_takes_is_told_of_both_ways() -> None:
