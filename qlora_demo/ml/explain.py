@@ -149,13 +149,14 @@ def levels() -> dict[str, list[float]]:
     """NF4's 16 levels as the library stores them, and as quantiles of the normal distribution give them.
 
     Eight quantiles on the positive side and seven on the negative, evenly spaced in probability, and zero; scaled so
-    that the outermost is 1 (Dettmers et al. 2023, QLoRA).
+    that the outermost is 1 (Dettmers et al. 2023, QLoRA).  The quantile of probability 1 is infinite, so the outermost
+    stands half a step before it: of the mean of 15 levels' steps and 16 levels'.
     """
-    offset = 0.9677083
+    outermost = 1 - (1 / 30 + 1 / 32) / 2
     normal = NormalDist()
 
     def side(count: int) -> list[float]:
-        steps = [offset + (0.5 - offset) * at / count for at in range(count)]
+        steps = [outermost + (0.5 - outermost) * at / count for at in range(count)]
         return [normal.inv_cdf(share) for share in steps]
 
     positive, negative = side(8), side(7)
