@@ -228,22 +228,28 @@ def memory_of_a_pass(layer: Linear4bit) -> dict[str, Any]:
 
 
 def what_training_touches(base: Linear4bit) -> dict[str, Any]:
-    """A few steps of AdamW on an update over the quantized layer: what has a gradient, and what changed."""
+    """A few steps of AdamW on an update over the quantized layer: what has a gradient, and what changed.
+
+    ``input_gradient``: the root mean square of what reached the layer's input in the first step.  B is zero then, so it
+    came through the frozen weights.
+    """
     layer = LoRALinear(base, r=8, alpha=16).to(compute_dtype())
     optimizer = torch.optim.AdamW([layer.A, layer.B], lr=1e-2)
-    before, start = _checksum(base.weight), {"A": layer.A.detach().clone(), "B": layer.B.detach().clone()}
+    before, start = _checksum(base), {"A": layer.A.detach().clone(), "B": layer.B.detach().clone()}
     x, target = (torch.randn(_TOKENS, size, dtype=compute_dtype()) for size in (base.in_features, base.out_features))
-    gradients: dict[str, bool] = {}
+    reached: list[float] = []
     for _ in range(_STEPS):
         optimizer.zero_grad()
-        (layer(x) - target).float().pow(2).mean().backward()
-        gradients = {name: parameter.grad is not None for name, parameter in layer.named_parameters()}
+        given = x.clone().requires_grad_()
+        (layer(given) - target).float().pow(2).mean().backward()
+        reached.append(0.0 if given.grad is None else float(given.grad.float().pow(2).mean().sqrt()))
         optimizer.step()
     return {
         "steps": _STEPS,
         "frozen_before": before,
-        "frozen_after": _checksum(base.weight),
-        "gradients": gradients,
+        "frozen_after": _checksum(base),
+        "gradients": {name: parameter.grad is not None for name, parameter in layer.named_parameters()},
+        "input_gradient": reached[0],
         "changed": {name: bool((getattr(layer, name) != kept).any()) for name, kept in start.items()},
     }
 
@@ -306,8 +312,12 @@ def _relative(made: torch.Tensor, given: torch.Tensor) -> float:
     return float((made - given).pow_(2).mean().sqrt() / given.pow(2).mean().sqrt().clamp(min=1e-30))
 
 
-def _checksum(tensor: torch.Tensor) -> str:
-    return hashlib.blake2b(tensor.data.cpu().numpy(), digest_size=8).hexdigest()
+def _checksum(layer: Linear4bit) -> str:
+    """Of all that a layer's 4-bit weights are read from: codes, constants, and what those are read from."""
+    state, digest = layer.weight.quant_state, hashlib.blake2b(digest_size=8)
+    for tensor in (layer.weight.data, state.code, state.absmax, state.offset, state.state2.absmax, state.state2.code):
+        digest.update(tensor.numpy())
+    return digest.hexdigest()
 
 
 def _files(source: str) -> list[Path]:

@@ -81,15 +81,17 @@ def one_pass(facts: Facts) -> str:
     )
     gradients = ", ".join(name for name, there in trained["gradients"].items() if there)
     without = ", ".join(name for name, there in trained["gradients"].items() if not there)
-    same = trained["frozen_before"] == trained["frozen_after"]
+    same, reached = trained["frozen_before"] == trained["frozen_after"], trained["input_gradient"]
+    through = f"is {reached:.2g} (root mean square): it came through the frozen weights" if reached else "is nothing"
     return (
         f"<p>The stored weights are written out in 16 bit for the product and forgotten, once in the forward and once "
         f"more in the backward pass ({found['tokens']} tokens, measured on {found['on']}).</p>"
         + tables.html(tables.Table(("", "bytes"), rows))
-        + f"<p>After {trained['steps']} steps of AdamW the frozen 4-bit weights' checksum is "
+        + f"<p>After {trained['steps']} steps of AdamW the checksum of the frozen 4-bit weights and their constants is "
         f"{escape(trained['frozen_after'])}, before it was {escape(trained['frozen_before'])}: "
-        f"<b>{'unchanged' if same else 'changed'}</b>. Gradients exist for {escape(gradients)}; none is kept for "
-        f"{escape(without)}, though they flow through it.</p>"
+        f"<b>{'unchanged' if same else 'changed'}</b>. Gradients exist for {escape(gradients)} and not for "
+        f"{escape(without)}. In the first step, while B is zero and the update passes none on, the gradient at the "
+        f"layer's input {through}.</p>"
     )
 
 

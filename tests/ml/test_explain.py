@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,17 @@ def test_training_leaves_the_frozen_weights_alone(layer: Any) -> None:
     assert found["frozen_before"] == found["frozen_after"]
     assert found["gradients"] == {"A": True, "B": True, "base.weight": False}
     assert found["changed"] == {"A": True, "B": True}
+    assert found["input_gradient"] > 0
+    through_nothing = explain.what_training_touches(explain.frozen_layer(torch.zeros(128, 256)))
+    assert through_nothing["input_gradient"] == 0, "it comes through the frozen weights alone"
+
+
+@pytest.mark.parametrize("part", ["weight.data", "code", "absmax", "offset", "state2.absmax", "state2.code"])
+def test_the_checksum_is_of_the_constants_too(part: str, layer: Any) -> None:
+    before = explain._checksum(layer)
+    tensor = operator.attrgetter(part)(layer if part == "weight.data" else layer.weight.quant_state)
+    tensor.copy_(tensor.flip(0) if tensor.dim() else tensor + 1)
+    assert explain._checksum(layer) != before
 
 
 def test_layers_of_a_real_folder(tiny_model: Path) -> None:
