@@ -20,20 +20,23 @@ from qlora_demo.ml.packed import pack
 from tests.tiny import save_adapter
 
 
-@pytest.fixture
-def pair() -> tuple[LoRALinear, Any]:
+def _pair(dropout: float = 0.0) -> tuple[LoRALinear, Any]:
     """Our layer and PEFT's, on the same weights."""
     torch.manual_seed(0)
     base = nn.Linear(24, 40)
-    theirs = get_peft_model(
-        nn.Sequential(copy.deepcopy(base)), LoraConfig(r=4, lora_alpha=8, target_modules=["0"])
-    ).base_model.model[0]
-    ours = LoRALinear(base, r=4, alpha=8)
+    config = LoraConfig(r=4, lora_alpha=8, lora_dropout=dropout, target_modules=["0"])
+    theirs = get_peft_model(nn.Sequential(copy.deepcopy(base)), config).base_model.model[0]
+    ours = LoRALinear(base, r=4, alpha=8, dropout=dropout)
     with torch.no_grad():
         ours.A.copy_(theirs.lora_A["default"].weight)
         theirs.lora_B["default"].weight.normal_()
         ours.B.copy_(theirs.lora_B["default"].weight)
     return ours, theirs
+
+
+@pytest.fixture
+def pair() -> tuple[LoRALinear, Any]:
+    return _pair()
 
 
 def test_training_starts_at_the_frozen_layer_exactly() -> None:
@@ -44,14 +47,41 @@ def test_training_starts_at_the_frozen_layer_exactly() -> None:
 
 def test_forward_and_gradients_are_pefts(pair: tuple[LoRALinear, Any]) -> None:
     ours, theirs = pair
-    x = torch.randn(5, 24)
-    for layer in pair:
-        layer(x).pow(2).sum().backward()
-    assert torch.allclose(ours(x), theirs(x), atol=1e-5)
+    x, given = (torch.randn(5, 24, generator=torch.Generator().manual_seed(1)).requires_grad_() for _ in pair)
+    ours(x).pow(2).sum().backward()
+    theirs(given).pow(2).sum().backward()
+    assert torch.allclose(ours(x), theirs(given), atol=1e-5)
+    assert x.grad is not None and given.grad is not None
+    assert torch.allclose(x.grad, given.grad, rtol=1e-4, atol=1e-3)
     assert ours.A.grad is not None and ours.B.grad is not None
     assert torch.allclose(ours.A.grad, theirs.lora_A["default"].weight.grad, rtol=1e-4, atol=1e-3)
     assert torch.allclose(ours.B.grad, theirs.lora_B["default"].weight.grad, rtol=1e-4, atol=1e-3)
     assert ours.base.weight.grad is None and theirs.base_layer.weight.grad is None
+
+
+def test_dropout_is_pefts_in_training_and_none_in_answering() -> None:
+    ours, theirs = _pair(dropout=0.5)
+    x = torch.randn(5, 24)
+    drawn = []
+    for layer in (ours, theirs):
+        torch.manual_seed(1)
+        drawn.append(layer(x))
+    assert torch.allclose(drawn[0], drawn[1], atol=1e-5)
+    on_average = torch.stack([ours(x) for _ in range(4000)]).mean(0)
+    answered = ours.eval()(x)
+    assert torch.allclose(answered, theirs.eval()(x), atol=1e-5) and torch.equal(answered, ours(x))
+    assert torch.allclose(on_average, answered, atol=0.3)
+    assert not torch.allclose(drawn[0], answered, atol=1.0)
+
+
+def test_a_is_drawn_as_peft_draws_it() -> None:
+    torch.manual_seed(0)
+    base = nn.Linear(256, 8)
+    theirs = get_peft_model(nn.Sequential(copy.deepcopy(base)), LoraConfig(r=64, target_modules=["0"]))
+    drawn = (LoRALinear(base, r=64, alpha=1).A, theirs.base_model.model[0].lora_A["default"].weight)
+    for a in drawn:
+        shares = torch.quantile(16 * a.detach(), torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0]))
+        assert shares.tolist() == pytest.approx([-1, -0.5, 0, 0.5, 1], abs=0.03), "evenly up to 1 / sqrt(256)"
 
 
 def test_merging_is_pefts_and_can_be_undone(pair: tuple[LoRALinear, Any]) -> None:
