@@ -9,12 +9,10 @@ from typing import Any
 import gradio as gr
 
 from ..catalog import SHAPES, SMOLLM2
-from ..choices import expected
 from ..config import TrainConfig, target_names
 from ..errors import ConfigError, DemoError
 from ..jobs import read_result
-from ..memory import activation_bytes
-from ..memory_plan import parse_memory
+from ..memory_plan import parse_memory, plan
 from ..planning import plan_training
 from ..runs import Run
 from ..services import Services
@@ -24,7 +22,7 @@ from .gate import Gate
 from .listed import listed
 from .render_training import problem
 
-_SIZE = 4096
+_SHAPE = "llama-2-7b"
 _LAYER = Path(__file__).parent.parent / "ml" / "lora_linear.py"
 
 
@@ -57,7 +55,11 @@ class Explain:
 
     def size(self, r: int) -> str:
         """An update's parameters at a rank."""
-        return show.update_size(_SIZE, _SIZE, int(r))
+        shape = SHAPES[_SHAPE]
+        config = TrainConfig(gradient_accumulation_steps=2)  # so that the plan holds all gradients at once
+        whole = plan(shape, config, "cuda", checkpointing=False, full=True)
+        trained = [plan(shape, config.changed(method=way), "cuda", checkpointing=False) for way in ("qlora", "lora")]
+        return show.update_size((shape.hidden_size, shape.hidden_size), int(r), whole, trained)
 
     def layers(self, run: str | None) -> list[Any]:
         """The layers of a run's base that can be looked into, and what merging did to it."""
@@ -79,17 +81,16 @@ class Explain:
         """The memory of training a shape on a card, part by part; what of it pages, and what may be computed again."""
         try:
             config = TrainConfig(model=shape, method=method, max_length=512, target_modules="attention")
-            found = plan_training(self.services.settings, config, parse_memory(card))
+            size = parse_memory(card)
+            found, kept, recomputed = (
+                plan_training(self.services.settings, config.changed(gradient_checkpointing=switch), size)
+                for switch in ("auto", "off", "on")
+            )
         except DemoError as exc:
             return [problem(str(exc)), ""]
         except ValueError:
             return [problem(f"card: {card!r} is not allowed; give a size like 24GB"), ""]
-        tokens = config.per_device_train_batch_size * config.max_length
-        fused = expected("cuda", SHAPES[shape], 0).kernels == "fused"
-        kept, recomputed = (
-            activation_bytes(SHAPES[shape], tokens, checkpointing=on, fused=fused) for on in (False, True)
-        )
-        return [show.ledger(found), show.paging(found, kept, recomputed)]
+        return [show.ledger(found, config), show.paging(kept.chosen, recomputed.chosen)]
 
     def _update(self, run: Run, name: str) -> list[str]:
         try:
@@ -131,7 +132,7 @@ def _draw() -> SimpleNamespace:
         parts.merging = gr.HTML(show.merging(None), elem_id="merging")
     with gr.Accordion("The memory ledger", open=True):
         with gr.Row():
-            parts.shape = gr.Dropdown(list(SHAPES), value="llama-2-7b", label="Shape", elem_id="ledger-shape")
+            parts.shape = gr.Dropdown(list(SHAPES), value=_SHAPE, label="Shape", elem_id="ledger-shape")
             parts.method = gr.Radio(
                 ["qlora", "lora", "lora-8bit"], value="qlora", label="Method", elem_id="ledger-method"
             )

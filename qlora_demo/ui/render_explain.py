@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from itertools import zip_longest
 from typing import Any
 
 from .. import plots, tables
+from ..config import TrainConfig
 from ..memory_plan import Comparison, MemoryPlan
 from ..units import memory, percent
+from .render_training import KERNELS, WAYS
 
 Facts = Mapping[str, Any]
 
 
-def update_size(inputs: int, outputs: int, r: int) -> str:
-    """What a LoRA update of a layer of this size holds, against the layer itself, its bias included."""
-    whole, trained = inputs * outputs + outputs, r * (inputs + outputs)
+def update_size(layer: tuple[int, int], r: int, whole: MemoryPlan, trained: Sequence[MemoryPlan]) -> str:
+    """What a LoRA update of a layer of (inputs, outputs) holds, against the layer itself, its bias included; ``whole``
+    and ``trained``: how a GPU trains either."""
+    inputs, outputs = layer
+    all_of_it, few = inputs * outputs + outputs, r * (inputs + outputs)
+    ways = " or ".join(_beside(plan, few) for plan in trained)
     return (
-        f"<p>A layer of {inputs:,} x {outputs:,} has {whole:,} parameters with its bias. An update of rank {r} is two "
-        f"thin matrices, A of {r} x {inputs:,} and B of {outputs:,} x {r}: <b>{trained:,} parameters, "
-        f"{percent(trained / whole)}</b>. The frozen layer's own gradient and optimizer state, 2 + 8 bytes each, "
-        f"would be {memory(10 * whole)}; the update's are {memory(10 * trained)}.</p>"
+        f"<p>A layer of {inputs:,} x {outputs:,} has {all_of_it:,} parameters with its bias. An update of rank {r} is "
+        f"two thin matrices, A of {r} x {inputs:,} and B of {outputs:,} x {r}: <b>{few:,} parameters, "
+        f"{percent(few / all_of_it)}</b>. Gradient and optimizer state, as the memory plan reckons them on a GPU: of "
+        f"the whole layer {_beside(whole, all_of_it)}; of the update {ways}.</p>"
     )
+
+
+def _beside(plan: MemoryPlan, parameters: int) -> str:
+    """What so many parameters take beside themselves while they are trained as a plan does."""
+    sizes = {item.name: item.bytes for item in plan.items}
+    each = [sizes[name] / plan.trainable_parameters for name in ("gradients", "optimizer state")]
+    return f"{memory(sum(each) * parameters)} with {WAYS[plan.way]} ({each[0]:g} + {each[1]:g} bytes a parameter)"
 
 
 LOOK = (
@@ -127,22 +139,23 @@ def _of_a_token(ways: Facts) -> tuple[tuple[str, ...], ...]:
     return tuple((name, memory(one["bytes"]), f"{1e6 * one['seconds']:,.0f} µs") for name, one in ways.items())
 
 
-def paging(found: Comparison, kept: int, recomputed: int) -> str:
-    """What pages to the host, and what is computed again, of the plan that the ledger shows."""
-    sizes = {item.name: item for item in found.chosen.items}
-    state = sizes["optimizer state"]
+def paging(kept: MemoryPlan, recomputed: MemoryPlan) -> str:
+    """What pages to the host, and what is computed again, of the plan that the ledger shows, without checkpointing and
+    with it."""
+    sizes = [{item.name: item for item in one.items} for one in (kept, recomputed)]
+    state, before, after = sizes[0]["optimizer state"], *(one["activations"].bytes for one in sizes)
     return (
         f"<p>Paged optimizers keep AdamW's two values per trained parameter in memory that moves to the host when the "
         f"card is full and back for the step: of this plan {memory(state.bytes)} ({escape(state.how)}). "
         f"A peak of the activations then slows a step down instead of ending the run.</p>"
-        f"<p>Checkpointing keeps each layer's input only and computes the rest again in the backward pass: "
-        f"{memory(recomputed)} of activations instead of {memory(kept)} here, for about one more forward pass. "
-        f"With it the plan is {memory(found.checkpointed_bytes)}.</p>"
+        f"<p>Checkpointing keeps each layer's input only and computes the rest again in the backward pass, which takes "
+        f"its time: {memory(after)} of activations instead of {memory(before)} here, and "
+        f"{memory(recomputed.total_bytes)} in all instead of {memory(kept.total_bytes)}.</p>"
     )
 
 
-def ledger(found: Comparison) -> str:
-    """A shape by every way of training, part by part."""
+def ledger(found: Comparison, config: TrainConfig) -> str:
+    """A shape by every way of training, part by part, and what it is reckoned for."""
     plans: tuple[MemoryPlan, ...] = (found.chosen, *found.others)
     in_turn = zip_longest(*(plan.items for plan in plans))
     names = list(dict.fromkeys(item.name for parts in in_turn for item in parts if item))
@@ -150,4 +163,15 @@ def ledger(found: Comparison) -> str:
     rows = [(name, *(memory(size[name]) if name in size else "–" for size in sizes)) for name in names]
     rows.append(("in all", *(memory(plan.total_bytes) for plan in plans)))
     rows.append(("fits", *("yes" if plan.total_bytes <= found.device_bytes else "no" for plan in plans)))
-    return tables.html(tables.Table(("part", *(plan.way for plan in plans)), tuple(rows)))
+    table = tables.Table(("part", *(plan.way for plan in plans)), tuple(rows))
+    return _reckoned_for(config, found.chosen) + tables.html(table)
+
+
+def _reckoned_for(config: TrainConfig, plan: MemoryPlan) -> str:
+    activations = "recomputed layer by layer (checkpointing)" if plan.checkpointing else "kept, without checkpointing"
+    but = ", but for the layers of full fine-tuning" * (plan.kernels == "fused")
+    kernels = f" {KERNELS[plan.kernels]}{but}." if plan.kernels else ""
+    return (
+        f"<p>For batches of {config.per_device_train_batch_size} rows of {config.max_length:,} tokens; adapters of "
+        f"rank {config.r} on {escape(config.target_modules)}; activations {activations}.{kernels}</p>"
+    )

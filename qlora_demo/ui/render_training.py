@@ -31,8 +31,8 @@ _COLOURS = {
     "margin": "#9ca3af",
 }
 """Of every part a plan can have."""
-_WAYS = {"qlora": "QLoRA, 4 bit", "lora": "LoRA, 16 bit", "lora-8bit": "LoRA, 8 bit", "full": "full fine-tuning"}
-_KERNELS = {
+WAYS = {"qlora": "QLoRA, 4 bit", "lora": "LoRA, 16 bit", "lora-8bit": "LoRA, 8 bit", "full": "full fine-tuning"}
+KERNELS = {
     "fused": "Layers and loss run on fused kernels",
     "triton": "The loss runs on fused kernels, the layers do not",
     "torch": "Neither layers nor loss run on fused kernels",
@@ -134,7 +134,7 @@ def _stack(plan: MemoryPlan, most: int) -> str:
         f'title="{escape(item.name)}: {memory(item.bytes)}"></i>'
         for item in plan.items
     )
-    label = f"{_WAYS[plan.way]}: {memory(plan.total_bytes)} of {memory(most)}"
+    label = f"{WAYS[plan.way]}: {memory(plan.total_bytes)} of {memory(most)}"
     return f'<div class="stack" role="img" aria-label="{label}">{parts}</div>'
 
 
@@ -143,7 +143,7 @@ def _reach(found: Comparison) -> str:
     if found.chosen.checkpointing:
         recomputed = " Activations are recomputed (checkpointing)."
     if found.chosen.kernels:
-        recomputed += f" {_KERNELS[found.chosen.kernels]}."
+        recomputed += f" {KERNELS[found.chosen.kernels]}."
     if not found.largest_batch:
         return f"<p>Not even one row of this length fits.{recomputed}</p>"
     return (
@@ -156,7 +156,7 @@ def _others(found: Comparison) -> str:
     plans = (found.chosen, *found.others)
     most = max(plan.total_bytes for plan in plans)
     rows = "".join(
-        f"<div><span>{_WAYS[plan.way]}</span>{_stack(plan, most)}<span>{memory(plan.total_bytes)}</span></div>"
+        f"<div><span>{WAYS[plan.way]}</span>{_stack(plan, most)}<span>{memory(plan.total_bytes)}</span></div>"
         for plan in plans
     )
     return f'<div class="latency"><div>{rows}</div></div>{"".join(map(_items, plans))}'
@@ -165,7 +165,7 @@ def _others(found: Comparison) -> str:
 def _items(plan: MemoryPlan) -> str:
     rows = tuple((item.name, memory(item.bytes), item.how) for item in plan.items)
     table = tables.html(tables.Table(("part", "bytes", "reckoned as"), rows))
-    return f"<details><summary>Every part of {_WAYS[plan.way]}</summary>{table}</details>"
+    return f"<details><summary>Every part of {WAYS[plan.way]}</summary>{table}</details>"
 
 
 def _problems(problems: Sequence[Mapping[str, Any]]) -> str:

@@ -1,0 +1,62 @@
+"""What the Explain tab tells of memory is the plan's own."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from qlora_demo.catalog import SHAPES
+from qlora_demo.choices import expected
+from qlora_demo.config import TrainConfig
+from qlora_demo.memory_plan import MemoryPlan, compare, plan
+from qlora_demo.services import Services
+from qlora_demo.ui import render_explain as show
+from qlora_demo.ui.explain_tab import Explain
+from qlora_demo.units import GIB, memory
+
+
+def _text(html: str) -> str:
+    return " ".join(re.sub(r"<[^>]+>", " ", html).split())
+
+
+def _plan(shape: str, method: str, checkpointing: bool) -> MemoryPlan:
+    config = TrainConfig(model=shape).changed(method=method, max_length=512, target_modules="attention")
+    kernels = expected("cuda", SHAPES[shape], 24 * GIB, here=False).kernels
+    return plan(SHAPES[shape], config, "cuda", checkpointing=checkpointing, kernels=kernels)
+
+
+@pytest.mark.parametrize("shape", ["llama-2-7b", "qwen3-0.6b"])
+@pytest.mark.parametrize("method", ["qlora", "lora-8bit"])
+def test_the_ledger_and_the_paragraph_below_it_tell_the_same(shape: str, method: str, services: Services) -> None:
+    ledger, paging = map(_text, Explain(services).ledger(shape, method, "24GB"))
+    off, on = (_plan(shape, method, checkpointing) for checkpointing in (False, True))
+    kept, recomputed = (memory({item.name: item.bytes for item in one.items}["activations"]) for one in (off, on))
+    assert f"{recomputed} of activations instead of {kept} here" in paging
+    assert f"{memory(on.total_bytes)} in all instead of {memory(off.total_bytes)}" in paging
+    shown = on if "recomputed layer by layer" in ledger else off
+    assert f"activations {recomputed if shown is on else kept} " in ledger.split("part", 1)[1]
+    assert f"in all {memory(shown.total_bytes)} " in ledger
+
+
+@pytest.mark.parametrize(
+    ("card", "activations"), [("80GB", "kept, without checkpointing"), ("8GB", "recomputed layer by layer")]
+)
+def test_the_ledger_says_what_it_is_for(card: str, activations: str, services: Services) -> None:
+    told = _text(Explain(services).ledger("llama-2-7b", "qlora", card)[0])
+    assert told.startswith("For batches of 4 rows of 512 tokens; adapters of rank 16 on attention; activations ")
+    assert f"; activations {activations}" in told
+    assert " Layers and loss run on fused kernels, but for the layers of full fine-tuning." in told
+
+
+def test_the_ledger_says_which_kernels_it_is_for() -> None:
+    config = TrainConfig(model="tiny")
+    found = compare(SHAPES["tiny"], config, "cuda", GIB, checkpointing=True, kernels="torch")
+    assert "(checkpointing). Neither layers nor loss run on fused kernels." in _text(show.ledger(found, config))
+
+
+def test_bytes_of_gradients_and_optimizer_state_are_those_of_each_way_s_plan(services: Services) -> None:
+    told = _text(Explain(services).size(8))
+    assert "of the whole layer 160 MiB with full fine-tuning (2 + 8 bytes a parameter);" in told
+    assert "of the update 640 KiB with QLoRA, 4 bit (2 + 8 bytes a parameter)" in told
+    assert "or 768 KiB with LoRA, 16 bit (4 + 8 bytes a parameter)" in told
