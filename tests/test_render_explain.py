@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
+from safetensors.torch import save_file
 
 from qlora_demo.catalog import SHAPES
 from qlora_demo.choices import expected
@@ -14,6 +16,7 @@ from qlora_demo.services import Services
 from qlora_demo.ui import render_explain as show
 from qlora_demo.ui.explain_tab import Explain
 from qlora_demo.units import GIB, memory
+from tests.tiny import save_adapter
 
 
 def _text(html: str) -> str:
@@ -56,7 +59,35 @@ def test_the_ledger_says_which_kernels_it_is_for() -> None:
 
 
 def test_bytes_of_gradients_and_optimizer_state_are_those_of_each_way_s_plan(services: Services) -> None:
-    told = _text(Explain(services).size(8))
+    told = _text(Explain(services).size(8, None))
     assert "of the whole layer 160 MiB with full fine-tuning (2 + 8 bytes a parameter);" in told
     assert "of the update 640 KiB with QLoRA, 4 bit (2 + 8 bytes a parameter)" in told
     assert "or 768 KiB with LoRA, 16 bit (4 + 8 bytes a parameter)" in told
+
+
+@pytest.mark.parametrize(("r", "share"), [(1, "75.0%"), (3, "99.0%"), (4, "100.0%"), (256, "100.0%")])
+def test_the_slider_s_rank_is_told_what_it_could_hold_of_the_update_looked_into(
+    r: int, share: str, services: Services
+) -> None:
+    explain = Explain(services)
+    looked = {"run": "a-run", "layer": "layers.0.q_proj", "energy": [0.75, 0.9, 0.99, 1.0]}
+    told = _text(explain.size(r, looked))
+    assert (
+        f"Of what run a-run learned for layers.0.q_proj with rank 4, rank {r} could hold {share} of the energy" in told
+    )
+    assert _text(explain.open(r, looked, "tiny", "qlora", "24GB")[0]) == told
+    assert "could hold" not in explain.size(r, None)
+
+
+def test_what_the_slider_goes_on_with_is_of_the_update_looked_into(services: Services, tiny_model: Path) -> None:
+    run = services.runs.create(TrainConfig(model=str(tiny_model), r=4, lora_alpha=8))
+    save_adapter(tiny_model, run.adapter)
+    layer = "model.layers.0.mlp.up_proj"
+    spectrum, *_, looked, size = Explain(services).layer(run.id, layer, 2)
+    kept = re.search(r"energy it could hold 1 ([\d.]+%) 2 ([\d.]+%) 4 100.0%", _text(spectrum))
+    assert kept and f"rank 2 could hold {kept[2]} of the energy" in _text(size)
+    assert (looked["run"], looked["layer"], len(looked["energy"])) == (run.id, layer, 4)
+    assert Explain(services).layer(run.id, layer.replace("up", "gate"), 2)[-1] != size
+    save_file({}, run.adapter / "adapter_model.safetensors")
+    *_, looked, size = Explain(services).layer(run.id, layer, 2)
+    assert looked is None and "could hold" not in size, "not of the one before"

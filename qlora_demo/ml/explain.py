@@ -64,8 +64,8 @@ def explain_layer(source: str, name: str) -> dict[str, Any]:
 
 def explain_update(source: str, adapter: Path, name: str, alpha_over_r: float) -> dict[str, Any]:
     """A trained update's singular values: ``values``, how many carry 90% and 99% of its energy, and what share of it
-    each smaller rank could have ``kept``; ``merged``: how much of it is left once it is written into the layer;
-    ``token``: what merging costs and buys there."""
+    the first 1, 2, ... hold together, ``energy``, of which ``kept`` is told; ``merged``: how much of it is left once it
+    is written into the layer; ``token``: what merging costs and buys there."""
     with safe_open(str(adapter / "adapter_model.safetensors"), "pt") as file:
         keys = {key for key in file.keys() if f".{name}." in key}  # noqa: SIM118 - safe_open is no dictionary
         halves = [next((key for key in keys if f"lora_{half}." in key), "") for half in "AB"]
@@ -80,6 +80,7 @@ def explain_update(source: str, adapter: Path, name: str, alpha_over_r: float) -
         "values": values[:_MOST_VALUES].tolist(),
         "rank_for_90": int((energy < 0.9).sum()) + 1,
         "rank_for_99": int((energy < 0.99).sum()) + 1,
+        "energy": energy.tolist(),
         "kept": {rank: float(energy[rank - 1]) for rank in _ranks_up_to(len(energy))},
         "norm": float((values**2).sum().sqrt()),
         "merged": merged(weight, b @ a),

@@ -23,21 +23,23 @@ from .listed import listed
 from .render_training import problem
 
 _SHAPE = "llama-2-7b"
+Looked = dict[str, Any] | None
+"""The update that was looked into, as the slider needs it."""
 _LAYER = Path(__file__).parent.parent / "ml" / "lora_linear.py"
 
 
 def build(services: Services, gate: Gate) -> SimpleNamespace:
     """Draw the tab and wire it: ``run`` for the page to refresh, ``open`` and its parts for when the tab opens."""
     parts, explain = _draw(), Explain(services)
-    found = [parts.nf4, parts.bits, parts.one_pass]
-    gate.on(parts.r.change, explain.size, parts.r, parts.size, needs="visitor")
+    found = [parts.nf4, parts.bits, parts.one_pass, parts.looked, parts.size]
+    gate.on(parts.r.change, explain.size, [parts.r, parts.looked], parts.size, needs="visitor")
     gate.on(parts.run.change, explain.layers, parts.run, [parts.layer, parts.merging], needs="visitor")
-    look = ([parts.run, parts.layer], [parts.spectrum, parts.rounding, *found])
+    look = ([parts.run, parts.layer, parts.r], [parts.spectrum, parts.rounding, *found])
     gate.on(parts.show.click, explain.layer, *look, needs="visitor", counted=True, show_progress="full")
     ledger = [parts.shape, parts.method, parts.card]
     for control in ledger:
         gate.on(control.change, explain.ledger, ledger, [parts.ledger, parts.paging], needs="visitor")
-    opening = [parts.r, *ledger]
+    opening = [parts.r, parts.looked, *ledger]
     return SimpleNamespace(
         run=parts.run, open=explain.open, inputs=opening, outputs=[parts.size, parts.ledger, parts.paging]
     )
@@ -49,17 +51,18 @@ class Explain:
     def __init__(self, services: Services) -> None:
         self.services = services
 
-    def open(self, r: int, shape: str, method: str, card: str) -> list[str]:
+    def open(self, r: int, looked: Looked, shape: str, method: str, card: str) -> list[str]:
         """What needs no model."""
-        return [self.size(r), *self.ledger(shape, method, card)]
+        return [self.size(r, looked), *self.ledger(shape, method, card)]
 
-    def size(self, r: int) -> str:
-        """An update's parameters at a rank."""
+    def size(self, r: int, looked: Looked) -> str:
+        """An update's parameters at a rank, and what the rank could hold of the one that was looked into."""
         shape = SHAPES[_SHAPE]
         config = TrainConfig(gradient_accumulation_steps=2)  # so that the plan holds all gradients at once
         whole = plan(shape, config, "cuda", checkpointing=False, full=True)
         trained = [plan(shape, config.changed(method=way), "cuda", checkpointing=False) for way in ("qlora", "lora")]
-        return show.update_size((shape.hidden_size, shape.hidden_size), int(r), whole, trained)
+        size = show.update_size((shape.hidden_size, shape.hidden_size), int(r), whole, trained)
+        return size + (show.held_by_rank(int(r), looked) if looked else "")
 
     def layers(self, run: str | None) -> list[Any]:
         """The layers of a run's base that can be looked into, and what merging did to it."""
@@ -68,14 +71,15 @@ class Explain:
         adapted = self._adapted(run, names) or names
         return [gr.Dropdown(choices=names, value=adapted[len(adapted) // 2] if adapted else None), merging]
 
-    def layer(self, run: str | None, name: str | None) -> list[str]:
-        """Everything about one layer, computed now."""
+    def layer(self, run: str | None, name: str | None, r: int) -> list[Any]:
+        """Everything about one layer, computed now; what the slider goes on with is handed to the page."""
         chosen = self.services.runs.get(needed_run(run))
         if not name:
             raise ConfigError("layer", "none is chosen; choose one of the model's layers")
         engine = self.services.engine()
         facts = engine.explain_layer(self._model(run), name)
-        return [*self._update(chosen, name), show.nf4(facts), show.bits(facts), show.one_pass(facts)]
+        *update, looked = self._update(chosen, name)
+        return [*update, show.nf4(facts), show.bits(facts), show.one_pass(facts), looked, self.size(r, looked)]
 
     def ledger(self, shape: str, method: str, card: str) -> list[str]:
         """The memory of training a shape on a card, part by part; what of it pages, and what may be computed again."""
@@ -92,12 +96,12 @@ class Explain:
             return [problem(f"card: {card!r} is not allowed; give a size like 24GB"), ""]
         return [show.ledger(found, config), show.paging(kept.chosen, recomputed.chosen)]
 
-    def _update(self, run: Run, name: str) -> list[str]:
+    def _update(self, run: Run, name: str) -> tuple[str, str, Looked]:
         try:
             found = self.services.engine().explain_update(run.id, name)
         except DemoError as exc:
-            return [problem(str(exc)), ""]
-        return [show.spectrum(found), show.rounding(found)]
+            return problem(str(exc)), "", None
+        return show.spectrum(found), show.rounding(found), {"run": run.id, "layer": name, "energy": found["energy"]}
 
     def _adapted(self, run: str | None, names: list[str]) -> list[str]:
         """Those of a model's layers that a run has an update for."""
@@ -109,7 +113,7 @@ class Explain:
 
 
 def _draw() -> SimpleNamespace:
-    parts = SimpleNamespace()
+    parts = SimpleNamespace(looked=gr.State())
     with gr.Accordion("LoRA: a frozen layer and a thin update", open=True):
         parts.r = gr.Slider(1, 256, 8, step=1, label="Rank r", elem_id="explain-r")
         parts.size = gr.HTML(elem_id="explain-size")

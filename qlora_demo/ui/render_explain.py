@@ -30,6 +30,16 @@ def update_size(layer: tuple[int, int], r: int, whole: MemoryPlan, trained: Sequ
     )
 
 
+def held_by_rank(r: int, looked: Facts) -> str:
+    """What share of an update that was looked into a rank could hold; ``looked``: its ``run``, ``layer``, and
+    ``energy``, the shares that its first 1, 2, ... directions hold together."""
+    energy = looked["energy"]
+    return (
+        f"<p><small>Of what run {escape(looked['run'])} learned for {escape(looked['layer'])} with rank {len(energy)}, "
+        f"rank {r} could hold <b>{percent(energy[min(r, len(energy)) - 1])}</b> of the energy.</small></p>"
+    )
+
+
 def _beside(plan: MemoryPlan, parameters: int) -> str:
     """What so many parameters take beside themselves while they are trained as a plan does."""
     sizes = {item.name: item.bytes for item in plan.items}
@@ -51,7 +61,8 @@ def spectrum(found: Facts) -> str:
     table = tables.html(tables.Table(("rank", "of the update's energy it could hold"), kept))
     return (
         f"<p>Of rank {found['rank']}, {found['rank_for_90']} directions hold 90% of the update's energy and "
-        f"{found['rank_for_99']} hold 99%. Its norm is {found['norm']:.3g}.</p>{plot}{table}"
+        f"{found['rank_for_99']} hold 99%. Its norm is {found['norm']:.3g}. The slider for r above tells of any "
+        f"rank what share it could hold.</p>{plot}{table}"
     )
 
 
