@@ -58,6 +58,16 @@ def test_the_ledger_says_which_kernels_it_is_for() -> None:
     assert "(checkpointing). Neither layers nor loss run on fused kernels." in _text(show.ledger(found, config))
 
 
+def test_only_what_can_page_is_said_to(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+    def told() -> str:
+        return _text(Explain(services).ledger("llama-2-7b", "qlora", "24GB")[1])
+
+    state = "of this plan's 128 MiB (16,777,216 x 8 bytes, paged_adamw_32bit) that is"
+    assert f"{state} nothing ." in told()
+    monkeypatch.setattr("qlora_demo.ui.explain_tab.paged_state_bytes", lambda shape, config, kind: config.r << 20)
+    assert f"{state} 16 MiB ." in told()
+
+
 def test_bytes_of_gradients_and_optimizer_state_are_those_of_each_way_s_plan(services: Services) -> None:
     told = _text(Explain(services).size(8, None))
     assert "of the whole layer 160 MiB with full fine-tuning (2 + 8 bytes a parameter);" in told

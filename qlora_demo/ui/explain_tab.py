@@ -12,7 +12,7 @@ from ..catalog import SHAPES, SMOLLM2
 from ..config import TrainConfig, target_names
 from ..errors import ConfigError, DemoError
 from ..jobs import read_result
-from ..memory_plan import parse_memory, plan
+from ..memory_plan import paged_state_bytes, parse_memory, plan
 from ..planning import plan_training
 from ..runs import Run
 from ..services import Services
@@ -94,7 +94,8 @@ class Explain:
             return [problem(str(exc)), ""]
         except ValueError:
             return [problem(f"card: {card!r} is not allowed; give a size like 24GB"), ""]
-        return [show.ledger(found, config), show.paging(kept.chosen, recomputed.chosen)]
+        paged = paged_state_bytes(SHAPES[shape], config, "cuda")
+        return [show.ledger(found, config), show.paging(paged, kept.chosen, recomputed.chosen)]
 
     def _update(self, run: Run, name: str) -> tuple[str, str, Looked]:
         try:

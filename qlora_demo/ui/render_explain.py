@@ -150,15 +150,16 @@ def _of_a_token(ways: Facts) -> tuple[tuple[str, ...], ...]:
     return tuple((name, memory(one["bytes"]), f"{1e6 * one['seconds']:,.0f} µs") for name, one in ways.items())
 
 
-def paging(kept: MemoryPlan, recomputed: MemoryPlan) -> str:
+def paging(paged: int, kept: MemoryPlan, recomputed: MemoryPlan) -> str:
     """What pages to the host, and what is computed again, of the plan that the ledger shows, without checkpointing and
-    with it."""
+    with it; ``paged``: the bytes of optimizer state that can page."""
     sizes = [{item.name: item for item in one.items} for one in (kept, recomputed)]
     state, before, after = sizes[0]["optimizer state"], *(one["activations"].bytes for one in sizes)
     return (
         f"<p>Paged optimizers keep AdamW's two values per trained parameter in memory that moves to the host when the "
-        f"card is full and back for the step: of this plan {memory(state.bytes)} ({escape(state.how)}). "
-        f"A peak of the activations then slows a step down instead of ending the run.</p>"
+        f"card is full and back for the step: a peak of the activations then slows a step down instead of ending the "
+        f"run. bitsandbytes pages what belongs to a matrix of 100,000 values or more: of this plan's "
+        f"{memory(state.bytes)} ({escape(state.how)}) that is <b>{memory(paged) if paged else 'nothing'}</b>.</p>"
         f"<p>Checkpointing keeps each layer's input only and computes the rest again in the backward pass, which takes "
         f"its time: {memory(after)} of activations instead of {memory(before)} here, and "
         f"{memory(recomputed.total_bytes)} in all instead of {memory(kept.total_bytes)}.</p>"
