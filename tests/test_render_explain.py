@@ -49,13 +49,16 @@ def test_the_ledger_says_what_it_is_for(card: str, activations: str, services: S
     told = _text(Explain(services).ledger("llama-2-7b", "qlora", card)[0])
     assert told.startswith("For batches of 4 rows of 512 tokens; adapters of rank 16 on attention; activations ")
     assert f"; activations {activations}" in told
+    assert "; gradients of 16,777,216 x 2 bytes, beyond the activations, which go as they come. Layers" in told
     assert " Layers and loss run on fused kernels, but for the layers of full fine-tuning." in told
 
 
 def test_the_ledger_says_which_kernels_it_is_for() -> None:
     config = TrainConfig(model="tiny")
     found = compare(SHAPES["tiny"], config, "cuda", GIB, checkpointing=True, kernels="torch")
-    assert "(checkpointing). Neither layers nor loss run on fused kernels." in _text(show.ledger(found, config))
+    told = _text(show.ledger(found, config))
+    assert "recomputed layer by layer (checkpointing); gradients of " in told
+    assert ". Neither layers nor loss run on fused kernels." in told
 
 
 def test_only_what_can_page_is_said_to(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:

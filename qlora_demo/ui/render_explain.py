@@ -183,7 +183,9 @@ def _reckoned_for(config: TrainConfig, plan: MemoryPlan) -> str:
     activations = "recomputed layer by layer (checkpointing)" if plan.checkpointing else "kept, without checkpointing"
     but = ", but for the layers of full fine-tuning" * (plan.kernels == "fused")
     kernels = f" {KERNELS[plan.kernels]}{but}." if plan.kernels else ""
+    gradients = next(item.how for item in plan.items if item.name == "gradients")
     return (
         f"<p>For batches of {config.per_device_train_batch_size} rows of {config.max_length:,} tokens; adapters of "
-        f"rank {config.r} on {escape(config.target_modules)}; activations {activations}.{kernels}</p>"
+        f"rank {config.r} on {escape(config.target_modules)}; activations {activations}; "
+        f"gradients of {escape(gradients)}.{kernels}</p>"
     )
