@@ -32,6 +32,7 @@ from .benchmark_fault import fault
 from .choices import refuse
 from .columns import parse
 from .config import TrainConfig
+from .disk import new_folder
 from .errors import ConfigError, RequestError, RunError, WorkError
 from .gpu import Lease, device_info
 from .locks import HeldLock, is_held
@@ -92,16 +93,16 @@ class Benchmarks:
         self.lease = lease
 
     def create(self, options: BenchmarkConfig, config: TrainConfig) -> str:
-        """A new benchmark's id; nothing is measured yet.  Raises `RequestError` for what cannot be done here."""
+        """A new benchmark's id; nothing is measured yet.  It appears under its name only when it is whole.  Raises
+        `RequestError` for what cannot be done here."""
         kind = device_info().kind
         self._check(options, config, kind)
         planned = cases(options, config, kind)
         name = f"{time.strftime('%Y%m%d-%H%M%S')}-{options.kind}-{secrets.token_hex(2)}"
-        folder = self.root / name
-        folder.mkdir(parents=True)
         asked = {"options": options.model_dump(), "config": config.model_dump()}
         result = {"id": name, "kind": options.kind, "state": "starting", "error": "", "cases": len(planned)}
-        write_result(folder, result | asked | {"method": METHODS[options.kind], "machine": {}, "rows": []})
+        with new_folder(self.root / name) as draft:
+            write_result(draft, result | asked | {"method": METHODS[options.kind], "machine": {}, "rows": []})
         return name
 
     def start(self, name: str) -> None:

@@ -18,6 +18,8 @@ from .errors import ConfigError, WorkError
 from .units import memory
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_NEW, _DELETED = ".new-", ".deleted-"
+"""Before the name of a folder that is not whole yet, and of one that is being removed."""
 _LEAST_FREE = 1 << 20
 
 
@@ -91,6 +93,52 @@ def is_full(exc: BaseException, folder: Path | None = None) -> bool:
     told = getattr(exc, "errno", None) in _FULL or any(f"(os error {code})" in str(exc) for code in _FULL)
     told = told or (exc.__cause__ is not None and is_full(exc.__cause__))
     return told or (folder is not None and shutil.disk_usage(folder).free < _LEAST_FREE)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A hidden folder to write into; it becomes `path` when the block ends, and is gone when it fails.
+
+    Raises `WorkError` where the disk refuses.
+    """
+    draft = path.with_name(f"{_NEW}{path.name}")
+    try:
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with _at_work(path.parent):
+                draft.mkdir()
+                yield draft
+                draft.rename(path)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder, whose name is free at once."""
+    doomed = path.with_name(f"{_DELETED}{path.name}")
+    with _at_work(path.parent):
+        path.rename(doomed)
+        shutil.rmtree(doomed)
+
+
+def clear_left(folder: Path) -> None:
+    """Remove what killed processes left half made or half removed in a folder, unless somebody is at such a thing."""
+    left = [*folder.glob(f"{_NEW}*"), *folder.glob(f"{_DELETED}*")]
+    if left:
+        with suppress(BlockingIOError), _at_work(folder, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            for one in left:
+                shutil.rmtree(one, ignore_errors=True)
+
+
+@contextmanager
+def _at_work(folder: Path, how: int = fcntl.LOCK_SH) -> Iterator[None]:
+    """Share a folder's lock with who else makes or removes something in it, or hold it alone."""
+    descriptor = os.open(folder.with_name(f"{folder.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+    try:
+        fcntl.flock(descriptor, how)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

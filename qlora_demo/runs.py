@@ -19,7 +19,6 @@ import json
 import os
 import re
 import secrets
-import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -30,7 +29,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from .config import TrainConfig
-from .disk import is_full, read_file, writing
+from .disk import is_full, new_folder, read_file, remove_folder, writing
 from .errors import ConfigError, RunError
 from .locks import is_held
 from .records import BEFORE, Message, RunState, Status, TrainMetrics
@@ -116,16 +115,10 @@ class RunStore:
         than the limits say."""
         require_room(self.root, self.names(), self.limits)
         name = f"{time.strftime('%Y%m%d-%H%M%S')}-{config.method.replace('-', '')}-{secrets.token_hex(2)}"
-        draft = self.root / f".new-{name}"
-        try:
-            with writing(self.root / name):
-                draft.mkdir(parents=True)
-                (draft / "config.json").write_text(config.model_dump_json(indent=2), "utf-8")
-                (draft / "README").write_text(_README, "utf-8")
-                write_state(draft, state)
-                draft.rename(self.root / name)
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
+        with new_folder(self.root / name) as draft:
+            (draft / "config.json").write_text(config.model_dump_json(indent=2), "utf-8")
+            (draft / "README").write_text(_README, "utf-8")
+            write_state(draft, state)
         return self.get(name)
 
     def get(self, name: str) -> Run:
@@ -214,9 +207,7 @@ class RunStore:
         path = self.path(name)
         if is_held(path / "lock"):
             raise RunError(f"run {name}: still running; stop it first")
-        doomed = self.root / f".deleted-{name}"
-        path.rename(doomed)
-        shutil.rmtree(doomed)
+        remove_folder(path)
 
 
 def write_atomically(path: Path, text: str) -> None:

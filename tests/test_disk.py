@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from qlora_demo.disk import draft_folder, folder_bytes, require_free
+from qlora_demo.disk import clear_left, draft_folder, folder_bytes, new_folder, remove_folder, require_free
 from qlora_demo.errors import ConfigError, WorkError
 from tests.conftest import Disk
 
@@ -190,3 +190,45 @@ with draft_folder(Path({str(tmp_path)!r}) / "out") as draft:
     with draft_folder(tmp_path / "out") as draft:
         (draft / "whole").touch()
     assert (_left(tmp_path), _left(tmp_path / "out")) == (["out"], ["whole"])
+
+
+def test_a_new_folder_is_there_when_it_is_whole_and_not_at_all_where_it_fails(tmp_path: Path) -> None:
+    with new_folder(tmp_path / "runs" / "one") as draft:
+        (draft / "file").touch()
+        assert not (tmp_path / "runs" / "one").exists()
+    with (
+        pytest.raises(WorkError, match=f"^{tmp_path}/runs/two: cannot be written: no"),
+        new_folder(draft.parent / "two"),
+    ):
+        raise OSError("no")
+    assert _left(tmp_path / "runs") == ["one"]
+
+
+def test_what_kills_left_is_cleared_unless_somebody_is_at_it(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    clear_left(runs)
+    for name in (".new-one", ".deleted-two", "three", ".other"):
+        (runs / name / "deep").mkdir(parents=True)
+    with new_folder(runs / "four"):
+        clear_left(runs)
+        assert _left(runs) == [".deleted-two", ".new-four", ".new-one", ".other", "three"]
+    clear_left(runs)
+    assert _left(runs) == [".other", "four", "three"]
+    remove_folder(runs / "three")
+    assert _left(runs) == [".other", "four"]
+
+
+def test_a_folder_that_is_being_removed_is_not_cleared_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "runs" / "one").mkdir(parents=True)
+    removed: list[Path] = []
+
+    def remove(path: Path, ignore_errors: bool = False) -> None:
+        removed.append(path)
+        if len(removed) == 1:
+            clear_left(path.parent)
+
+    monkeypatch.setattr(shutil, "rmtree", remove)
+    remove_folder(tmp_path / "runs" / "one")
+    assert [path.name for path in removed] == [".deleted-one"]

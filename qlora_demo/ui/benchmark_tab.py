@@ -113,16 +113,15 @@ class Bench:
         marks = [chosen, *([name, *self._stamp(name)] for name in names)]
         if seen == marks:
             return [gr.skip()] * 6
-        known = self.services.benchmarks.all()
-        result = next((one for one in known if one["id"] == chosen), None)
-        choices = [(show.label(one), one["id"]) for one in known]
-        file = offered(self.services.benchmarks.path(chosen) / RESULT) if chosen else None
+        known = {one["id"]: one for one in self.services.benchmarks.all()}
+        result = known.get(chosen)
+        choices = [(show.label(known[name]) if name in known else f"{name} · cannot be read", name) for name in names]
         return [
             gr.Dropdown(choices=choices, value=chosen),
             gr.Dropdown(choices=choices),
-            show.progress(result),
+            show.unreadable(chosen) if chosen and not result else show.progress(result),
             show.result_shown(result),
-            gr.DownloadButton(value=file),
+            gr.DownloadButton(value=self._file(chosen)),
             marks,
         ]
 
@@ -132,6 +131,11 @@ class Bench:
         if sent:
             return show.compared(first, read_result_file(Path(sent)))
         return show.compared(first, self.services.benchmarks.get(_named(other)))
+
+    def _file(self, name: str | None) -> str | None:
+        """What can be downloaded of a benchmark; nothing where its process was killed, or somebody deleted it."""
+        path = self.services.benchmarks.root / (name or "") / RESULT
+        return offered(path) if path.is_file() else None
 
     def _stamp(self, name: str) -> list[Any]:
         folder = self.services.benchmarks.root / name

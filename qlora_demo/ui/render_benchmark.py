@@ -33,6 +33,11 @@ def progress(result: Result | None) -> str:
     return f"<p>{escape(result['state'])} after {duration(took)}</p>"
 
 
+def unreadable(name: str) -> str:
+    """What to do with a benchmark whose result is lost."""
+    return f'<p class="bad">{escape(name)}: its result cannot be read; delete it.</p>'
+
+
 def result_shown(result: Result | None) -> str:
     """Settings, figures, plots, how they came about and on what."""
     if result is None:

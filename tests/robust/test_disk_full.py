@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from qlora_demo.benchmark_config import BenchmarkConfig
 from qlora_demo.compose import build_services
 from qlora_demo.config import TrainConfig
 from qlora_demo.disk import copy_whole, folder_bytes
@@ -76,6 +77,7 @@ def writes(services: Services, run: Run, source: Path) -> dict[str, Callable[[],
     answer = Answer("base", text="x" * 5000)
     return {
         "a run": lambda: services.runs.create(TrainConfig()),
+        "a benchmark": lambda: services.benchmarks.create(BenchmarkConfig(), TrainConfig(model="shape:tiny")),
         "a queued run": lambda: submit(services, TrainConfig()),
         "a note": lambda: write_note(run, "n" * 1900, "a, b"),
         "a result": lambda: save_result(run, "evaluation", {"text": "x" * 10_000}),
@@ -88,7 +90,18 @@ def writes(services: Services, run: Run, source: Path) -> dict[str, Callable[[],
     }
 
 
-WRITES = ("a run", "a note", "a result", "a conversation", "a comparison", "a report", "an upload", "a step", "a state")
+WRITES = (
+    "a run",
+    "a benchmark",
+    "a note",
+    "a result",
+    "a conversation",
+    "a comparison",
+    "a report",
+    "an upload",
+    "a step",
+    "a state",
+)
 
 
 @pytest.mark.parametrize("what", WRITES)
@@ -100,7 +113,7 @@ def test_what_finds_no_room_says_where_and_leaves_everything_as_it_was(
     services.votes.add(NEW)
     work = writes(services, run, source)[what]
     ballast = fill(home)
-    before = contents(home)
+    before, names = contents(home), (services.runs.names(), services.benchmarks.names())
     with pytest.raises(WorkError) as error:
         for _ in range(500):  # a database or a page of the disk may have some room left of its own
             work()
@@ -110,7 +123,7 @@ def test_what_finds_no_room_says_where_and_leaves_everything_as_it_was(
     if what == "a step":  # of which a part may have found room: it is no line
         assert {line.step for line in read_metrics(run.path)[0]} <= {1, 2}
     elif what != "a comparison":
-        assert contents(home) == before
+        assert (contents(home), (services.runs.names(), services.benchmarks.names())) == (before, names)
     ballast.unlink()
     if what == "a comparison":
         assert check(home / "votes.sqlite3") == "ok"
