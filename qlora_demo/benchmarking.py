@@ -41,6 +41,7 @@ from .records import Progress, Report
 from .runs import RunStore, write_atomically
 from .settings import Settings
 from .sources import find_adapter, planned_shape
+from .stored import require_room
 
 _CHECKOUT = str(Path(__file__).resolve().parent.parent)
 _ID = re.compile(r"[0-9]{8}-[0-9]{6}-[a-z]+-[0-9a-f]{4}")
@@ -94,11 +95,12 @@ class Benchmarks:
 
     def create(self, options: BenchmarkConfig, config: TrainConfig) -> str:
         """A new benchmark's id; nothing is measured yet.  It appears under its name only when it is whole.  Raises
-        `RequestError` for what cannot be done here."""
+        `RequestError` for what cannot be done here, or where too much is kept already."""
         kind = device_info().kind
         self._check(options, config, kind)
         planned = cases(options, config, kind)
         name = f"{time.strftime('%Y%m%d-%H%M%S')}-{options.kind}-{secrets.token_hex(2)}"
+        require_room(self.settings.home, self.settings.limits)
         asked = {"options": options.model_dump(), "config": config.model_dump()}
         result = {"id": name, "kind": options.kind, "state": "starting", "error": "", "cases": len(planned)}
         with new_folder(self.root / name) as draft:

@@ -34,7 +34,7 @@ from .errors import ConfigError, RunError
 from .locks import is_held
 from .records import BEFORE, Message, RunState, Status, TrainMetrics
 from .settings import LIMITS, Limits
-from .stored import require_room
+from .stored import require_few, require_room
 
 _STATE, _METRICS, _MESSAGES = TypeAdapter(RunState), TypeAdapter(TrainMetrics), TypeAdapter(list[Message])
 _CREATED = RunState("created")
@@ -104,7 +104,7 @@ class Run:
 
 
 class RunStore:
-    """All runs under one directory."""
+    """All runs under one directory of a home."""
 
     def __init__(self, root: Path, limits: Limits = LIMITS) -> None:
         self.root = root
@@ -113,7 +113,8 @@ class RunStore:
     def create(self, config: TrainConfig, state: RunState = _CREATED) -> Run:
         """A new run; it appears under its name only when it is whole.  Raises `TooMany` where more are kept already
         than the limits say."""
-        require_room(self.root, self.names(), self.limits)
+        require_few(self.names(), self.limits)
+        require_room(self.root.parent, self.limits)
         name = f"{time.strftime('%Y%m%d-%H%M%S')}-{config.method.replace('-', '')}-{secrets.token_hex(2)}"
         with new_folder(self.root / name) as draft:
             (draft / "config.json").write_text(config.model_dump_json(indent=2), "utf-8")

@@ -1,7 +1,8 @@
-"""Room for one more run or upload, by the limits on what is kept; the disk itself is `disk.py`'s."""
+"""Room for one more of what is kept, by the limits on it; the disk itself is `disk.py`'s."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from .disk import folder_bytes
@@ -9,29 +10,30 @@ from .errors import TooMany
 from .settings import Limits, variable
 from .units import memory
 
+_KEPT = ("runs", "uploads", "benchmarks")
+"""What counts together, by its folder in the home; exports are in their run's."""
 
-def require_room(runs: Path, names: list[str], limits: Limits) -> None:
-    """Raises `TooMany` where so many runs, or bytes of runs, are kept that one more may not be made."""
-    if len(names) >= limits.stored_runs:
+
+def require_few(runs: Sequence[str], limits: Limits) -> None:
+    """Raises `TooMany` where so many runs are kept that one more may not be made."""
+    if len(runs) >= limits.stored_runs:
         raise TooMany(
-            f"runs: {len(names)} are kept and {limits.stored_runs} ({variable('stored_runs')}) is the most; "
-            f"delete some, the oldest is {min(names)}"
-        )
-    sizes = {name: folder_bytes(runs / name) for name in names}
-    most = limits.stored_gb * 10**9
-    if sum(sizes.values()) >= most:
-        largest = max(names, key=lambda name: sizes[name])
-        raise TooMany(
-            f"runs: {memory(sum(sizes.values()))} are kept and {memory(most)} ({variable('stored_gb')}) is the most; "
-            f"delete some, the largest is {largest} with {memory(sizes[largest])}"
+            f"runs: {len(runs)} are kept and {limits.stored_runs} ({variable('stored_runs')}) is the most; "
+            f"delete some, the oldest is {min(runs)}"
         )
 
 
-def require_upload_room(uploads: Path, limits: Limits) -> None:
-    """Raises `TooMany` where uploads alone take the room that all runs have."""
-    most, kept = limits.stored_gb * 10**9, folder_bytes(uploads)
+def require_room(home: Path, limits: Limits) -> None:
+    """Raises `TooMany` where runs, uploads and benchmarks take all the room they may have together.
+
+    Looks at every file of them: for what somebody starts, and not for what a page asks by itself.
+    """
+    folders = [home / kind for kind in _KEPT]
+    sizes = {path: folder_bytes(path) for folder in folders if folder.is_dir() for path in folder.iterdir()}
+    kept, most = sum(sizes.values()), limits.stored_gb * 10**9
     if kept >= most:
+        largest = max(sizes, key=lambda path: sizes[path])
         raise TooMany(
-            f"uploads: {memory(kept)} are kept and {memory(most)} ({variable('stored_gb')}) is the most; "
-            f"delete files in {uploads}"
+            f"storage: runs, uploads and benchmarks take {memory(kept)} and {memory(most)} ({variable('stored_gb')}) "
+            f"is the most; delete some, the largest is {largest.relative_to(home)} with {memory(sizes[largest])}"
         )

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from qlora_demo.benchmark_config import BenchmarkConfig
+from qlora_demo.compose import build_services
 from qlora_demo.config import TrainConfig
-from qlora_demo.errors import TooMany
+from qlora_demo.disk import folder_bytes
+from qlora_demo.errors import ModelError, TooMany
+from qlora_demo.halt import Halt
+from qlora_demo.records import ExportRequest
 from qlora_demo.runs import RunStore
+from qlora_demo.services import Services
 from qlora_demo.settings import Limits
-from qlora_demo.stored import require_upload_room
+from qlora_demo.stored import require_room
 from qlora_demo.votes import NewComparison, VoteStore
+from tests.calls import Client, opened
 
 
 def test_one_run_too_many_is_refused_with_what_to_delete_and_leaves_nothing(tmp_path: Path) -> None:
@@ -28,24 +37,62 @@ def test_one_run_too_many_is_refused_with_what_to_delete_and_leaves_nothing(tmp_
     runs.create(TrainConfig())
 
 
-def test_runs_that_are_too_large_together_are_refused_with_the_largest(tmp_path: Path) -> None:
-    runs = RunStore(tmp_path, Limits(stored_gb=1))
-    small, large = (runs.create(TrainConfig()).path for _ in range(2))
-    with (large / "adapter").open("wb") as file:
-        file.truncate(10**9)
-    with pytest.raises(
-        TooMany, match=rf"\(QLORA_DEMO_STORED_GB\) is the most; delete some, the largest is {large.name}"
-    ):
-        runs.create(TrainConfig())
-    assert small.exists()
+def sparse(path: Path, size: int) -> Path:
+    """A file of so many bytes, which take no room."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        file.truncate(size)
+    return path
 
 
-def test_uploads_are_bounded_together(tmp_path: Path) -> None:
-    require_upload_room(tmp_path / "none yet", Limits(stored_gb=1))
-    with (tmp_path / "rows.jsonl").open("wb") as file:
-        file.truncate(10**9)
-    with pytest.raises(TooMany, match=r"^uploads: .* \(QLORA_DEMO_STORED_GB\) is the most; delete files in"):
-        require_upload_room(tmp_path, Limits(stored_gb=1))
+def full(services: Services) -> Services:
+    """An app that may keep 1 GB, of which runs, uploads and benchmarks together take all, and none of them alone."""
+    small, large = (services.runs.create(TrainConfig()) for _ in range(2))
+    assert small.id != large.id
+    sparse(large.adapter / "weights", 500 * 10**6)
+    sparse(services.settings.uploads / "rows.jsonl", 300 * 10**6)
+    sparse(services.settings.home / "benchmarks" / "one" / "log.txt", 200 * 10**6)
+    return build_services(replace(services.settings, limits=Limits(stored_gb=1)))
+
+
+def test_runs_uploads_and_benchmarks_count_together_before_each_of_them_and_an_export(services: Services) -> None:
+    limited = full(services)
+    largest = max(services.runs.names(), key=lambda name: folder_bytes(services.runs.path(name)))
+    writes: dict[str, Callable[[], object]] = {
+        "a run": lambda: limited.runs.create(TrainConfig()),
+        "an upload": lambda: require_room(limited.settings.home, limited.settings.limits),
+        "a benchmark": lambda: limited.benchmarks.create(BenchmarkConfig(), TrainConfig(model="shape:tiny")),
+        "an export": lambda: list(limited.engine().export(ExportRequest(largest, "adapter"), Halt())),
+    }
+    before = sorted(services.settings.home.rglob("*"))
+    message = (
+        r"^storage: runs, uploads and benchmarks take .* and .* \(QLORA_DEMO_STORED_GB\) is the most; "
+        rf"delete some, the largest is runs/{largest} with 477 MiB$"
+    )
+    for write in writes.values():
+        with pytest.raises(TooMany, match=message):
+            write()
+    assert sorted(services.settings.home.rglob("*")) == before
+    services.runs.delete(largest)
+    limited.runs.create(TrainConfig())
+
+
+def test_an_export_to_a_folder_of_one_s_own_is_not_kept_here(services: Services, tmp_path: Path) -> None:
+    limited = full(services)
+    request = ExportRequest(services.runs.names()[0], "adapter", None, tmp_path / "out")
+    with pytest.raises(ModelError):
+        list(limited.engine().export(request, Halt()))
+
+
+def test_an_upload_beyond_it_is_refused_on_the_page_and_not_kept(services: Services) -> None:
+    limited = full(services)
+    page = opened(limited)
+    [number] = [number for number, one in page.fns.items() if one.inputs and one.inputs[0].elem_id == "upload"]
+    with Client(str(page.local_url)) as client:
+        [path] = client.http.post("/gradio_api/upload", files={"files": ("new.jsonl", b"x")}).json()
+        told = client.call(number, [{"path": path, "meta": {"_type": "gradio.FileData"}}])["told"]
+    assert len(told) == 1 and "QLORA_DEMO_STORED_GB" in told[0]
+    assert [one.name for one in limited.settings.uploads.iterdir()] == ["rows.jsonl"]
 
 
 def test_comparisons_are_bounded(tmp_path: Path) -> None:

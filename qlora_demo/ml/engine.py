@@ -33,6 +33,7 @@ from ..records import (
 from ..runs import Run, RunStore
 from ..settings import Settings
 from ..sources import resolve
+from ..stored import require_room
 from .explain import explain_layer, explain_update, layer_names
 from .export import ExportTarget, export_adapter, export_merged
 from .judge import before_after, merge_fidelity
@@ -187,6 +188,8 @@ class Engine:
 
     def _export(self, request: ExportRequest, halt: Halt) -> Generator[Step]:
         run = self.runs.get(request.run)
+        if request.out is None:
+            require_room(self.settings.home, self.settings.limits)
         onto = base_for(run, request.what, request.onto)
         out = (request.out or export_folder(run, request.what, onto)).expanduser().resolve()
         load = {"load": lines(self.runs, run, request.what, onto, out)}

@@ -22,7 +22,7 @@ from ..planning import plan_training
 from ..records import BEFORE
 from ..runs import Run
 from ..services import Services
-from ..stored import require_upload_room
+from ..stored import require_room
 from . import config_panel, controls, data_panel, history_panel, run_panel
 from . import render_training as show
 from .gate import Gate, visitor_of
@@ -164,7 +164,7 @@ def _draw_upload(services: Services, dataset: Any, gate: Gate) -> None:
 
     def keep(path: str) -> str:
         uploads = services.settings.uploads
-        require_upload_room(uploads, services.settings.limits)
+        require_room(services.settings.home, services.settings.limits)
         stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
         target = uploads / f"{stamp}-{Path(path).name}"
         copy_whole(Path(path), target)
