@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from .catalog import SMOLLM2
+from .disk import clear_left
 from .dispatch import Dispatcher
 from .idle import Pauser
 from .services import Services
 from .status import AppStatus
+from .steady import Steady
 from .syncing import Syncer
 
 
@@ -14,12 +16,19 @@ def begin(services: Services, status: AppStatus) -> None:
     """Start all of it; returns at once."""
     settings = services.settings
     status.begin(settings, SMOLLM2, services.fetch)
+    Steady("clearing").once(lambda: _clear(services))
     Dispatcher(services).start()
     syncer = Syncer(services)
     if settings.sync_repo:
         syncer.start()
         status.add(syncer.note)
     if settings.pause_minutes and settings.is_space:
-        pauser = Pauser(services, lambda: bool(settings.sync_repo) and syncer.pending)
+        pauser = Pauser(services, lambda: status.fetching or (bool(settings.sync_repo) and syncer.pending))
         pauser.start()
         status.add(pauser.note)
+
+
+def _clear(services: Services) -> None:
+    """Remove what an app that was killed left half made or half deleted."""
+    for folder in (services.runs.root, services.benchmarks.root):
+        clear_left(folder)

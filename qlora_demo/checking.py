@@ -18,6 +18,7 @@ from .jobs import save_result
 from .locks import HeldLock
 from .records import RunState, Step
 from .runs import Run, RunStore, write_state
+from .steady import Steady
 
 Preflight = Callable[[TrainConfig, Halt], Iterator[Step]]
 RESULT = "preflight"
@@ -32,6 +33,7 @@ class Checks:
         self._preflight = preflight
         self._at_work = threading.Lock()
         self._progress: dict[str, str] = {}
+        self._steady = Steady("checks")
 
     def submit(self, configs: Sequence[TrainConfig], processes: int) -> list[Run]:
         """Create runs, which wait for the device once their data has been read."""
@@ -42,7 +44,7 @@ class Checks:
     def look(self) -> None:
         """Begin the checks that nobody is at, in the background."""
         if self._runs.waiting("checking") and self._at_work.acquire(blocking=False):
-            threading.Thread(target=self._work, daemon=True).start()
+            self._steady.once(self._work)
 
     @property
     def at_work(self) -> bool:
@@ -64,8 +66,6 @@ class Checks:
                     finally:
                         lock.release()
                         self._progress.pop(run.id, None)
-        except (DemoError, OSError) as exc:  # deleted, or a full disk: the next look may find room
-            logs.event("check.failed", why=str(exc))
         finally:
             self._at_work.release()
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-import threading
 
 from . import logs
 from .errors import DemoError
 from .services import Services
+from .steady import Steady
 
 _SECONDS = 2.0
 
@@ -20,14 +20,14 @@ class Dispatcher:
         self.trouble = ""
 
     def start(self) -> None:
-        threading.Thread(target=self._loop, daemon=True).start()
+        Steady("queue").every(_SECONDS, self.look)
 
     def look(self) -> None:
         """Check what waits for it, and start the next run if nothing trains; chat models that are idle in memory make
         room for it."""
         runs = self.services.runs
-        self.services.checks.look()
         try:
+            self.services.checks.look()
             if not runs.waiting("queued") or runs.active() is not None or self.services.jobs.going:
                 return
             self.services.engine.release()
@@ -37,8 +37,3 @@ class Dispatcher:
             if str(exc) != self.trouble:
                 logs.event("queue.waits", logging.WARNING, why=str(exc))
             self.trouble = str(exc)
-
-    def _loop(self) -> None:
-        pause = threading.Event()
-        while not pause.wait(_SECONDS):
-            self.look()

@@ -1,14 +1,13 @@
 """Pauses the Space's hardware when nobody has used it for QLORA_DEMO_PAUSE_MINUTES: it bills by the minute.
 
 Never while a run waits or goes, a job works, a benchmark measures, an answer or anything else that was asked for is
-under way, or something is still to be sent.  A paused Space is started again by its owner.
+under way, or something is still to be fetched or sent.  A paused Space is started again by its owner.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import threading
 import time
 from collections.abc import Callable
 
@@ -16,6 +15,7 @@ from . import logs
 from .errors import DemoError
 from .records import Note
 from .services import Services
+from .steady import Steady
 from .visits import VISITS, Visits
 
 _SECONDS = 20.0
@@ -39,7 +39,7 @@ class Pauser:
         self._worked = clock()
 
     def start(self) -> None:
-        threading.Thread(target=self._loop, daemon=True).start()
+        Steady("pause").every(_SECONDS, self.look)
 
     def look(self) -> None:
         """Pause the Space if it has been idle for long enough."""
@@ -70,8 +70,3 @@ class Pauser:
             logs.event("space.not_paused", logging.ERROR, why=str(exc))
             self.trouble = str(exc)
         self._worked = self._clock()
-
-    def _loop(self) -> None:
-        pause = threading.Event()
-        while not pause.wait(_SECONDS):
-            self.look()

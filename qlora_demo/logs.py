@@ -29,9 +29,10 @@ _log = logging.getLogger("qlora_demo")
 _log.addHandler(logging.NullHandler())
 
 
-def event(name: str, level: int = logging.INFO, **facts: Any) -> None:
-    """Log that something happened: `name` as ``thing.happened``, with figures and names but nobody's words."""
-    _log.log(level, name, extra={"facts": facts})
+def event(name: str, level: int = logging.INFO, trace: BaseException | None = None, /, **facts: Any) -> None:
+    """Log that something happened: `name` as ``thing.happened``, with figures and names but nobody's words; ``trace``:
+    with where this was raised."""
+    _log.log(level, name, exc_info=trace, extra={"facts": facts})
 
 
 @contextmanager

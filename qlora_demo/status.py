@@ -7,7 +7,6 @@ import http.client
 import logging
 import platform
 import shutil
-import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from .gpu import bf16_in_words, device_info
 from .preload import preload
 from .records import Note, Progress, Report
 from .settings import Settings
+from .steady import Steady
 from .units import memory
 
 Fetch = Callable[[BundledModel, Report], object]
@@ -42,7 +42,7 @@ class AppStatus:
         """Look around, log what is found, and start what takes longer; returns at once."""
         self.found = look_around(settings)
         logs.event("app.started", logging.INFO, **self.found)
-        threading.Thread(target=self._check_hub, daemon=True).start()
+        Steady("hub").once(self._check_hub)
         if not is_fetched(settings, model.name):
             self._begin("bundled model", lambda report: fetch(model, report))
         for name in settings.preload:
@@ -57,14 +57,22 @@ class AppStatus:
         others = [note for other in self._others if (note := other()) is not None]
         return [Note(self.hub), *self._notes.values(), *others]
 
+    @property
+    def fetching(self) -> bool:
+        """Whether a download is under way."""
+        return any(note.fraction is not None for note in self.notes())
+
     def _check_hub(self) -> None:
-        answers = hub_answers()
-        self.hub = f"hub: {'reachable' if answers else 'not reachable'}"
-        logs.event("hub.checked", reachable=answers)
+        answers = False
+        try:
+            answers = hub_answers()
+        finally:
+            self.hub = f"hub: {'reachable' if answers else 'not reachable'}"
+            logs.event("hub.checked", reachable=answers)
 
     def _begin(self, what: str, work: Callable[[Report], object]) -> None:
         self._notes[what] = Note(f"{what}: waiting", 0.0)
-        threading.Thread(target=self._do, args=(what, work), daemon=True).start()
+        Steady(what).once(functools.partial(self._do, what, work))
 
     def _do(self, what: str, work: Callable[[Report], object]) -> None:
         def note(progress: Progress) -> None:
@@ -76,6 +84,9 @@ class AppStatus:
         except DemoError as exc:
             self._notes[what] = Note(f"{what}: {exc}", bad=True)
             logs.event("fetch.failed", logging.ERROR, what=what, why=str(exc))
+        except Exception as exc:  # noqa: BLE001 - told at the top of the page, where it would seem to go on forever
+            self._notes[what] = Note(f"{what}: failed ({type(exc).__name__}); the log says more", bad=True)
+            logs.event("fetch.failed", logging.ERROR, exc, what=what, why=type(exc).__name__)
         else:
             del self._notes[what]
             logs.event("fetch.ended", what=what)

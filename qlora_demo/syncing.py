@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from . import logs
@@ -16,6 +17,7 @@ from .errors import DemoError
 from .records import Note
 from .runs import Run
 from .services import Services
+from .steady import Steady
 
 _SECONDS = 60.0
 _PARTS = ("config.json", "state.json", "metrics.jsonl", "versions.json", "adapter/*", "report/*")
@@ -34,18 +36,18 @@ class Syncer:
         self._looked = False
 
     def start(self) -> None:
-        threading.Thread(target=self._loop, daemon=True).start()
+        Steady("sync").every(_SECONDS, self.look)
 
     @property
     def pending(self) -> bool:
         """Whether something may still have to be sent."""
-        return not self._looked or any(self._there.get(run.id) != _mark(run) for run in self._ended())
+        return not self._looked or any(map(self._unsent, self._ended()))
 
     def look(self) -> None:
         """Send what changed since the last look; whatever goes wrong is told, and tried again at the next."""
         try:
             for run in self._ended():
-                if self._there.get(run.id) != (mark := _mark(run)):
+                if mark := self._unsent(run):
                     self._send(run)
                     self._there[run.id] = mark
             self._looked, self.trouble = True, ""
@@ -60,6 +62,11 @@ class Syncer:
             return Note(f"sync: {self.trouble}", bad=True)
         return Note(f"sync: {len(self._there)} runs are at {self.repo}")
 
+    def _unsent(self, run: Run) -> Mark:
+        """What is to be sent of a run; nothing where all of it is there, or the run is gone."""
+        mark = _mark(run)
+        return mark if mark != self._there.get(run.id) else ()
+
     def _send(self, run: Run) -> None:
         files = {f"runs/{run.id}/{path.relative_to(run.path).as_posix()}": path for path in _files(run)}
         sent = self.services.hub.sync(files, self.repo, token=os.environ.get("HF_TOKEN", ""))
@@ -68,12 +75,6 @@ class Syncer:
     def _ended(self) -> list[Run]:
         return [run for run in self.services.runs.all() if run.state.ended and not run.alive]
 
-    def _loop(self) -> None:
-        pause = threading.Event()
-        while True:
-            self.look()
-            pause.wait(_SECONDS)
-
 
 def _files(run: Run) -> list[Path]:
     found = [path for part in _PARTS for path in run.path.glob(part)]
@@ -81,5 +82,11 @@ def _files(run: Run) -> list[Path]:
 
 
 def _mark(run: Run) -> Mark:
-    stats = [(str(path), path.stat()) for path in _files(run)]
-    return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
+    return tuple(_stamps(run))
+
+
+def _stamps(run: Run) -> Iterator[tuple[str, int, int]]:
+    for path in _files(run):
+        with suppress(FileNotFoundError):  # replaced or deleted meanwhile
+            stat = path.stat()
+            yield str(path), stat.st_size, stat.st_mtime_ns

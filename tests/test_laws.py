@@ -19,8 +19,8 @@ PLAIN = """
     access answers background benchmark_cases benchmark_fault benchmark_tables benchmarking catalog checking choices
     columns differences disk dispatch doctor exporting flops gpu guide halt heap health history hub idle jobs launcher
     locks memory memory_plan model_card placement planning plots preload presets promptsets rates report reporting
-    row_files row_formats runs scoring services settings sources status stored syncing tables tickets units verdicts
-    visiting visits votes waiting
+    row_files row_formats runs scoring services settings sources status steady stored syncing tables tickets units
+    verdicts visiting visits votes waiting
 """
 """The modules that know neither the page nor the engine's libraries."""
 TIERS = (

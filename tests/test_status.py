@@ -136,6 +136,25 @@ def test_a_fetch_that_fails_leaves_its_words(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("quiet_hub")
+def test_a_fetch_that_breaks_does_not_seem_to_go_on(tmp_path: Path) -> None:
+    def fetch(model: BundledModel, report: Callable[[Progress], None]) -> None:
+        raise PermissionError(13, "Permission denied", "/somebody's/folder")
+
+    status = begun(tmp_path, fetch)
+    until(lambda: status.notes()[1].bad)
+    assert status.notes()[1].text == "bundled model: failed (PermissionError); the log says more"
+    assert not status.fetching
+
+
+def test_a_hub_that_breaks_the_question_is_not_reachable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def answers() -> bool:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("qlora_demo.status.hub_answers", answers)
+    assert begun(tmp_path, lambda model, report: None).hub == "hub: not reachable"
+
+
+@pytest.mark.usefixtures("quiet_hub")
 def test_a_model_that_is_there_is_not_fetched(tmp_path: Path) -> None:
     (tmp_path / "models" / SMOLLM2.name).mkdir(parents=True)
     asked: list[BundledModel] = []

@@ -147,21 +147,35 @@ def test_nothing_goes_to_a_public_repository(
     assert hub_server.files(REPO) == {}
 
 
-def test_a_run_that_vanishes_meanwhile_is_no_harm(
-    make: Callable[[], Syncer], services: Services, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("calls", "bad"), [(1, False), (2, True)])
+def test_a_run_that_vanishes_while_it_is_looked_at_or_sent_is_no_harm(
+    make: Callable[[], Syncer], services: Services, monkeypatch: pytest.MonkeyPatch, calls: int, bad: bool
 ) -> None:
     run = ended(services)
-    found = syncing._files
+    found, asked = syncing._files, []
 
     def vanishing(of: Run) -> list[Path]:
         files = found(of)
-        shutil.rmtree(run.path, ignore_errors=True)
+        asked.append(of.id)
+        if len(asked) == calls:
+            shutil.rmtree(run.path)
         return files
 
     monkeypatch.setattr(syncing, "_files", vanishing)
     syncer = make()
     syncer.look()
-    assert syncer.note().bad
-    monkeypatch.setattr(syncing, "_files", found)
+    assert syncer.note().bad is bad
     syncer.look()
     assert syncer.note() == Note("sync: 0 runs are at ada/runs")
+
+
+def test_a_file_that_vanishes_is_no_reason_not_to_know_what_is_pending(
+    make: Callable[[], Syncer], services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = ended(services)
+    syncer = make()
+    syncer.look()
+    gone = run.path / "report" / "report.html"
+    monkeypatch.setattr(syncing, "_files", lambda of: [run.path / "config.json", gone])
+    gone.unlink()
+    assert syncer.pending
