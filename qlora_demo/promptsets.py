@@ -81,9 +81,9 @@ def _from_lines(text: str, name: str) -> list[str]:
 
 def _from_csv(text: str, name: str) -> list[str]:
     rows = csv.DictReader(io.StringIO(text, newline=""))
-    if "prompt" not in (rows.fieldnames or ()):
-        raise DataError(f"prompts: {name} has the columns {rows.fieldnames}; one must be called prompt")
     try:
+        if "prompt" not in (rows.fieldnames or ()):
+            raise DataError(f"prompts: {name} has the columns {rows.fieldnames}; one must be called prompt")
         return [row["prompt"] or "" for row in rows]
     except csv.Error as exc:
         raise DataError(f"prompts: {name}, line {rows.line_num}: {exc}; write a plain CSV file") from exc

@@ -42,6 +42,7 @@ def test_every_format(tmp_path: Path, name: str, text: str) -> None:
         ("p.txt", b"x\n" * 1001, "p.txt holds 1001"),
         ("p.txt", b"\xff\xfe\x00", "cannot read .*p.txt"),
         ("p.csv", b"text\nhello\n", r"p.csv has the columns \['text'\]; one must be called prompt"),
+        ("p.csv", b"x" * 200_000, "p.csv, line 0: field larger than field limit .*; write a plain CSV file"),
         ("p.jsonl", b'{"prompt": "a"}\n{oops', "p.jsonl, line 2"),
         ("p.jsonl", b'{"prompt": 3}', "p.jsonl, line 1: prompt is a int; write a text"),
         ("p.jsonl", b'"text"', "p.jsonl, line 1"),
