@@ -22,7 +22,8 @@ from typing import Any
 from .errors import ConfigError
 
 FORMATS = ("json", "text")
-_TOKEN = re.compile(r"\bhf_[A-Za-z0-9_]{6,}")
+_TOKEN = re.compile(r"hf_[A-Za-z0-9_.-]{6,}")
+"""Also of who signed in, `hf_oauth_` and three parts with dots between; it may follow on an escape or a letter."""
 _RUN: ContextVar[str] = ContextVar("run", default="")
 _REQUEST: ContextVar[str] = ContextVar("request", default="")
 _log = logging.getLogger("qlora_demo")
@@ -71,7 +72,7 @@ class Json(logging.Formatter):
     """An event for machines: one JSON object."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return json.dumps(_told(record), default=str)
+        return json.dumps(_told(record))
 
 
 def _told(record: logging.LogRecord) -> dict[str, Any]:
@@ -88,9 +89,19 @@ def _told(record: logging.LogRecord) -> dict[str, Any]:
         told |= {"logger": record.name, "message": record.getMessage()}
     if record.exc_info:
         told["traceback"] = logging.Formatter().formatException(record.exc_info)
-    return {key: _without_tokens(value) if isinstance(value, str) else value for key, value in told.items()}
+    return {key: _cleared(value) for key, value in told.items()}
 
 
-def _without_tokens(text: str) -> str:
+def _cleared(value: Any) -> Any:
+    """A fact without tokens, however deep they are; what is no figure, list or table is told as text."""
+    if isinstance(value, Mapping):
+        return {without_tokens(str(key)): _cleared(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_cleared(inner) for inner in value]
+    return value if isinstance(value, int | float | None) else without_tokens(str(value))
+
+
+def without_tokens(text: str) -> str:
+    """A text with what looks like a token struck out."""
     token = os.environ.get("HF_TOKEN", "")
     return _TOKEN.sub("(token)", text.replace(token, "(token)") if token else text)

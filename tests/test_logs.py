@@ -80,6 +80,28 @@ def test_no_line_holds_a_token(capsys: pytest.CaptureFixture[str], monkeypatch: 
     assert said.count("(token)") == 3
 
 
+OAUTH = "hf_oauth_eyJhbGciOiJFZERTQSJ9.eyJzdWIiOiI2-MzQ1.Sig_n-ature"
+
+
+@pytest.mark.parametrize("said", [OAUTH, f"a\n{OAUTH}", f"token%3D{OAUTH}", f"Bearer {OAUTH}.", f"['{OAUTH}']"])
+def test_nothing_of_a_token_of_who_signed_in_is_left(said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    logs.set_up({"QLORA_DEMO_LOG": "json"})
+    logging.getLogger("authlib").warning(said)
+    found = capsys.readouterr().err
+    assert not [part for part in OAUTH.split(".") if part in found] and "(token)" in found
+
+
+@pytest.mark.parametrize("form", ["json", "text"])
+def test_a_token_deep_in_a_fact_is_struck_out_and_figures_stay(form: str, capsys: pytest.CaptureFixture[str]) -> None:
+    logs.set_up({"QLORA_DEMO_LOG": form})
+    facts = {"tokens": {"base": 3, OAUTH: [OAUTH, 2.5, True, None]}, "why": ValueError(OAUTH), "all": (OAUTH, {OAUTH})}
+    logs.event("answer.ended", **facts)
+    found = capsys.readouterr().err
+    assert found.count("(token)") == 5 and "eyJ" not in found
+    if form == "json":
+        assert json.loads(found)["tokens"] == {"base": 3, "(token)": ["(token)", 2.5, True, None]}
+
+
 def test_a_format_that_is_not_known_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"^QLORA_DEMO_LOG: 'xml' is not allowed; give one of json, text"):
         logs.set_up({"QLORA_DEMO_LOG": "xml"})
