@@ -32,6 +32,7 @@ from .config import TrainConfig
 from .disk import is_full, new_folder, read_file, remove_folder, writing
 from .errors import ConfigError, RunError
 from .locks import is_held
+from .logs import without_tokens
 from .records import BEFORE, Message, RunState, Status, TrainMetrics
 from .settings import LIMITS, Limits
 from .stored import require_few, require_room
@@ -60,6 +61,8 @@ lock, stop      held while it trains; there once somebody asked for its end
 """
 _LARGEST = 1 << 53
 """No step, token or byte is counted further; a float holds every whole number up to here."""
+LOG_ENDS = "; its log ends: "
+"""What stands before the end of the log in the error of a run that died."""
 CHECKPOINTS, CHECKPOINT_MARK = "checkpoints", "whole"
 HELD = "--held"
 """What tells a training process that its run and the device are held for it."""
@@ -325,14 +328,18 @@ def _settled(path: Path, state: RunState) -> RunState:
         return state
     tail = _log_tail(path, 3).strip()
     full = "; its disk is full, remove files there" if is_full(OSError(), path) else ""
-    return replace(
-        state, status="failed", error=f"the training process died without a word{full}; its log ends: {tail}"
-    )
+    return replace(state, status="failed", error=f"the training process died without a word{full}{LOG_ENDS}{tail}")
 
 
 def _log_tail(path: Path, lines: int) -> str:
+    """The last lines of a training process's log, without tokens."""
+    most = 400 * lines
     try:
-        text = read_file(path / "train.log", last=400 * lines).decode("utf-8", "replace")
+        data = read_file(path / "train.log", last=most)
     except OSError:
         return ""
+    text = data.decode("utf-8", "replace")
+    if len(data) == most:  # what may be the rest of a token
+        text = re.sub(r"\A\S+", "", text)
+    text = without_tokens(text)
     return "\n".join(line.rsplit("\r", 1)[-1] for line in text.split("\n")[-lines - 1 :])

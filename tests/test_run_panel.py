@@ -1,23 +1,45 @@
-"""What the Train tab's poll may change of the page."""
+"""What the Train tab's poll may change of the page, and what it tells visitors."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from qlora_demo.checking import RESULT
+from qlora_demo.compose import build_services
 from qlora_demo.config import TrainConfig
+from qlora_demo.jobs import save_result
 from qlora_demo.records import RunState
 from qlora_demo.runs import write_state
 from qlora_demo.services import Services
 from qlora_demo.ui.run_panel import poll
+from tests.calls import Client, numbers, opened, values
+
+PASSWORD = "correct horse"
+DATA = {
+    "rows": 1,
+    "mapping": {"text": "text"},
+    "lengths": {"mean": 1, "median": 1, "p95": 1, "longest": 1, "histogram": [[8, 1]]},
+    "max_length": 8,
+    "problems": [{"what": "are there more than once", "fatal": False, "count": 2, "rows": ["row 1", "row 2"]}],
+    "rendered": [[["my private row", True]]],
+    "loss_on": "all",
+}
+OPERATORS = ("my private log", "my private row", "Kept in", "runs/")
+EVERYBODY = ("died without a word", "Configuration", "1 rows", "are there more than once")
 
 
 def test_a_poll_that_was_on_its_way_leaves_the_choice_that_was_made_meanwhile(services: Services) -> None:
     old = services.runs.create(TrainConfig()).id
-    *_, seen = poll(services, old, {})
+    *_, seen = poll(services, old, {}, "operator")
     new = services.runs.create(TrainConfig()).id
 
-    late = poll(services, old, seen)[0]
+    late = poll(services, old, seen, "operator")[0]
     assert {name for _, name in late.choices} == {old, new}
     assert "value" not in late._constructor_args[0]
-    begun = poll(services, new, {})[0]
+    begun = poll(services, new, {}, "operator")[0]
     assert begun._constructor_args[0]["value"] == new
 
 
@@ -25,6 +47,45 @@ def test_the_choice_goes_where_its_run_is_gone(services: Services) -> None:
     kept = services.runs.create(TrainConfig())
     gone = services.runs.create(TrainConfig())
     write_state(gone.path, RunState(status="failed"))
-    *_, seen = poll(services, gone.id, {})
+    *_, seen = poll(services, gone.id, {}, "operator")
     services.runs.delete(gone.id)
-    assert poll(services, gone.id, seen)[0]._constructor_args[0]["value"] == kept.id
+    assert poll(services, gone.id, seen, "operator")[0]._constructor_args[0]["value"] == kept.id
+
+
+@pytest.mark.parametrize("role", ["visitor", "operator"])
+def test_log_folder_and_rows_are_shown_to_operators_only(services: Services, role: str) -> None:
+    run = services.runs.create(TrainConfig())
+    (run.path / "train.log").write_text("Traceback\nmy private log\n", "utf-8")
+    save_result(run, RESULT, DATA)
+    write_state(run.path, RunState("running"))
+    done = services.runs.create(TrainConfig())
+    done.adapter.mkdir()
+    save_result(done, "export", {"what": "merged", "path": str(done.path), "load": {"vllm": "vllm serve"}})
+    write_state(done.path, RunState("finished"))
+    guarded = build_services(replace(services.settings, password=PASSWORD))
+    page = opened(guarded)
+    with Client(str(page.local_url)) as client:
+        if role == "operator":
+            client.sign_in(PASSWORD)
+        client.open(page)
+        drawn = ""
+        for shown in (done.id, run.id):  # of which one is drawn already
+            for number in numbers(page, "look", "redraw"):
+                handler = page.fns[number]
+                if _draws(handler, "progress", "exported"):
+                    drawn += str(client.call(number, values(handler, run=shown, judge_run=done.id)))
+    assert all(said in drawn for said in EVERYBODY)
+    assert [said in drawn for said in OPERATORS] == [role == "operator"] * len(OPERATORS)
+
+
+def _draws(handler: Any, *names: str) -> bool:
+    return any(getattr(part, "elem_id", "") in names for part in handler.outputs)
+
+
+def test_who_signs_out_on_an_open_page_sees_the_log_no_longer(services: Services) -> None:
+    run = services.runs.create(TrainConfig())
+    (run.path / "train.log").write_text("my private log", "utf-8")
+    *_, seen = poll(services, run.id, {}, "operator")
+    assert "my private log" in poll(services, run.id, {}, "operator")
+    drawn = poll(services, run.id, seen, "visitor")
+    assert "" in drawn and "my private log" not in drawn

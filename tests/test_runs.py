@@ -192,6 +192,17 @@ def test_the_log_tail_is_the_last_lines(store: RunStore, run: Run) -> None:
     assert store.log_tail(run.id, 2).split("\n") == ["line 98", "line 99", ""]
 
 
+TOKEN = "hf_oauth_eyJhbGci.eyJzdWIi.S1gnature"
+
+
+@pytest.mark.parametrize("said", [f"401 for {TOKEN}\nend", f"{TOKEN} {'x' * 700}", f"{'x' * 60}{TOKEN} {'y ' * 390}"])
+def test_the_log_tail_holds_no_token_and_no_rest_of_one(store: RunStore, run: Run, said: str) -> None:
+    write_state(run.path, RunState("running"))
+    (run.path / "train.log").write_text(said, "utf-8")
+    for shown in (store.log_tail(run.id), store.log_tail(run.id, 2), store.get(run.id).state.error):
+        assert not [part for part in ("eyJ", "S1gn") if part in shown]
+
+
 def test_a_run_that_is_alive_is_not_deleted(store: RunStore, run: Run) -> None:
     lock = hold(run)
     with pytest.raises(RunError, match=f"^run {run.id}: still running; stop it first"):

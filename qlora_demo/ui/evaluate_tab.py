@@ -72,8 +72,7 @@ class Judge:
 
     def columns(self, run: str | None, request: gr.Request) -> list[Any]:
         """What can be measured of a run, and for operators its report, once it was made."""
-        operator = visitor_of(self.services.access, request).role == "operator"
-        made = reports.made(self.services.runs.path(run) / "report", run) if run and operator else []
+        made = reports.made(self.services.runs.path(run) / "report", run) if run and self._is_operator(request) else []
         return [gr.Dropdown(choices=column_choices(self.services.runs, run)), _files(made)]
 
     def evaluate(self, run: str | None, names: list[str], limit: float | None) -> str:
@@ -118,14 +117,14 @@ class Judge:
         found = self.services.runs.get(needed_run(run))
         return _files(list(reports.save(gather(self.services, found), found.path / "report").values()))
 
-    def poll(self, *where: Any) -> list[Any]:
+    def poll(self, request: gr.Request, *where: Any) -> list[Any]:
         """What changed since the page was last drawn."""
         *_, seen = where
         if self._marks(where) == seen:
             return [self._job(), *[gr.skip()] * 8]
-        return self.redraw(*where)
+        return self.redraw(request, *where)
 
-    def redraw(self, *where: Any) -> list[Any]:
+    def redraw(self, request: gr.Request, *where: Any) -> list[Any]:
         """Everything, from what is stored."""
         run, split, which, page, prompts_page, _ = where
         if not run:
@@ -142,13 +141,16 @@ class Judge:
             show.fidelity(read_result(found, "fidelity")),
             show.prompts_shown(prompts, int(prompts_page or 1) - 1),
             show.votes(self.services.votes.tally(run)),
-            show.exported(read_result(found, "export")),
+            show.exported(read_result(found, "export")) if self._is_operator(request) else "",
             self._marks((run, split, which, page, prompts_page)),
         ]
 
     def _start(self, kind: str, run: str | None, work: Work) -> str:
         self.services.jobs.start(kind, needed_run(run), work)
         return self._job()
+
+    def _is_operator(self, request: gr.Request) -> bool:
+        return visitor_of(self.services.access, request).role == "operator"
 
     def _job(self) -> str:
         return show.job(self.services.jobs.last)

@@ -95,8 +95,13 @@ def run_progress(run: Run | None, metrics: Sequence[TrainMetrics]) -> str:
 
 def run_about(run: Run, versions: dict[str, str]) -> str:
     """What was chosen, and what it ran on."""
-    parts = [("Configuration", run.config.model_dump()), ("Ran on", versions), ("Kept in", {"folder": str(run.path)})]
+    parts = [("Configuration", run.config.model_dump()), ("Ran on", versions)]
     return "".join(f"<p><b>{title}</b></p>{_table(values)}" for title, values in parts)
+
+
+def run_folder(run: Run) -> str:
+    """Where a run is kept."""
+    return f"<p><b>Kept in</b></p>{_table({'folder': str(run.path)})}"
 
 
 def seconds_left(steps: Sequence[TrainMetrics], total: int) -> float:

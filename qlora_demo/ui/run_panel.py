@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,14 @@ from typing import Any
 import gradio as gr
 
 from .. import plots
+from ..access import Role
 from ..checking import RESULT
 from ..errors import DemoError, RunError
 from ..gpu import device_info
 from ..jobs import read_result
 from ..planning import plan_training
 from ..records import TrainMetrics
-from ..runs import Run, RunStore
+from ..runs import LOG_ENDS, Run, RunStore
 from ..services import Services
 from . import controls, render
 from . import render_training as show
@@ -62,7 +64,7 @@ def draw() -> dict[str, Any]:
     shown["curves"] = gr.HTML(elem_id="curves")
     with gr.Accordion("Configuration and versions", open=False):
         shown["about"] = gr.HTML(elem_id="about")
-    with gr.Accordion("Log", open=False):
+    with gr.Accordion("Log", open=False) as shown["log part"]:
         shown["log"] = gr.Textbox(show_label=False, lines=12, max_lines=12, interactive=False, elem_id="log")
     with gr.Row():
         shown["reuse"] = gr.Button("Use these settings again", size="sm", elem_id="reuse")
@@ -77,25 +79,27 @@ def wire(services: Services, chosen: controls.Controls, shown: dict[str, Any], p
     written = [shown[name] for name in WRITTEN]
 
     def look(run_id: str | None, seen: dict[str, Any], request: gr.Request) -> list[Any]:
-        if visitor_of(services.access, request).role == "operator":
+        role = visitor_of(services.access, request).role
+        if role == "operator":
             drop_refused(services.runs, run_id)
-        return poll(services, run_id, seen)
+        return poll(services, run_id, seen, role)
 
     def stop(run_id: str | None) -> None:
         services.runs.request_stop(_named(run_id))
         gr.Info("Stopping after this step; the adapter is saved.")
 
     def resume(run_id: str | None) -> list[Any]:
-        return poll(services, services.launcher.resume(_named(run_id)).id, {})
+        return poll(services, services.launcher.resume(_named(run_id)).id, {}, "operator")
 
     def delete(run_id: str | None) -> list[Any]:
         services.runs.delete(_named(run_id))
-        return poll(services, None, {})
+        return poll(services, None, {}, "operator")
 
     def reuse(run_id: str | None) -> list[Any]:
         return controls.fill(services.runs.get(_named(run_id)).config, list(chosen))
 
     form = list(chosen.values())
+    gate.only(shown["log part"], "operator")
     gate.on(shown["stop"].click, stop, shown["run"], needs="operator")
     gate.on(shown["resume"].click, resume, shown["run"], written, needs="operator")
     gate.on(shown["delete"].click, delete, shown["run"], written, needs="operator")
@@ -108,7 +112,7 @@ def wire(services: Services, chosen: controls.Controls, shown: dict[str, Any], p
     gate.on(page.load, look, read, written, needs="visitor")
 
 
-def poll(services: Services, run_id: str | None, seen: dict[str, Any]) -> list[Any]:
+def poll(services: Services, run_id: str | None, seen: dict[str, Any], role: Role) -> list[Any]:
     """What the right side shows, each part only where it changed since `seen`: drawing takes the trainer's time."""
     runs = services.runs
     known = runs.all()
@@ -116,12 +120,12 @@ def poll(services: Services, run_id: str | None, seen: dict[str, Any]) -> list[A
     metrics = runs.metrics(run.id) if run else []
     now = {
         "runs": [(r.id, r.state.status) for r in known] + [(run.id if run else "", "")],
-        "run": (*_marks(run), services.checks.progress(run.id) if run else ""),
+        "run": (role, *_marks(run), services.checks.progress(run.id) if run else ""),
         "plots": (_marks(run)[:2], _plot_step(run, metrics)),
     }
     parts = [
         _draw_runs(known, run, run_id if seen else None) if now["runs"] != seen.get("runs") else [gr.skip()] * 2,
-        _draw_state(services, run, metrics) if now["run"] != seen.get("run") else [gr.skip()] * (5 + _LIGHTER),
+        _draw_state(services, run, metrics, role) if now["run"] != seen.get("run") else [gr.skip()] * (5 + _LIGHTER),
         _draw_plots(metrics) if now["plots"] != seen.get("plots") else [gr.skip()],
     ]
     return [*(value for part in parts for value in part), now]
@@ -136,7 +140,7 @@ def _draw_runs(known: list[Run], run: Run | None, chosen: str | None) -> list[An
     return [gr.Dropdown(choices) if name and name == chosen else gr.Dropdown(choices, value=name), show.queue(waiting)]
 
 
-def _draw_state(services: Services, run: Run | None, metrics: list[TrainMetrics]) -> list[Any]:
+def _draw_state(services: Services, run: Run | None, metrics: list[TrainMetrics], role: Role) -> list[Any]:
     lighter = run.state.lighter if run else ()
     buttons = [
         gr.Button(show.lighter_label(lighter[at]), visible=True) if at < len(lighter) else gr.Button(visible=False)
@@ -144,15 +148,25 @@ def _draw_state(services: Services, run: Run | None, metrics: list[TrainMetrics]
     ]
     if run is None:
         return [render.run_progress(None, []), "", "", *[gr.Button(visible=False)] * 2, *buttons]
-    about = render.run_about(run, services.runs.versions(run.id))
-    if data := read_result(run, RESULT):
-        about += f"<p><b>Data</b></p>{show.preflight(data)}"
     at = run.resumable_from
     resume = gr.Button(f"Resume from step {at}" if at else "Start it again", visible=run.resumable)
     stop = gr.Button(visible=not run.state.ended)
     reading = f"<p>{escape(services.checks.progress(run.id))}</p>"
-    progress = render.run_progress(run, metrics) + reading + _planned(services, run)
-    return [progress, about, services.runs.log_tail(run.id), stop, resume, *buttons]
+    about, log, told = _told(services, run, role)
+    progress = render.run_progress(told, metrics) + reading + _planned(services, run)
+    return [progress, about, log, stop, resume, *buttons]
+
+
+def _told(services: Services, run: Run, role: Role) -> tuple[str, str, Run]:
+    """What the run is about, its log, and the run itself: to a visitor without folder, log and rows of the data."""
+    about, data = render.run_about(run, services.runs.versions(run.id)), read_result(run, RESULT)
+    found = (
+        f"<p><b>Data</b></p>{show.preflight(data if role == 'operator' else data | {'rendered': []})}" if data else ""
+    )
+    if role == "operator":
+        return about + render.run_folder(run) + found, services.runs.log_tail(run.id), run
+    error = run.state.error.partition(LOG_ENDS)[0]
+    return about + found, "", replace(run, state=replace(run.state, error=error))
 
 
 def _planned(services: Services, run: Run) -> str:

@@ -82,7 +82,7 @@ def _wire_start(
     def follow(made: Sequence[Run]) -> Iterator[list[Any]]:
         """Draw the check and what came of it.  Nothing but the drawing depends on this page being open."""
         left = [gr.skip()] * len(written)
-        yield [gr.skip(), *run_panel.poll(services, made[0].id, {})]
+        yield [gr.skip(), *run_panel.poll(services, made[0].id, {}, "operator")]
         for drawn in data_panel.follow(services, made):
             yield [drawn, *left]
         begun = [run for run in made if not run_panel.drop_refused(services.runs, run.id)]
@@ -93,7 +93,7 @@ def _wire_start(
         for run in begun:
             if services.runs.get(run.id).state.status in BEFORE:
                 gr.Info(f"{run.id} waits until the device is free.")
-        yield [gr.skip(), *run_panel.poll(services, begun[0].id if begun else None, {})]
+        yield [gr.skip(), *run_panel.poll(services, begun[0].id if begun else None, {}, "operator")]
 
     def begin(processes: float, *values: Any) -> Iterator[list[Any]]:
         config = controls.read(TrainConfig, list(chosen), values)
