@@ -200,11 +200,10 @@ class RunStore:
         run = self.get(name)
         if run.state.ended:
             raise RunError(f"run {name}: already {run.state.status}; there is nothing to stop")
-        if run.state.status in BEFORE:
-            write_state(run.path, replace(run.state, status="stopped", error="taken out of the queue"))
-            return
         with writing(run.path / "stop"):
             (run.path / "stop").touch()
+        if run.state.status in BEFORE:  # it may begin at this moment: then it finds the file
+            write_state(run.path, replace(run.state, status="stopped", error="taken out of the queue"))
 
     def delete(self, name: str) -> None:
         """Remove a run that is not alive."""

@@ -15,7 +15,8 @@ from qlora_demo.config import TrainConfig
 from qlora_demo.errors import DeviceBusy
 from qlora_demo.gpu import Lease
 from qlora_demo.launcher import Launcher, train_command
-from qlora_demo.runs import Run, RunStore
+from qlora_demo.records import RunState
+from qlora_demo.runs import Run, RunStore, write_state
 
 STAND_IN = """
 import os, time
@@ -126,6 +127,20 @@ def test_the_app_itself_keeps_no_descriptor_of_the_locks(launcher: Launcher, pro
     run = launcher.start(TrainConfig())
     opened = {fd.readlink() for fd in Path("/proc/self/fd").iterdir() if fd.exists()}
     assert not {run.lock, launcher.lease.path} & opened
+
+
+def test_a_run_that_begins_as_it_is_taken_out_of_the_queue_finds_the_stop_and_goes_on_without_it(
+    launcher: Launcher, processes: Processes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = launcher.runs.create(TrainConfig(), RunState("queued"))
+    monkeypatch.setattr("qlora_demo.runs.write_state", lambda *args: (launcher.start_next(), write_state(*args)))
+    launcher.runs.request_stop(run.id)
+    monkeypatch.undo()
+    assert len(processes) == 1 and (run.path / "stop").exists()
+    kill(processes[0])
+    monkeypatch.setattr(launcher, "_spawn", lambda *_: None)
+    launcher.resume(run.id)
+    assert not (run.path / "stop").exists()
 
 
 def test_one_process_is_started_as_a_module_on_the_run_directory(launcher: Launcher) -> None:

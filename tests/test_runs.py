@@ -221,6 +221,13 @@ def test_a_stop_is_asked_of_a_live_run(store: RunStore, run: Run) -> None:
     assert (run.path / "stop").exists()
 
 
+def test_a_stop_is_left_for_a_queued_run_that_begins_meanwhile(store: RunStore, run: Run) -> None:
+    write_state(run.path, RunState("queued"))
+    store.request_stop(run.id)
+    assert store.get(run.id).state.status == "stopped"
+    assert (run.path / "stop").exists()
+
+
 @pytest.mark.parametrize("status", ["finished", "stopped", "failed"])
 def test_a_stop_of_an_ended_run_is_refused(store: RunStore, run: Run, status: Any) -> None:
     write_state(run.path, RunState(status))
