@@ -26,11 +26,13 @@ _SAVE_SECONDS = 2.0
 
 @dataclass(frozen=True)
 class Job:
-    """One piece of work; ``error`` is what ended it, where that was not its end or a stop."""
+    """One piece of work; ``error`` is what ended it, where that was not its end or a stop; ``models``: it works with
+    them, so that nobody else can meanwhile."""
 
     kind: str
     run: str
     progress: Progress
+    models: bool = True
     going: bool = True
     error: str = ""
 
@@ -49,14 +51,22 @@ class Jobs:
         """Whether a job is at work."""
         return self.last is not None and self.last.going
 
-    def start(self, kind: str, run: str, work: Work) -> None:
+    def require_models(self) -> None:
+        """Raises `DeviceBusy` while a job works with the models: who asks them something would wait for its end."""
+        job = self.last
+        if job is not None and job.going and job.models:
+            share = "" if job.progress.fraction is None else f", {job.progress.fraction:.0%}"
+            how_far = f"{job.kind} of {job.run} is at work ({job.progress.text}{share})"
+            raise DeviceBusy(f"device: {how_far}; wait for it or stop it on the Evaluate tab")
+
+    def start(self, kind: str, run: str, work: Work, *, models: bool = True) -> None:
         """Begin in the background; refused while another job is at work, or where there is no such run."""
         found = self._runs.get(run)
         with self._lock:
             if self.last is not None and self.going:
                 raise DeviceBusy(f"{kind}: {self.last.kind} of {self.last.run} is at work; wait for it or stop it")
             self._halt = Halt()
-            self.last = Job(kind, run, Progress("starting", 0.0))
+            self.last = Job(kind, run, Progress("starting", 0.0), models)
         context = contextvars.copy_context()
         threading.Thread(target=context.run, args=(self._do, found, work, self._halt), daemon=True).start()
 

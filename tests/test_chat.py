@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from types import SimpleNamespace
@@ -11,16 +12,18 @@ from typing import Any
 import gradio as gr
 import pytest
 
+from qlora_demo.access import Visitor
 from qlora_demo.catalog import SMOLLM2
 from qlora_demo.config import GenerationSettings, TrainConfig
 from qlora_demo.errors import ConfigError, DemoError, DeviceBusy
 from qlora_demo.halt import Halt
 from qlora_demo.knobs import field_names
-from qlora_demo.records import Answer, AnswerRequest, Progress
+from qlora_demo.records import Answer, AnswerRequest, Progress, Step
 from qlora_demo.services import OnDemand, Services
 from qlora_demo.ui.chat import Chat, verbatim
 from qlora_demo.ui.controls import fill
 from qlora_demo.ui.talk import Talk, messages
+from tests.queueing import until
 
 NAMES = ["base", "adapter"]
 SAMPLING = field_names(GenerationSettings)
@@ -95,6 +98,52 @@ def test_a_busy_device_gives_the_prompt_back_and_keeps_what_was_said(tab: Tab) -
     with pytest.raises(DemoError, match="held by training"):
         tab.ask("two")
     assert (tab.said(), tab.box) == (["one", "answer 1"], "two")
+
+
+@contextlib.contextmanager
+def job(tab: Tab, kind: str, *, models: bool = True) -> Iterator[None]:
+    """A job that is half done for as long as the block."""
+    end, half = threading.Event(), threading.Event()
+
+    def work(halt: Halt) -> Iterator[Step]:
+        yield Step(Progress("row 5 of 10", 0.5))
+        half.set()
+        end.wait()
+
+    tab.chat.services.jobs.start(kind, tab.run, work, models=models)
+    half.wait()
+    yield
+    end.set()
+    until(lambda: not tab.chat.services.jobs.going)
+
+
+def test_while_a_job_has_the_models_a_prompt_is_given_back_with_how_far_it_is(tab: Tab) -> None:
+    busy = rf"^device: evaluation of {tab.run} is at work \(row 5 of 10, 50%\); wait for it or stop it"
+    with tab.chat.services.waiting.turn(Visitor("operator"), Halt()) as places, job(tab, "evaluation"):
+        assert list(places) == []  # somebody is answered: it is told at once all the same
+        with pytest.raises(DeviceBusy, match=busy):
+            tab.ask("two")
+        assert (tab.said(), tab.box, tab.engine.asked) == (["one", "answer 1"], "two", 1)
+        for press in (lambda: tab.press(tab.chat.retry(VISITOR, *tab.choices())), lambda: tab.chat.release(tab.talk)):
+            with pytest.raises(DeviceBusy, match=busy):
+                press()
+    tab.ask("two")
+    assert tab.said() == ["one", "answer 1", "two", "answer 2"]
+
+
+def test_a_job_that_begins_while_a_prompt_waits_gives_it_back(tab: Tab) -> None:
+    steps = tab.chat.ask("two", VISITOR, *tab.choices())
+    next(steps)
+    with job(tab, "fidelity"), pytest.raises(DeviceBusy, match=r"fidelity of .* is at work"):
+        for tab.box, talk, *_ in steps:
+            tab.talk = tab._kept(talk)
+    assert (tab.said(), tab.box) == (["one", "answer 1"], "two")
+
+
+def test_a_job_without_models_is_in_nobody_s_way(tab: Tab) -> None:
+    with job(tab, "push", models=False):
+        tab.ask("two")
+    assert tab.said() == ["one", "answer 1", "two", "answer 2"]
 
 
 def test_loading_that_is_stopped_gives_the_prompt_back(tab: Tab) -> None:

@@ -16,6 +16,7 @@ from ..halt import Halt
 
 T = TypeVar("T")
 _PATIENCE_SECONDS = 0.25
+_LOOK_SECONDS = 0.1
 _log = logging.getLogger(__name__)
 
 
@@ -37,16 +38,21 @@ class Worker:
         return done.result()
 
     def iterate(self, begin: Callable[[], Generator[T]], halt: Halt) -> Iterator[T]:
-        """Run an iterator on the thread and yield its items here; leaving early sets `halt`.
+        """Run an iterator on the thread and yield its items here; leaving early sets `halt`.  Where that is set while
+        the thread is still at something else, nothing is begun and nothing is waited for.
 
         The thread waits, for a moment at most, until an item is dealt with: what is done with it would otherwise run
         beside the next model pass and into its time.
         """
         items: queue.SimpleQueue[tuple[T, ...]] = queue.SimpleQueue()
         taken = threading.Semaphore(0)
+        begun = threading.Event()
         done: Future[None] = Future()
 
         def pump() -> None:
+            begun.set()
+            if halt.is_set():
+                return
             with closing(begin()) as made:
                 for item in made:
                     items.put((item,))
@@ -59,6 +65,8 @@ class Worker:
         self._put(work)
         whole = False
         try:
+            if not _begins(begun, halt):
+                return
             while item := items.get():
                 yield item[0]
                 taken.release()
@@ -87,6 +95,14 @@ class Worker:
         except Exception:  # noqa: BLE001 - whatever it was, people wait for this thread
             _log.exception("idle work failed")
             return False
+
+
+def _begins(begun: threading.Event, halt: Halt) -> bool:
+    """Wait for something to begin; whether it has before `halt` was set."""
+    while not begun.wait(_LOOK_SECONDS):
+        if halt.is_set():
+            return False
+    return True
 
 
 def _settle(done: Future[T], work: Callable[[], T]) -> None:

@@ -107,6 +107,7 @@ class Chat:
 
     def release(self, talk: Talk) -> list[Any]:
         """Free the models and the device."""
+        self.services.jobs.require_models()
         self.services.engine.release()
         return self.draw(talk)
 
@@ -203,6 +204,7 @@ class Chat:
             visiting.short_enough(self.services.settings.limits, settings, list(conversations.values()))
         if talk.blind:
             self.services.votes.require_room()
+        self.services.jobs.require_models()
         halt = self.stops.new(_visitor(request))
         try:
             with self.services.waiting.turn(asker, halt) as places:
@@ -210,6 +212,7 @@ class Chat:
                 for place in places:
                     yield [gr.skip(), show.queued(place), *[gr.skip()] * (len(self.draw(talk)) - 2)]
                 if not halt.is_set():
+                    self.services.jobs.require_models()
                     if asker.role == "visitor":
                         visiting.evicts_nothing(self.services, asked)
                     yield from self._stream(talk, AnswerRequest(asked, conversations, settings, order), halt)

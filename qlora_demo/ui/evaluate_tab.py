@@ -110,7 +110,7 @@ class Judge:
         token = typed or visitor_of(self.services.access, request).token or os.environ.get("HF_TOKEN", "")
         found = self.services.runs.get(needed_run(run))
         folder = export_folder(found, what, base_for(found, what, onto or None))
-        return [self._start("push", run, lambda halt: push(self.services.hub, folder, repo, token)), ""]
+        return [self._start("push", run, lambda halt: push(self.services.hub, folder, repo, token), models=False), ""]
 
     def report(self, run: str | None) -> gr.File:
         """Write the report beside the run; the files to download."""
@@ -145,8 +145,8 @@ class Judge:
             self._marks((run, split, which, page, prompts_page)),
         ]
 
-    def _start(self, kind: str, run: str | None, work: Work) -> str:
-        self.services.jobs.start(kind, needed_run(run), work)
+    def _start(self, kind: str, run: str | None, work: Work, *, models: bool = True) -> str:
+        self.services.jobs.start(kind, needed_run(run), work, models=models)
         return self._job()
 
     def _is_operator(self, request: gr.Request) -> bool:

@@ -66,3 +66,30 @@ def test_the_worker_works_on_its_own_until_somebody_asks() -> None:
     assert left > 0
     worker.call(pieces.clear)
     assert worker.call(lambda: "asked") == "asked"
+
+
+def test_what_is_stopped_before_its_turn_is_not_waited_for_and_never_begins() -> None:
+    worker, halt, go_on, begun = Worker(), Halt(), threading.Event(), list[str]()
+
+    def long() -> Generator[str]:
+        yield "begun"
+        go_on.wait(30)
+        yield "done"
+
+    def short() -> Generator[str]:
+        begun.append("short")
+        yield "short"
+
+    before = worker.iterate(long, Halt())
+    assert next(before) == "begun"
+    ended: list[list[str]] = []
+    waiting = threading.Thread(target=lambda: ended.append(list(worker.iterate(short, halt))))
+    waiting.start()
+    waiting.join(0.3)
+    assert (ended, waiting.is_alive()) == ([], True)
+    halt.set()
+    waiting.join(10)
+    assert (ended, go_on.is_set()) == ([[]], False)
+    go_on.set()
+    assert list(before) == ["done"]
+    assert worker.call(lambda: list(begun)) == []
