@@ -35,8 +35,9 @@ COPY --from=build /opt/venv /opt/venv
 COPY --from=build --chown=1000:1000 /opt/triton /home/user/.triton/cache
 # safetensors writes files that only their owner may read.
 COPY --from=build --chown=1000:1000 /opt/qlora_demo/models /opt/qlora_demo/models
+# Not in the user's home: who may write above a folder can put another in its place.
+WORKDIR /app
 USER 1000
-WORKDIR /home/user/app
 # Fails the build where Triton does not find its module without a compiler.
 RUN --mount=type=bind,from=build,source=/stub,target=/stub \
     --mount=type=bind,source=docker,target=/docker \

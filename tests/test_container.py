@@ -63,6 +63,14 @@ def test_the_image_holds_no_compiler_and_runs_as_uid_1000() -> None:
     assert (last("EXPOSE").value, environment(IMAGE)["GRADIO_SERVER_PORT"]) == ("7860", "7860")
 
 
+def test_the_app_s_files_are_root_s_and_lie_in_no_folder_of_the_user_s() -> None:
+    app, names = Path(last("WORKDIR").value), [one.name for one in IMAGE]
+    given = [one.words[-1] for one in IMAGE if one.name == "RUN" and "--owner=user" in one.value]
+    assert not any(app.is_relative_to(folder) for folder in (environment(IMAGE)["HOME"], *given))
+    assert names.index("WORKDIR") < names.index("USER")
+    assert not [one for one in IMAGE if one.name == "COPY" and not one.stage and one.flags]
+
+
 def test_what_only_its_owner_may_read_is_the_user_s() -> None:
     (models,) = [
         one for one in IMAGE if one.name == "COPY" and one.words[-1] == environment(IMAGE)["QLORA_DEMO_BUNDLED"]
@@ -97,16 +105,17 @@ class Container:
     """The image's app as nobody in particular, who may write to the disk and to a home of his own alone."""
 
     def __init__(self, folder: Path) -> None:
-        self.app, self.disk, self.log = folder / "app", folder / "data", folder / "log"
+        self.app, home = (folder / path.strip("/") for path in (last("WORKDIR").value, environment(IMAGE)["HOME"]))
+        self.disk, self.log = folder / "data", folder / "log"
         for source, target in copies(IMAGE):
             self._copy(ROOT / source, self.app / target)
-        for path in (self.disk, folder / "home", folder / "shipped" / SMOLLM2.name):
-            path.mkdir(parents=True)
+        for path in (self.disk, home, folder / "shipped" / SMOLLM2.name):
+            path.mkdir(parents=True, exist_ok=True)
             shutil.chown(path, *([1000, 1000] if os.getuid() == 0 else [os.getuid(), os.getgid()]))
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        set_there = {"GRADIO_SERVER_PORT": str(port), "HOME": str(folder / "home")}
+        set_there = {"GRADIO_SERVER_PORT": str(port), "HOME": str(home)}
         disks = {"QLORA_DEMO_DISK": str(self.disk), "QLORA_DEMO_BUNDLED": str(folder / "shipped")}
         ours = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
         self.spied = self.disk / "spied"
@@ -119,6 +128,12 @@ class Container:
         with self.log.open("wb") as log:
             command = self._as_nobody(last("CMD").words)
             self.process = subprocess.Popen(command, cwd=self.app, env=self.environ, stdout=log, stderr=log)
+
+    def replaces(self, path: Path) -> bool:
+        """Whether the app's user could put something else in the place of a file or a folder."""
+        away = f"import os; os.rename({str(path)!r}, {str(path.with_name('away'))!r})"
+        command = self._as_nobody(["python", "-c", away])
+        return subprocess.run(command, env=self.environ, capture_output=True, check=False).returncode == 0
 
     def healthy(self) -> bool:
         """What the image's HEALTHCHECK finds."""
@@ -167,6 +182,7 @@ def test_the_copied_files_are_an_app_that_runs_without_rights_and_is_healthy(con
     while not container.healthy():
         assert container.process.poll() is None, container.log.read_text("utf-8")
         time.sleep(0.3)
+    assert os.getuid() != 0 or not any(map(container.replaces, (container.app, container.app / "app.py")))
     with urllib.request.urlopen(container.url) as page:
         assert b"gradio" in page.read()
     assert "strangers may reach 0.0.0.0 and QLORA_DEMO_PASSWORD is not set" in container.log.read_text("utf-8")
