@@ -14,7 +14,8 @@ import pytest
 
 from qlora_demo import benchmark_cases, benchmarking
 from qlora_demo.benchmark_config import BenchmarkConfig
-from qlora_demo.benchmark_tables import comparison, figures, machine, table
+from qlora_demo.benchmark_plots import figures
+from qlora_demo.benchmark_tables import comparison, machine, table
 from qlora_demo.benchmarking import Benchmarks
 from qlora_demo.config import TrainConfig
 from qlora_demo.errors import ConfigError, DeviceBusy, RequestError, RunError

@@ -8,7 +8,8 @@ from html import escape
 from typing import Any
 
 from .. import tables
-from ..benchmark_tables import comparison, figures, machine, settings, table
+from ..benchmark_plots import figures
+from ..benchmark_tables import comparison, machine, settings, table
 from ..units import duration
 from .render import bar
 
