@@ -44,8 +44,7 @@ METHODS: dict[BenchmarkKind, str] = {
     "data is trained on instead, for their number of steps, and the answers to held-out rows are scored.",
     "inference": "Each column is a process of its own. Prompts of random tokens are answered greedily through the loop "
     "that the chat uses, and through the library's own generate() in turn with it; medians over all repeats, after one "
-    "that warms up. The share of the bandwidth counts each weight once per token, over the most that reading memory "
-    "reached in any of the columns' processes, one limit for all; keys and values are not counted.",
+    "that warms up.",
 }
 """How the figures come about, for whoever reads them."""
 

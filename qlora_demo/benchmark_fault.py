@@ -9,6 +9,7 @@ from typing import Any
 from .benchmark_tables import COLUMNS
 
 _COUNTED = ("r", "max_length", "per_device_train_batch_size", "gradient_accumulation_steps")
+_RECKONED_FROM = ("read_bytes", "bandwidth_bytes_per_second")
 _RANK_CASE = re.compile(r"r \d{1,6}, .+")
 _MOST_NUMBER, _LAST_TIME = 1e18, 1e11
 
@@ -48,6 +49,7 @@ def _row_checks(row: Any, kind: str) -> Iterable[tuple[str, bool]]:
     yield ".capped", isinstance(row.get("capped", []), list)
     yield ".batch", ("batch" in row) == ("prompt_tokens" in row)
     yield from ((f".{name}", _is_number(row.get(name, 0))) for name in ("batch", "prompt_tokens"))
+    yield from ((f".{name}", _is_number(row.get(name, 0))) for name in _RECKONED_FROM)
     for name, (_, form) in COLUMNS[kind].items():
         yield f".{name}", row.get(name) is None or (_is_text if form is str else _is_number)(row[name])
     yield ".score", isinstance(row.get("score", {}), dict)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from . import plots
-from .benchmark_tables import Result, Row
+from .benchmark_reckoned import Result, Row
 from .units import GIB
 
 _PHASES = ("load", "forward", "backward", "optimizer")

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from .benchmark_reckoned import Result, Row, reckoned
 from .tables import Table
 from .units import duration, memory, percent
 
-Result = Mapping[str, Any]
-Row = Mapping[str, Any]
 Form = Callable[[Any], str]
 
 
@@ -113,7 +112,7 @@ def brief(result: Result) -> Table:
 
 def _table(result: Result, columns: Mapping[str, tuple[str, Form]]) -> Table:
     head = ("case", *(label for label, _ in columns.values()), *(["exact match"] if _scored(result) else []))
-    return Table(head, tuple(_cells(row, columns, _scored(result)) for row in result["rows"]))
+    return Table(head, tuple(_cells(row, columns, _scored(result)) for row in reckoned(result)))
 
 
 def comparison(older: Result, newer: Result) -> Table:

@@ -23,12 +23,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any, BinaryIO, Protocol, Self
 
 from .benchmark_cases import METHODS, Case, cases
 from .benchmark_config import BenchmarkConfig
 from .benchmark_fault import fault
+from .benchmark_reckoned import bandwidth
 from .choices import refuse
 from .columns import parse
 from .config import TrainConfig
@@ -264,15 +266,8 @@ def _take(result: dict[str, Any], case: Case, told: dict[str, Any]) -> None:
         result["machine"] = told["machine"]
     if "row" in told:
         result["rows"].append({"case": case.name} | told["row"])
-        _share_one_limit(result["rows"])
-
-
-def _share_one_limit(rows: list[dict[str, Any]]) -> None:
-    """Every latency's share of the bandwidth is of the highest that any process measured."""
-    timed = [row for row in rows if "bandwidth_bytes_per_second" in row]
-    limit = max((row["bandwidth_bytes_per_second"] for row in timed), default=0.0)
-    for row in timed:
-        row["bandwidth_share"] = row["read_bytes"] / row["tpot_median_seconds"] / limit
+        if found := bandwidth(result["rows"]):
+            result["bandwidth_bytes_per_second"] = asdict(found)
 
 
 def measure_case(

@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 from .arguments import Parser, add_config, add_knobs, train_config, with_given
 from .benchmark_config import FULL, BenchmarkConfig, BenchmarkKind
+from .benchmark_notes import notes
 from .benchmark_tables import comparison, machine, settings, table
 from .benchmarking import read_result_file, write_result_file
 from .console import print_result, report_progress
@@ -57,7 +58,7 @@ def print_benchmark(result: Any) -> None:
     for case, *figures in found.rows:
         print(f"\n{case}")
         print_result(dict(zip(found.head[1:], figures, strict=True)), 2)
-    print(f"\n{result.get('method', '')}\n{machine(result)}")
+    print(f"\n{notes(result)}\n{machine(result)}")
 
 
 def _measure(services: Services, args: argparse.Namespace) -> dict[str, Any]:

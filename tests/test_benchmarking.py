@@ -75,7 +75,7 @@ def test_inference_times_a_column_beside_the_librarys_own_loop(
     assert (row["case"], row["batch"], row["repeats"], row["fits"]) == ("adapter", 2, 5, True)
     assert 0 < row["tpot_median_seconds"] <= row["tpot_p95_seconds"]
     assert row["tokens_per_second"] == pytest.approx(2 / row["tpot_median_seconds"])
-    assert 0 < row["bandwidth_share"] < 1 and row["read_bytes"] <= row["model_bytes"]
+    assert row["bandwidth_bytes_per_second"] > 0 and row["read_bytes"] <= row["model_bytes"]
     assert row["over_generate"] > 0 and row["decode"].startswith("eager (")
     assert not too_long["fits"] and "context of 32768 tokens is too short" in too_long["error"]
     assert "does not fit: 40000 tokens, batch 2" in table(result).rows[1][1]
@@ -195,15 +195,21 @@ def test_a_file_that_is_no_result_is_refused_with_its_name(text: str, field: str
         benchmarking.read_result_file(path)
 
 
-def test_every_column_s_share_is_of_one_bandwidth(benchmarks: Benchmarks, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stand-ins for two columns' processes, of which the second measures twice the bandwidth."""
+def test_every_column_s_share_is_of_the_median_process_s_bandwidth(
+    benchmarks: Benchmarks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stand-ins for three columns' processes, of which one meets twice the bandwidth and has most of the rows."""
     row = '{"row": {"fits": true, "read_bytes": 10, "tpot_median_seconds": 1, "bandwidth_bytes_per_second": %s}}\\n'
-    told = f"case $asked in *'\"base\"}}'*) found=20 ;; *) found=40 ;; esac\nprintf '{row}' $found"
-    monkeypatch.setattr("sys.executable", str(_script(benchmarks.root, told)))
-    options = BenchmarkConfig(kind="inference", variants="base,adapter")
-    rows = benchmarks.run(benchmarks.create(options, TINY), quiet)["rows"]
-    assert [one["bandwidth_bytes_per_second"] for one in rows] == [20, 40]
-    assert [one["bandwidth_share"] for one in rows] == [0.25, 0.25]
+    cases = "*'\"base\"}'*) found=20 ;; *'\"merged\"}'*) found=21 ;; *) found=40; printf '" + row + "' 40 ;;"
+    monkeypatch.setattr(
+        "sys.executable", str(_script(benchmarks.root, f"case $asked in {cases} esac\nprintf '{row}' $found"))
+    )
+    options = BenchmarkConfig(kind="inference", variants="base,adapter,merged")
+    result = benchmarks.run(benchmarks.create(options, TINY), quiet)
+    assert [one["bandwidth_bytes_per_second"] for one in result["rows"]] == [20, 40, 40, 21]
+    assert result["bandwidth_bytes_per_second"] == {"median": 21, "least": 20, "most": 40}
+    at = table(result).head.index("of the bandwidth")
+    assert {cells[at] for cells in table(result).rows} == {"47.6%"}
 
 
 def test_a_process_that_the_system_killed_had_no_room(benchmarks: Benchmarks, monkeypatch: pytest.MonkeyPatch) -> None:

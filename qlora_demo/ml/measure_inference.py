@@ -115,7 +115,6 @@ def _figures(loaded: Loaded, options: BenchmarkConfig, size: tuple[int, int], ba
         "tpot_p95_seconds": _p95([seconds for one in ours for seconds in one.passes]),
         "tokens_per_second": size[0] / tpot,
         "prefill_tokens_per_second": size[0] * size[1] / statistics.median(one.ttft for one in ours),
-        "bandwidth_share": loaded.resident.read_bytes / tpot / bandwidth,
         "bandwidth_bytes_per_second": bandwidth,
         "generate_ttft_median_seconds": statistics.median(one.ttft for one in theirs),
         "generate_tpot_median_seconds": generate_tpot,

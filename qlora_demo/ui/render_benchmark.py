@@ -8,6 +8,7 @@ from html import escape
 from typing import Any
 
 from .. import tables
+from ..benchmark_notes import notes
 from ..benchmark_plots import figures
 from ..benchmark_tables import comparison, machine, settings, table
 from ..units import duration
@@ -46,7 +47,7 @@ def result_shown(result: Result | None) -> str:
     plots = "".join(figures(result))
     return (
         f"<p>{escape(settings(result))}</p>{tables.html(table(result))}{plots}"
-        f"<p><small>{escape(result['method'])}</small></p>{_machine(result)}"
+        f"<p><small>{escape(notes(result))}</small></p>{_machine(result)}"
     )
 
 

@@ -153,6 +153,21 @@ def test_one_slow_step_does_not_change_the_speed_and_the_longest_of_few_is_calle
     assert (many["step_p95_seconds"], many["step_max_seconds"]) == (2.0, 30.0)
 
 
+def test_a_round_waits_once_for_several_pieces_of_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a clock that work moves by a second, and the one wait by two."""
+    clock = [0.0]
+
+    def passes(seconds: float) -> None:
+        clock[0] += seconds
+
+    def work() -> SimpleNamespace:
+        passes(1.0)
+        return SimpleNamespace(item=lambda: passes(2.0))
+
+    monkeypatch.setattr(limits, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    assert limits._round(work) == 1.5
+
+
 def test_the_product_that_tells_the_rate_is_of_random_values(monkeypatch: pytest.MonkeyPatch) -> None:
     found: list[float] = []
     monkeypatch.setattr(limits, "_WIDTH", {"cpu": 32})

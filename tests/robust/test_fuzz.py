@@ -184,6 +184,7 @@ def test_a_run_directory_is_shown_or_named_as_damaged(name: str, data: st.DataOb
 
 FIGURES = ["prompt_tokens", "batch", "ttft_median_seconds", "tpot_median_seconds", "tokens_per_second", "peak_bytes"]
 FIGURES += ["longest_row", "largest_batch", "planned_longest_row", "planned_largest_batch", "step_median_seconds"]
+FIGURES += ["read_bytes", "bandwidth_bytes_per_second"]
 FIGURES += [f"{phase}_peak_bytes" for phase in ("load", "forward", "backward", "optimizer")]
 ROW: dict[str, Any] = {
     "case": "r 8, mlp",
