@@ -14,6 +14,7 @@ from typing import Any
 from benchmarks.plan_truth import planned_bytes
 from qlora_demo import benchmark_tables
 from qlora_demo.benchmark_cases import METHODS
+from qlora_demo.benchmark_notes import notes
 from qlora_demo.tables import Table
 from qlora_demo.units import GIB, memory
 
@@ -51,7 +52,7 @@ def told(result: dict[str, Any], name: str) -> str:
     """One result file as Markdown."""
     if result.get("kind") in METHODS:
         title = f"{_TITLES[result['kind']]}: {benchmark_tables.settings(result)}"
-        return _section(title, benchmark_tables.brief(result), result, name)
+        return _section(title, benchmark_tables.brief(result), result | {"method": notes(result)}, name)
     if "ratio_script_defaults" in result:
         model = f": {result['model']}" if "model" in result else ""
         return _section(f"Training through the app against a plain TRL script{model}", _overhead(result), result, name)

@@ -50,6 +50,9 @@ def _row_checks(row: Any, kind: str) -> Iterable[tuple[str, bool]]:
     yield ".batch", ("batch" in row) == ("prompt_tokens" in row)
     yield from ((f".{name}", _is_number(row.get(name, 0))) for name in ("batch", "prompt_tokens"))
     yield from ((f".{name}", _is_number(row.get(name, 0))) for name in _RECKONED_FROM)
+    yield ".checkpointing", isinstance(row.get("checkpointing", False), bool)
+    yield ".kernels", _is_text(row.get("kernels", ""))
+    yield ".shape", isinstance(row.get("shape", {}), dict) and all(map(_is_scalar, row.get("shape", {}).values()))
     for name, (_, form) in COLUMNS[kind].items():
         yield f".{name}", row.get(name) is None or (_is_text if form is str else _is_number)(row[name])
     yield ".score", isinstance(row.get("score", {}), dict)
@@ -59,6 +62,10 @@ def _row_checks(row: Any, kind: str) -> Iterable[tuple[str, bool]]:
 def _is_text(value: Any) -> bool:
     """Whether it can be written: half of a surrogate pair cannot."""
     return isinstance(value, str) and not re.search("[\ud800-\udfff]", value)
+
+
+def _is_scalar(value: Any) -> bool:
+    return isinstance(value, bool) or _is_text(value) or _is_number(value)
 
 
 def _is_number(value: Any) -> bool:

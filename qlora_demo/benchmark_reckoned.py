@@ -5,10 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
+from typing import Any, get_args
+
+from pydantic import TypeAdapter
+
+from .benchmark_cases import cases
+from .benchmark_config import BenchmarkConfig
+from .catalog import shape_named
+from .config import TrainConfig
+from .errors import RequestError
+from .memory import ModelShape
+from .memory_plan import Kernels, Kind, plan
 
 Result = Mapping[str, Any]
 Row = Mapping[str, Any]
+_SHAPE = TypeAdapter(ModelShape)
 
 
 @dataclass(frozen=True)
@@ -37,7 +48,34 @@ def reckoned(result: Result) -> list[Row]:
     if result["kind"] == "inference":
         limit = bandwidth(result["rows"])
         return [{**row, "bandwidth_share": _share(row, limit)} for row in result["rows"]]
+    if result["kind"] == "training":
+        return [{**row, "planned_bytes": planned_bytes(result, row)} for row in result["rows"]]
     return list(result["rows"])
+
+
+def planned_bytes(result: Result, row: Row) -> int | None:
+    """What the memory plan, as it is now, says of a training row; None where its settings, shape or kernels are not
+    told."""
+    machine, recomputes = result.get("machine"), row.get("checkpointing")
+    kind: Kind = "cuda" if machine and "cuda" in machine else "cpu"
+    kernels: Any = "torch" if kind == "cpu" else row.get("kernels")
+    if not machine or recomputes is None or kernels not in get_args(Kernels):
+        return None
+    try:
+        config = _config(result, row, kind)
+        return plan(_shape(row, config), config, kind, checkpointing=recomputes, kernels=kernels).total_bytes
+    except (RequestError, LookupError, ValueError):
+        return None
+
+
+def _config(result: Result, row: Row, kind: Kind) -> TrainConfig:
+    """The settings that a row's case was trained with."""
+    planned = cases(BenchmarkConfig(kind="training"), TrainConfig(**result["config"]), kind)
+    return {case.name: case.config for case in planned}[row["case"]]
+
+
+def _shape(row: Row, config: TrainConfig) -> ModelShape:
+    return _SHAPE.validate_python(row["shape"]) if "shape" in row else shape_named(config.model)[1]
 
 
 def _share(row: Row, limit: Bandwidth | None) -> float | None:

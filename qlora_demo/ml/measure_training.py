@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,7 +21,7 @@ from ..config import TrainConfig
 from ..errors import NoRoom
 from ..flops import train_flops
 from ..memory import ModelShape
-from ..memory_plan import Comparison, adapter_parameters, compare, parse_memory, plan
+from ..memory_plan import Comparison, adapter_parameters, compare, parse_memory
 from ..settings import Settings
 from ..sources import resolve, shape_of
 from ..units import memory
@@ -57,12 +58,12 @@ def measure_training(case: Case, options: BenchmarkConfig, settings: Settings) -
     row = {
         **figures,
         "device_peak_bytes": device_peak_bytes(figures["peak_bytes"]),
-        "planned_bytes": _planned(shape, config, chosen),
         "trainable_parameters": trained,
         "all_parameters": shape.linear_parameters + shape.other_parameters + trained,
         "checkpointing": chosen.gradient_checkpointing,
         "optim": chosen.optim,
         "kernels": chosen.kernels,
+        "shape": asdict(shape),
     }
     if config.score_rows:
         yield row | {"score": score_answers(trainer, splits.heldout["test"][: config.score_rows])}
@@ -242,11 +243,6 @@ def _prepared(config: TrainConfig, options: BenchmarkConfig, settings: Settings)
 
 def _held_lower(asked: int, held: int) -> str:
     return f"held to the {memory(held)} that are free instead of {memory(asked)}" if held < asked else ""
-
-
-def _planned(shape: ModelShape, config: TrainConfig, chosen: Chosen) -> int:
-    recomputes, kernels = chosen.gradient_checkpointing, chosen.kernels
-    return plan(shape, config, device_kind(), checkpointing=recomputes, kernels=kernels).total_bytes
 
 
 def _compared(shape: ModelShape, config: TrainConfig, chosen: Chosen, budget: int) -> Comparison:

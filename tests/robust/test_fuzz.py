@@ -7,7 +7,7 @@ import json
 import string
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qlora_demo import columns
+from qlora_demo.benchmark_cases import QLORA
 from qlora_demo.benchmark_config import BenchmarkConfig
 from qlora_demo.benchmark_tables import brief, table
 from qlora_demo.benchmarking import Benchmarks, read_result_file
+from qlora_demo.catalog import SHAPES
 from qlora_demo.config import GenerationSettings, TrainConfig, column_mapping
 from qlora_demo.errors import ConfigError, DataError, DemoError
 from qlora_demo.gpu import Lease
@@ -191,6 +193,9 @@ ROW: dict[str, Any] = {
     "fits": True,
     "capped": ["longest_row"],
     "note": "",
+    "checkpointing": False,
+    "kernels": "fused",
+    "shape": asdict(SHAPES["tiny"]),
     "decode": "eager",
     "score": {},
 }
@@ -203,6 +208,7 @@ NOTHING: st.SearchStrategy[dict[str, Any]] = st.just({})
 CHANGES = NOTHING | st.dictionaries(st.sampled_from([*RESULT, "kind", "rows"]), values, max_size=2)
 INNER: dict[str, st.SearchStrategy[Any]] = {
     "row": st.dictionaries(st.sampled_from([*ROW, *FIGURES, "error"]), values, max_size=2),
+    "shape": NOTHING | st.dictionaries(st.sampled_from(list(ROW["shape"])), values, max_size=1),
     "config": NOTHING
     | st.dictionaries(st.sampled_from(["model", "r", "max_length", "target_modules"]), values, max_size=1),
     "options": NOTHING | st.dictionaries(st.just("run"), values, max_size=1),
@@ -214,11 +220,10 @@ INNER: dict[str, st.SearchStrategy[Any]] = {
 def benchmark_results(draw: st.DrawFn) -> bytes:
     """A benchmark's result with some of its fields, or of its rows', replaced by anything or left out."""
     inner = {name: draw(made) for name, made in INNER.items()}
-    row: dict[str, Any] = ROW | dict.fromkeys(FIGURES, 2) | inner["row"]
-    whole: dict[str, Any] = RESULT | {
-        "kind": draw(st.sampled_from(["training", "rank", "frontier", "inference"])),
-        "rows": [row],
-    }
+    kind = draw(st.sampled_from(["training", "rank", "frontier", "inference"]))
+    case = QLORA if kind == "training" else ROW["case"]
+    row: dict[str, Any] = ROW | dict.fromkeys(FIGURES, 2) | {"case": case, "shape": ROW["shape"] | inner["shape"]}
+    whole: dict[str, Any] = RESULT | {"kind": kind, "rows": [row | inner["row"]]}
     whole |= {name: whole[name] | inner[name] for name in ("config", "options")}
     whole |= draw(CHANGES)
     return as_json({name: value for name, value in whole.items() if name not in inner["left_out"]})
