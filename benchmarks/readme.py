@@ -14,7 +14,7 @@ from typing import Any
 from benchmarks.plan_truth import planned_bytes
 from qlora_demo import benchmark_tables
 from qlora_demo.benchmark_cases import METHODS
-from qlora_demo.benchmark_notes import notes
+from qlora_demo.benchmark_notes import notes, standing
 from qlora_demo.tables import Table
 from qlora_demo.units import GIB, memory
 
@@ -52,7 +52,8 @@ def told(result: dict[str, Any], name: str) -> str:
     """One result file as Markdown."""
     if result.get("kind") in METHODS:
         title = f"{_TITLES[result['kind']]}: {benchmark_tables.settings(result)}"
-        return _section(title, benchmark_tables.brief(result), result | {"method": notes(result)}, name)
+        shown = result | {"method": notes(result, short=True)}
+        return _section(title, benchmark_tables.table(result, short=True), shown, name)
     if "ratio_script_defaults" in result:
         model = f": {result['model']}" if "model" in result else ""
         return _section(f"Training through the app against a plain TRL script{model}", _overhead(result), result, name)
@@ -69,7 +70,8 @@ def told(result: dict[str, Any], name: str) -> str:
 
 
 def _section(title: str, table: Table, result: dict[str, Any], name: str) -> str:
-    head = f"**{title}** ([{name}](benchmarks/results/{name}), {_device(result)})\n"
+    early = f", {standing(result)}" if result.get("state", "finished") != "finished" else ""
+    head = f"**{title}** ([{name}](benchmarks/results/{name}), {_device(result)}{early})\n"
     lines = [table.head, tuple("---" for _ in table.head), *table.rows]
     words = " ".join(result.get("method", "").split())
     method = f"\n{words[0].upper()}{words[1:]}\n" if words else ""
@@ -85,7 +87,13 @@ def _overhead(result: dict[str, Any]) -> Table:
     rows = tuple((told, *_ratios(result, name), *_losses(result, name)) for name, told in scripts.items())
     steady = ("steady",) if "steady_ratio_same_settings" in result else ()
     losses = ("last loss, app", "last loss, script", "difference") if "last_loss" in result else ()
-    return Table(("the app's tokens/s over", "ratio, median of the rounds", *steady, *losses), rows)
+    return Table(("the app's tokens/s over", _of_rounds(result), *steady, *losses), rows)
+
+
+def _of_rounds(result: dict[str, Any]) -> str:
+    """What a ratio is of, by how many rounds a file holds."""
+    count = len(result.get("rounds", ()))
+    return "ratio, of one round" if count == 1 else f"ratio, median of {count} rounds" if count else "ratio"
 
 
 def _ratios(result: dict[str, Any], name: str) -> list[str]:

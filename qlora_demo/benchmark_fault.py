@@ -24,6 +24,7 @@ def _checks(result: Any) -> Iterable[tuple[str, bool]]:
     yield "the whole", isinstance(result, dict)
     yield "kind", isinstance(result.get("kind"), str) and result["kind"] in COLUMNS
     yield "rows", isinstance(result.get("rows"), list)
+    yield "cases", _is_number(result.get("cases", 0))
     yield from ((name, _is_text(result.get(name, ""))) for name in ("id", "state", "error", "method"))
     yield from ((name, _is_time(result.get(name, 0))) for name in ("started_at", "ended_at"))
     for name in ("machine", "options", "config", "progress"):
@@ -56,7 +57,8 @@ def _row_checks(row: Any, kind: str) -> Iterable[tuple[str, bool]]:
     for name, (_, form) in COLUMNS[kind].items():
         yield f".{name}", row.get(name) is None or (_is_text if form is str else _is_number)(row[name])
     yield ".score", isinstance(row.get("score", {}), dict)
-    yield ".score.exact_match", _is_number(row.get("score", {}).get("exact_match", 0))
+    yield ".score.exact_match", _is_share(row.get("score", {}).get("exact_match", 0))
+    yield ".score.rows", isinstance(count := row.get("score", {}).get("rows", 0), int) and 0 <= count < _MOST_NUMBER
 
 
 def _is_text(value: Any) -> bool:
@@ -70,6 +72,10 @@ def _is_scalar(value: Any) -> bool:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _MOST_NUMBER
+
+
+def _is_share(value: Any) -> bool:
+    return _is_number(value) and 0 <= value <= 1
 
 
 def _is_time(value: Any) -> bool:

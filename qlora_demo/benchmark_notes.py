@@ -4,18 +4,60 @@ from __future__ import annotations
 
 import re
 
+from .benchmark_config import BenchmarkConfig
 from .benchmark_reckoned import Result, bandwidth
+from .benchmark_tables import scored, shown
+from .errors import ConfigError
 
+_BY_THE_PLAN = "By the plan is what the memory plan said when this was measured, where the search began."
+_MEANT = {
+    "training": {
+        "device_peak_bytes": "Needed of the device is the peak, and on a GPU what the driver takes beside it.",
+        "planned_bytes": "Planned is what the memory plan, as it is now, says of the model's shape and the settings, "
+        "and – where a file does not tell enough for it.",
+        "flops_share": "FLOP utilisation is the arithmetic that the tokens need (4 operations for each frozen weight, "
+        "6 for an adapter's, attention's; nothing that is computed again) over the rate of a product of two large "
+        "16-bit matrices in the same process.",
+    },
+    "frontier": {"planned_longest_row": _BY_THE_PLAN},
+    "inference": {"peak_bytes": "Peak is the larger of our loop's and generate()'s, the weights included."},
+    "rank": {},
+}
+"""What a column's label does not say by itself."""
+_INTERVAL = "The 95% interval of an exact match is Wilson's, by the number of answers."
 _WIDE = 0.1
 """Processes whose bandwidths are further apart than this give shares that are no more than a guess."""
 _SUPERSEDED = re.compile(r" ?The share of the bandwidth counts .*?not counted\.")
 """What inference results of before say of the share, which is reckoned otherwise now."""
 
 
-def notes(result: Result) -> str:
-    """The method that a result came about by, and what is reckoned when it is shown; a paragraph."""
-    method = " ".join(str(result.get("method", "")).split())
-    return " ".join(filter(None, (_SUPERSEDED.sub("", method), _of_the_bandwidth(result))))
+def notes(result: Result, *, short: bool = False) -> str:
+    """The method that a result came about by, and what its table or the short one shows; a paragraph."""
+    method = _SUPERSEDED.sub("", " ".join(str(result.get("method", "")).split()))
+    meant = (told for name, told in _MEANT[result["kind"]].items() if name in shown(result, short=short))
+    return " ".join(filter(None, (method, *meant, _INTERVAL * scored(result), _of_the_bandwidth(result))))
+
+
+def standing(result: Result) -> str:
+    """A benchmark's state, and how far one came that did not come to its end."""
+    state = str(result.get("state", ""))
+    if state not in ("stopped", "failed"):
+        return state
+    words = "rows" if result["kind"] == "inference" else "cases"
+    planned = _planned_rows(result)
+    return f"{state} after {len(result['rows'])}{f' of {planned}' if planned else ''} {words}"
+
+
+def _planned_rows(result: Result) -> int:
+    """The rows that a finished benchmark has; 0 where that is not told."""
+    count = int(result.get("cases", 0))
+    if result["kind"] != "inference":
+        return count
+    try:
+        options = BenchmarkConfig(**result.get("options", {}))
+    except ConfigError:
+        return 0
+    return count * len(options.numbers("prompt_tokens")) * len(options.numbers("batch_sizes"))
 
 
 def _of_the_bandwidth(result: Result) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 from .benchmark_reckoned import Result, Row, reckoned
 from .tables import Table
 from .units import duration, memory, percent
+from .votes import wilson
 
 Form = Callable[[Any], str]
 
@@ -95,24 +96,29 @@ _BRIEF = {
 }
 """The figures that a short table keeps."""
 _OF_THE_DEVICE = {"peak_bytes": "device_peak_bytes"}
+_SCORE = ("answers", "exact match", "95% interval")
 
 
-def table(result: Result) -> Table:
-    """Every row with its figures; what does not fit says so."""
-    return _table(result, COLUMNS[result["kind"]])
+def table(result: Result, *, short: bool = False) -> Table:
+    """Every row with its figures, or with those that matter most; what does not fit says so."""
+    columns = shown(result, short=short)
+    head = ("case", *(label for label, _ in columns.values()), *(_SCORE if scored(result) else ()))
+    return Table(head, tuple(_cells(row, columns, scored(result)) for row in reckoned(result)))
 
 
-def brief(result: Result) -> Table:
-    """The same rows with the figures that matter most; of a GPU, as planned, all that is taken of it."""
+def shown(result: Result, *, short: bool = False) -> Mapping[str, tuple[str, Form]]:
+    """The figures of a result's table; a short one has of a GPU's memory, as planned, all that is taken of it."""
     columns = COLUMNS[result["kind"]]
+    if not short:
+        return columns
     on_gpu = "cuda" in result.get("machine", {})
     names = (_OF_THE_DEVICE.get(name, name) if on_gpu else name for name in _BRIEF[result["kind"]])
-    return _table(result, {name: columns[name] for name in names if name in columns})
+    return {name: columns[name] for name in names if name in columns}
 
 
-def _table(result: Result, columns: Mapping[str, tuple[str, Form]]) -> Table:
-    head = ("case", *(label for label, _ in columns.values()), *(["exact match"] if _scored(result) else []))
-    return Table(head, tuple(_cells(row, columns, _scored(result)) for row in reckoned(result)))
+def scored(result: Result) -> bool:
+    """Whether answers were scored."""
+    return any("score" in row for row in result["rows"])
 
 
 def comparison(older: Result, newer: Result) -> Table:
@@ -152,24 +158,28 @@ def settings(result: Result) -> str:
     )
 
 
-def _cells(row: Row, columns: Mapping[str, tuple[str, Form]], scored: bool) -> tuple[str, ...]:
+def _cells(row: Row, columns: Mapping[str, tuple[str, Form]], scores: bool) -> tuple[str, ...]:
     if not row.get("fits"):
         size = f"{row['prompt_tokens']} tokens, batch {row['batch']}: " if "batch" in row else ""
         told = [f"does not fit: {size}{row.get('error', '')}"]
-        return (row["case"], *told, *[""] * (len(columns) - 1 + scored))
+        return (row["case"], *told, *[""] * (len(columns) - 1 + scores * len(_SCORE)))
     cells = (_cell(row, name, form) for name, (_, form) in columns.items())
-    score = row.get("score", {}).get("exact_match")
-    return (row["case"], *cells, *([percent(score) if score is not None else "–"] if scored else []))
+    return (row["case"], *cells, *(_score(row.get("score", {})) if scores else ()))
+
+
+def _score(score: Row) -> tuple[str, ...]:
+    """How many answers were scored, the share that is right, and the interval that so many leave it in."""
+    share, count = score.get("exact_match"), score.get("rows")
+    if share is None or not count:
+        return ("–", "–" if share is None else percent(share), "–")
+    low, high = wilson(round(share * count), count)
+    return (_count(count), percent(share), f"{percent(low)} to {percent(high)}")
 
 
 def _cell(row: Row, name: str, form: Form) -> str:
     if row.get(name) is None:
         return "–"
     return "≥ " * (name in row.get("capped", ())) + form(row[name])
-
-
-def _scored(result: Result) -> bool:
-    return any("score" in row for row in result["rows"])
 
 
 def _key(row: Row) -> tuple[Any, ...]:

@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from .arguments import Parser, add_config, add_knobs, train_config, with_given
 from .benchmark_config import FULL, BenchmarkConfig, BenchmarkKind
-from .benchmark_notes import notes
+from .benchmark_notes import notes, standing
 from .benchmark_tables import comparison, machine, settings, table
 from .benchmarking import read_result_file, write_result_file
 from .console import print_result, report_progress
@@ -53,7 +53,8 @@ def print_benchmark(result: Any) -> None:
     if not isinstance(result, dict) or "rows" not in result:
         print_result(result)
         return
-    print(f"{result['id']}: {result['state']} {result['error']}".rstrip(), settings(result), sep="\n")
+    error = f": {result['error']}" if result["error"] else ""
+    print(f"{result['id']}: {standing(result)}{error}", settings(result), sep="\n")
     found = table(result)
     for case, *figures in found.rows:
         print(f"\n{case}")

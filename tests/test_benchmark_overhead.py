@@ -69,6 +69,12 @@ def test_a_result_of_before_is_told_without_its_losses() -> None:
     assert "| the script at its own defaults | 1.80 x |\n" in readme.told(older, "x.json")
 
 
+@pytest.mark.parametrize(("rounds", "said"), [(1, "ratio, of one round"), (3, "ratio, median of 3 rounds")])
+def test_a_ratio_says_of_how_many_rounds_it_is(rounds: int, said: str) -> None:
+    found = train_overhead.compared([ROUND] * rounds) | {"rounds": [ROUND] * rounds, "machine": {"device": "a card"}}
+    assert f"| {said} |" in readme.told(found, "x.json")
+
+
 def test_a_gpu_s_rows_tell_what_was_taken_of_it() -> None:
     row = {"case": "a", "fits": True, "peak_bytes": 1 << 30, "device_peak_bytes": 3 << 30}
     result = {"kind": "training", "rows": [row], "machine": {"device": "a card", "cuda": "12"}}

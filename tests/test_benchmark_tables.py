@@ -7,13 +7,16 @@ from typing import Any
 
 import pytest
 
+from benchmarks import readme
 from qlora_demo.benchmark_cases import QLORA, cases
 from qlora_demo.benchmark_config import BenchmarkConfig
-from qlora_demo.benchmark_notes import notes
-from qlora_demo.benchmark_tables import brief, table
+from qlora_demo.benchmark_notes import notes, standing
+from qlora_demo.benchmark_tables import table
 from qlora_demo.catalog import SHAPES
+from qlora_demo.cli_benchmark import print_benchmark
 from qlora_demo.memory_plan import plan
 from qlora_demo.presets import ARTICLE
+from qlora_demo.ui import render_benchmark
 from qlora_demo.units import memory
 
 GPU, CPU = {"device": "a card", "cuda": "13.0"}, {"device": "CPU"}
@@ -31,7 +34,7 @@ def answered(method: str = "", **processes: float) -> dict[str, Any]:
 
 def cells(result: dict[str, Any], column: str, short: bool = False) -> list[str]:
     """One column of a result's table."""
-    found = (brief if short else table)(result)
+    found = table(result, short=short)
     return [row[found.head.index(column)] for row in found.rows]
 
 
@@ -43,9 +46,8 @@ def test_a_share_is_of_the_median_bandwidth_whatever_the_file_holds() -> None:
 
 def test_the_limit_its_spread_and_what_that_means_are_told_once() -> None:
     apart = notes(answered("Each column.", base=33.0, adapter=32.0, merged=60.0, again=33.0))
-    assert apart.startswith(
-        "Each column. The share of the bandwidth counts each weight once per token, over 33.0 GB/s,"
-    )
+    assert apart.startswith("Each column. ")
+    assert "The share of the bandwidth counts each weight once per token, over 33.0 GB/s, the median" in apart
     assert "(32.0 GB/s to 60.0 GB/s)" in apart
     assert apart.endswith("The processes are 85% apart, so the shares are rough.")
     assert "apart" not in notes(answered(base=33.0, adapter=32.0))
@@ -56,7 +58,7 @@ def test_what_a_file_of_before_says_of_the_share_is_not_repeated() -> None:
         "Each column. The share of the bandwidth counts each, over the most that any reached; keys are not counted."
     )
     told = notes(answered(before, base=33.0))
-    assert told.startswith("Each column. The share") and told.count("The share") == 1 and "any reached" not in told
+    assert told.startswith("Each column. ") and told.count("The share") == 1 and "any reached" not in told
 
 
 def trained(machine: dict[str, str], model: str = ARTICLE.model, **row: Any) -> dict[str, Any]:
@@ -102,3 +104,64 @@ def test_a_model_that_is_no_shape_is_planned_by_the_dimensions_in_its_row() -> N
 )
 def test_nothing_is_planned_of_what_a_file_does_not_tell(result: dict[str, Any]) -> None:
     assert cells(result, "planned") == ["–"]
+
+
+@pytest.mark.parametrize(
+    ("result", "said"),
+    [
+        ({"kind": "training", "state": "finished", "cases": 1}, "finished"),
+        ({"kind": "training", "state": "running", "cases": 3}, "running"),
+        ({"kind": "training", "state": "stopped", "cases": 3}, "stopped after 1 of 3 cases"),
+        ({"kind": "rank", "state": "failed", "cases": 9}, "failed after 1 of 9 cases"),
+        ({"kind": "frontier", "state": "stopped"}, "stopped after 1 cases"),
+        ({"kind": "inference", "state": "stopped", "cases": 2, "options": {}}, "stopped after 1 of 8 rows"),
+        ({"kind": "inference", "state": "stopped", "options": {"batch_sizes": "x"}}, "stopped after 1 rows"),
+    ],
+)
+def test_one_that_ended_early_says_how_far_it_came(result: dict[str, Any], said: str) -> None:
+    assert standing(result | {"rows": [{"case": "a"}]}) == said
+
+
+def test_the_page_the_readme_and_the_command_tell_a_result_that_was_stopped(capsys: pytest.CaptureFixture[str]) -> None:
+    result = trained(CPU) | {"id": "one", "state": "stopped", "error": "", "cases": 5, "started_at": 1, "ended_at": 4}
+    assert "stopped after 1 of 5 cases in 3.0 s" in render_benchmark.progress(result)
+    failed = render_benchmark.progress(result | {"state": "failed", "error": "<it>"})
+    assert "failed after 1 of 5 cases: &lt;it&gt;" in failed
+    assert (
+        readme.told(result, "x.json")
+        .split("\n")[0]
+        .endswith("(benchmarks/results/x.json), CPU, stopped after 1 of 5 cases)")
+    )
+    assert "stopped" not in readme.told(result | {"state": "finished"}, "x.json")
+    print_benchmark(result)
+    assert capsys.readouterr().out.startswith("one: stopped after 1 of 5 cases\n")
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("training", ("FLOP utilisation is", "over the rate of", "Needed of the device is", "Planned is")),
+        ("frontier", ("By the plan is",)),
+        ("inference", ("Peak is the larger of",)),
+    ],
+)
+def test_columns_that_a_label_does_not_explain_are_explained_where_they_are_shown(
+    kind: str, words: tuple[str, ...]
+) -> None:
+    told = notes({"kind": kind, "rows": []})
+    assert all(word in told for word in words)
+    assert not any(word in notes({"kind": kind, "rows": []}, short=True) for word in words if "Planned" not in word)
+
+
+def test_a_score_comes_with_its_answers_and_its_interval() -> None:
+    rows = [
+        {"case": "r 8, mlp", "fits": True, "score": {"rows": 40, "exact_match": 0.175}},
+        {"case": "r 16, mlp", "fits": True, "score": {}},
+        {"case": "r 32, mlp", "fits": False, "error": "no room"},
+    ]
+    found = table({"kind": "rank", "rows": rows})
+    assert found.head[-3:] == ("answers", "exact match", "95% interval")
+    assert [row[-3:] for row in found.rows] == [("40", "17.5%", "8.7% to 31.9%"), ("–",) * 3, ("",) * 3]
+    assert {len(row) for row in found.rows} == {len(found.head)}
+    assert "95% interval" in notes({"kind": "rank", "rows": rows})
+    assert "95% interval" not in notes({"kind": "rank", "rows": rows[2:]})

@@ -8,7 +8,7 @@ from html import escape
 from typing import Any
 
 from .. import tables
-from ..benchmark_notes import notes
+from ..benchmark_notes import notes, standing
 from ..benchmark_plots import figures
 from ..benchmark_tables import comparison, machine, settings, table
 from ..units import duration
@@ -27,12 +27,12 @@ def progress(result: Result | None) -> str:
     if result is None:
         return '<p class="empty">Nothing is measured yet: choose what, then press Measure.</p>'
     if result["state"] == "failed":
-        return f'<p class="bad">failed: {escape(result["error"])}</p>'
+        return f'<p class="bad">{standing(result)}: {escape(result["error"])}</p>'
     if result["state"] in ("starting", "running"):
         found = result.get("progress", {"text": "starting", "fraction": 0.0})
         return f"<p>{escape(found['text'])}</p>{bar(found['fraction'], found['text'])}"
     took = result["ended_at"] - result["started_at"]
-    return f"<p>{escape(result['state'])} after {duration(took)}</p>"
+    return f"<p>{escape(standing(result))} in {duration(took)}</p>"
 
 
 def unreadable(name: str) -> str:

@@ -34,7 +34,7 @@ def test_a_shape_is_measured_and_its_result_compared(page: Page, tmp_path: Path)
     expect(progress).to_contain_text("r 2, attention (1 of 1)", timeout=MINUTE)
     page.reload()
     tab(page, "Benchmark")
-    expect(progress).to_contain_text("finished after", timeout=3 * MINUTE)
+    expect(progress).to_contain_text("finished in", timeout=3 * MINUTE)
     for told in ("trainable parameters", "peak", "step, median", "tokens/s", "Measured ", "torch 2.13"):
         expect(result).to_contain_text(told)
     expect(result.locator("svg text").filter(has_text=re.compile("^(rank r|GiB|tokens/s)$"))).to_have_count(4)

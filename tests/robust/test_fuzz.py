@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from qlora_demo import columns
 from qlora_demo.benchmark_cases import QLORA
 from qlora_demo.benchmark_config import BenchmarkConfig
-from qlora_demo.benchmark_tables import brief, table
+from qlora_demo.benchmark_notes import notes, standing
+from qlora_demo.benchmark_tables import table
 from qlora_demo.benchmarking import Benchmarks, read_result_file
 from qlora_demo.catalog import SHAPES
 from qlora_demo.config import GenerationSettings, TrainConfig, column_mapping
@@ -197,10 +198,10 @@ ROW: dict[str, Any] = {
     "kernels": "fused",
     "shape": asdict(SHAPES["tiny"]),
     "decode": "eager",
-    "score": {},
+    "score": {"exact_match": 0.5},
 }
 RESULT: dict[str, Any] = {
-    **{"id": "one", "state": "finished", "error": "", "method": "so", "started_at": 1.0, "ended_at": 2.0},
+    **{"id": "one", "state": "stopped", "cases": 2, "error": "", "method": "so", "started_at": 1.0, "ended_at": 2.0},
     **{"machine": {"device": "a card", "cuda": "12", "driver": "1"}, "progress": {"text": "", "fraction": 0.5}},
     **{"options": BenchmarkConfig().model_dump(), "config": TrainConfig().model_dump()},
 }
@@ -208,10 +209,11 @@ NOTHING: st.SearchStrategy[dict[str, Any]] = st.just({})
 CHANGES = NOTHING | st.dictionaries(st.sampled_from([*RESULT, "kind", "rows"]), values, max_size=2)
 INNER: dict[str, st.SearchStrategy[Any]] = {
     "row": st.dictionaries(st.sampled_from([*ROW, *FIGURES, "error"]), values, max_size=2),
+    "score": NOTHING | st.dictionaries(st.sampled_from(["exact_match", "rows"]), values, max_size=2),
     "shape": NOTHING | st.dictionaries(st.sampled_from(list(ROW["shape"])), values, max_size=1),
     "config": NOTHING
     | st.dictionaries(st.sampled_from(["model", "r", "max_length", "target_modules"]), values, max_size=1),
-    "options": NOTHING | st.dictionaries(st.just("run"), values, max_size=1),
+    "options": NOTHING | st.dictionaries(st.sampled_from(["run", "batch_sizes", "extra"]), values, max_size=1),
     "left_out": NOTHING | st.sets(st.sampled_from([*RESULT, "rows"]), max_size=2),
 }
 
@@ -223,6 +225,7 @@ def benchmark_results(draw: st.DrawFn) -> bytes:
     kind = draw(st.sampled_from(["training", "rank", "frontier", "inference"]))
     case = QLORA if kind == "training" else ROW["case"]
     row: dict[str, Any] = ROW | dict.fromkeys(FIGURES, 2) | {"case": case, "shape": ROW["shape"] | inner["shape"]}
+    row["score"] = ROW["score"] | inner["score"]
     whole: dict[str, Any] = RESULT | {"kind": kind, "rows": [row | inner["row"]]}
     whole |= {name: whole[name] | inner[name] for name in ("config", "options")}
     whole |= draw(CHANGES)
@@ -239,7 +242,8 @@ def test_a_benchmark_s_result_is_shown_or_named_as_damaged(content: bytes) -> No
         path.write_bytes(content)
         try:
             found = read_result_file(path)
-            shown = f"{render_benchmark.compared(found, found)} {table(found)} {brief(found)}"
+            shown = f"{render_benchmark.compared(found, found)} {table(found)} {table(found, short=True)}"
+            shown += notes(found) + standing(found)
             own = store.get(name)
         except DemoError as exc:
             assert "result.json" in str(exc) and "\n" not in str(exc)
