@@ -17,8 +17,9 @@ from qlora_demo.benchmark_tables import comparison, table
 from qlora_demo.catalog import SHAPES
 from qlora_demo.config import TrainConfig
 from qlora_demo.errors import NoRoom
-from qlora_demo.ml import limits, measure_training
+from qlora_demo.ml import limits, measure_inference, measure_training
 from qlora_demo.ml.load import device, load_base, load_tokenizer
+from qlora_demo.ml.measure_inference import Timed, over_generate
 from qlora_demo.ml.peak import paged_bytes, peak_memory_bytes
 from qlora_demo.ml.room import free_and_total
 from qlora_demo.settings import Settings
@@ -166,6 +167,22 @@ def test_a_round_waits_once_for_several_pieces_of_work(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(limits, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
     assert limits._round(work) == 1.5
+
+
+def test_the_speed_over_generate_is_of_pairs_of_whole_answers() -> None:
+    """A repeat in which the machine was slow counts once, for both."""
+    ours = [Timed(1.0, per_token, (0.1,)) for per_token in (1.0, 4.0, 1.0)]
+    theirs = [Timed(1.0, per_token) for per_token in (2.0, 8.0, 3.0)]
+    assert over_generate(ours, theirs) == 2.0
+
+
+def test_an_answer_of_ours_takes_what_passes_between_its_passes_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([10.0, 12.0, 15.0])
+    passes = [SimpleNamespace(seconds=1.0, decode="eager")] * 3
+    monkeypatch.setattr(measure_inference, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    monkeypatch.setattr(measure_inference, "decode", lambda *_: iter(passes))
+    loaded: Any = SimpleNamespace(model=None, activate=None, fast=None)
+    assert measure_inference._decoded(loaded, {}, 3) == Timed(1.0, 2.5, (1.0, 1.0), "eager")
 
 
 def test_the_product_that_tells_the_rate_is_of_random_values(monkeypatch: pytest.MonkeyPatch) -> None:
