@@ -38,6 +38,10 @@ def _checks(result: Any) -> Iterable[tuple[str, bool]]:
     if "progress" in result:
         yield "progress.text", _is_text(result["progress"].get("text"))
         yield "progress.fraction", _is_number(result["progress"].get("fraction"))
+    again = result.get("again", {})
+    yield "again", isinstance(again, dict)
+    yield "again.case", _is_text(again.get("case", ""))
+    yield "again.step_median_seconds", _is_number(again.get("step_median_seconds") or 0)
     for at, row in enumerate(result["rows"]):
         yield from ((f"rows[{at}]{name}", fine) for name, fine in _row_checks(row, result["kind"]))
 

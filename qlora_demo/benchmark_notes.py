@@ -35,7 +35,9 @@ def notes(result: Result, *, short: bool = False) -> str:
     """The method that a result came about by, and what its table or the short one shows; a paragraph."""
     method = _SUPERSEDED.sub("", " ".join(str(result.get("method", "")).split()))
     meant = (told for name, told in _MEANT[result["kind"]].items() if name in shown(result, short=short))
-    return " ".join(filter(None, (method, *meant, _INTERVAL * scored(result), _of_the_bandwidth(result))))
+    return " ".join(
+        filter(None, (method, *meant, _INTERVAL * scored(result), _of_the_bandwidth(result), _of_the_drift(result)))
+    )
 
 
 def standing(result: Result) -> str:
@@ -71,6 +73,20 @@ def _of_the_bandwidth(result: Result) -> str:
     )
     apart = f" The processes are {found.spread:.0%} apart, so the shares are rough."
     return told + apart * (found.spread > _WIDE)
+
+
+def _of_the_drift(result: Result) -> str:
+    """By how much the machine alone changed a step's time while the cases were measured."""
+    name = "step_median_seconds"
+    again = result.get("again", {})
+    before = next((row.get(name) for row in result["rows"] if row["case"] == again.get("case")), None)
+    if not before or not again.get(name):
+        return ""
+    change = again[name] / before - 1
+    return (
+        f"{again['case']} was measured once more at the end: its median step took {abs(change):.1%} "
+        f"{'longer' if change > 0 else 'less'}, and a difference below that is noise."
+    )
 
 
 def _rate(bytes_per_second: float) -> str:

@@ -165,3 +165,27 @@ def test_a_score_comes_with_its_answers_and_its_interval() -> None:
     assert {len(row) for row in found.rows} == {len(found.head)}
     assert "95% interval" in notes({"kind": "rank", "rows": rows})
     assert "95% interval" not in notes({"kind": "rank", "rows": rows[2:]})
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (2.1, "took 5.0% longer, and a difference below that is noise."),
+        (1.9, "took 5.0% less, and"),
+        (2.0, "took 0.0% less"),
+    ],
+)
+def test_how_far_the_machine_drifted_is_told_under_the_table(seconds: float, said: str) -> None:
+    rows = [{"case": "r 8, mlp", "step_median_seconds": 2.0}, {"case": "r 16, mlp", "step_median_seconds": 9.0}]
+    result = {"kind": "rank", "rows": rows, "again": {"case": "r 8, mlp", "step_median_seconds": seconds}}
+    assert f"r 8, mlp was measured once more at the end: its median step {said}" in notes(result, short=True)
+
+
+def test_of_a_machine_s_drift_nothing_is_told_where_nothing_is_known() -> None:
+    rows = [{"case": "r 8, mlp", "step_median_seconds": 2.0}]
+    for again in (
+        {},
+        {"case": "r 8, mlp", "step_median_seconds": None},
+        {"case": "r 9, mlp", "step_median_seconds": 1},
+    ):
+        assert "once more" not in notes({"kind": "rank", "rows": rows, "again": again})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -210,6 +210,44 @@ def test_every_column_s_share_is_of_the_median_process_s_bandwidth(
     assert result["bandwidth_bytes_per_second"] == {"median": 21, "least": 20, "most": 40}
     at = table(result).head.index("of the bandwidth")
     assert {cells[at] for cells in table(result).rows} == {"47.6%"}
+
+
+def told(benchmarks: Benchmarks, monkeypatch: pytest.MonkeyPatch, config: TrainConfig, **options: Any) -> Any:
+    """A benchmark's result, what it reported and the cases it measured, by a stand-in whose n-th case has a step of n
+    seconds, the first having no room."""
+    asked: list[benchmark_cases.Case] = []
+    said: list[str] = []
+
+    def stand_in(folder: Path, options: BenchmarkConfig, case: benchmark_cases.Case, *_: Any) -> Iterator[Any]:
+        asked.append(case)
+        fits = len(asked) > 1
+        yield {"row": {"fits": fits} | ({"step_median_seconds": float(len(asked))} if fits else {})}
+
+    monkeypatch.setattr(benchmarking, "measure_case", stand_in)
+    name = benchmarks.create(BenchmarkConfig(**options), config)
+    return benchmarks.run(name, lambda progress: said.append(progress.text)), said, asked
+
+
+def test_the_first_case_that_was_trained_is_trained_once_more_at_the_end(
+    benchmarks: Benchmarks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scored = TINY.changed(score_rows=8)
+    result, said, asked = told(benchmarks, monkeypatch, scored, kind="rank", ranks="2,4,8", targets="mlp")
+    assert [row["case"] for row in result["rows"]] == ["r 2, mlp", "r 4, mlp", "r 8, mlp"]
+    assert result["again"] == {"case": "r 4, mlp", "step_median_seconds": 4.0}
+    assert said == ["r 2, mlp (1 of 3)", "r 4, mlp (2 of 3)", "r 8, mlp (3 of 3)", "r 4, mlp, once more (4 of 4)"]
+    assert asked[3].config == asked[1].config.changed(score_rows=1)
+    assert result["cases"] == 3 and benchmarks.get(result["id"]) == result
+
+
+@pytest.mark.parametrize(
+    "options", [{"kind": "rank", "ranks": "2,4", "targets": "mlp"}, {"kind": "rank", "ranks": "2"}]
+)
+def test_of_few_cases_none_is_trained_twice(
+    benchmarks: Benchmarks, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    result, _, asked = told(benchmarks, monkeypatch, TINY, **{"targets": "mlp"} | options)
+    assert len(asked) == len(result["rows"]) < 3 and "again" not in result
 
 
 def test_a_process_that_the_system_killed_had_no_room(benchmarks: Benchmarks, monkeypatch: pytest.MonkeyPatch) -> None:

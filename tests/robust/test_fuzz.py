@@ -203,6 +203,7 @@ ROW: dict[str, Any] = {
 RESULT: dict[str, Any] = {
     **{"id": "one", "state": "stopped", "cases": 2, "error": "", "method": "so", "started_at": 1.0, "ended_at": 2.0},
     **{"machine": {"device": "a card", "cuda": "12", "driver": "1"}, "progress": {"text": "", "fraction": 0.5}},
+    **{"again": {"case": ROW["case"], "step_median_seconds": 3}},
     **{"options": BenchmarkConfig().model_dump(), "config": TrainConfig().model_dump()},
 }
 NOTHING: st.SearchStrategy[dict[str, Any]] = st.just({})
@@ -211,6 +212,7 @@ INNER: dict[str, st.SearchStrategy[Any]] = {
     "row": st.dictionaries(st.sampled_from([*ROW, *FIGURES, "error"]), values, max_size=2),
     "score": NOTHING | st.dictionaries(st.sampled_from(["exact_match", "rows"]), values, max_size=2),
     "shape": NOTHING | st.dictionaries(st.sampled_from(list(ROW["shape"])), values, max_size=1),
+    "again": NOTHING | st.dictionaries(st.sampled_from(["case", "step_median_seconds"]), values, max_size=1),
     "config": NOTHING
     | st.dictionaries(st.sampled_from(["model", "r", "max_length", "target_modules"]), values, max_size=1),
     "options": NOTHING | st.dictionaries(st.sampled_from(["run", "batch_sizes", "extra"]), values, max_size=1),
@@ -227,7 +229,7 @@ def benchmark_results(draw: st.DrawFn) -> bytes:
     row: dict[str, Any] = ROW | dict.fromkeys(FIGURES, 2) | {"case": case, "shape": ROW["shape"] | inner["shape"]}
     row["score"] = ROW["score"] | inner["score"]
     whole: dict[str, Any] = RESULT | {"kind": kind, "rows": [row | inner["row"]]}
-    whole |= {name: whole[name] | inner[name] for name in ("config", "options")}
+    whole |= {name: whole[name] | inner[name] for name in ("config", "options", "again")}
     whole |= draw(CHANGES)
     return as_json({name: value for name, value in whole.items() if name not in inner["left_out"]})
 
