@@ -9,7 +9,7 @@ from typing import Any
 from .benchmark_tables import COLUMNS
 
 _COUNTED = ("r", "max_length", "per_device_train_batch_size", "gradient_accumulation_steps")
-_RECKONED_FROM = ("read_bytes", "bandwidth_bytes_per_second")
+_RECKONED_FROM = ("read_bytes", "bandwidth_bytes_per_second", "step_median_seconds")
 _RANK_CASE = re.compile(r"r \d{1,6}, .+")
 _MOST_NUMBER, _LAST_TIME = 1e18, 1e11
 
@@ -31,6 +31,8 @@ def _checks(result: Any) -> Iterable[tuple[str, bool]]:
         yield name, isinstance(result.get(name, {}), dict)
     yield from ((f"machine.{name}", _is_text(value)) for name, value in result.get("machine", {}).items())
     yield "options.run", _is_text(result.get("options", {}).get("run", ""))
+    for name in ("options", "config"):
+        yield name, all(value is None or _is_scalar(value) for value in result.get(name, {}).values())
     if "config" in result:
         config = result["config"]
         yield from ((f"config.{name}", _is_text(config.get(name))) for name in ("model", "target_modules"))

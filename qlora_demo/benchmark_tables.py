@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from .benchmark_reckoned import Result, Row, reckoned
@@ -72,14 +72,6 @@ COLUMNS["rank"] = {
 }
 """Each figure's label and how it is written, by kind of benchmark."""
 _LIBRARIES = ("torch", "transformers", "trl", "peft", "bitsandbytes")
-_COMPARED = {
-    "training": ("peak_bytes", "step_median_seconds", "tokens_per_second"),
-    "rank": ("peak_bytes", "step_median_seconds", "tokens_per_second"),
-    "frontier": ("longest_row", "largest_batch"),
-    "inference": ("ttft_median_seconds", "tpot_median_seconds", "tokens_per_second"),
-}
-
-
 _BRIEF = {
     "training": ("peak_bytes", "planned_bytes", "step_median_seconds", "tokens_per_second"),
     "frontier": ("longest_row", "largest_batch", "batch_row_tokens", "budget_bytes"),
@@ -121,20 +113,6 @@ def scored(result: Result) -> bool:
     return any("score" in row for row in result["rows"])
 
 
-def comparison(older: Result, newer: Result) -> Table:
-    """The cases that two results of one kind share: each figure of both, and newer over older."""
-    if older["kind"] != newer["kind"]:
-        return Table(("case", "figure", "first", "second", "ratio"), ())
-    theirs = {_key(row): row for row in newer["rows"]}
-    rows = [
-        (_title(row), *compared)
-        for row in older["rows"]
-        if _key(row) in theirs
-        for compared in _ratios(row, theirs[_key(row)], older["kind"])
-    ]
-    return Table(("case", "figure", "first", "second", "ratio"), tuple(rows))
-
-
 def machine(result: Result) -> str:
     """What the figures were measured on, in a line."""
     found = result.get("machine", {})
@@ -158,12 +136,19 @@ def settings(result: Result) -> str:
     )
 
 
+def cell(row: Row, name: str, form: Form) -> str:
+    """One figure of a row; ≥ says that a search ended at its own limit, a dash that there is none."""
+    if row.get(name) is None:
+        return "–"
+    return "≥ " * (name in row.get("capped", ())) + form(row[name])
+
+
 def _cells(row: Row, columns: Mapping[str, tuple[str, Form]], scores: bool) -> tuple[str, ...]:
     if not row.get("fits"):
         size = f"{row['prompt_tokens']} tokens, batch {row['batch']}: " if "batch" in row else ""
         told = [f"does not fit: {size}{row.get('error', '')}"]
         return (row["case"], *told, *[""] * (len(columns) - 1 + scores * len(_SCORE)))
-    cells = (_cell(row, name, form) for name, (_, form) in columns.items())
+    cells = (cell(row, name, form) for name, (_, form) in columns.items())
     return (row["case"], *cells, *(_score(row.get("score", {})) if scores else ()))
 
 
@@ -174,28 +159,3 @@ def _score(score: Row) -> tuple[str, ...]:
         return ("–", "–" if share is None else percent(share), "–")
     low, high = wilson(round(share * count), count)
     return (_count(count), percent(share), f"{percent(low)} to {percent(high)}")
-
-
-def _cell(row: Row, name: str, form: Form) -> str:
-    if row.get(name) is None:
-        return "–"
-    return "≥ " * (name in row.get("capped", ())) + form(row[name])
-
-
-def _key(row: Row) -> tuple[Any, ...]:
-    return row["case"], row.get("prompt_tokens"), row.get("batch")
-
-
-def _title(row: Row) -> str:
-    size = f", {row['prompt_tokens']} tokens, batch {row['batch']}" if "batch" in row else ""
-    return f"{row['case']}{size}"
-
-
-def _ratios(older: Row, newer: Row, kind: str) -> Iterable[tuple[str, ...]]:
-    for name in _COMPARED[kind]:
-        label, form = COLUMNS[kind][name]
-        before, after = older.get(name), newer.get(name)
-        if before and after:
-            capped = name in (*older.get("capped", ()), *newer.get("capped", ()))
-            ratio = "–" if capped else f"{after / before:.2f}"
-            yield label, _cell(older, name, form), _cell(newer, name, form), ratio

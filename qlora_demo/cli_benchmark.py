@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any, get_args
 
 from .arguments import Parser, add_config, add_knobs, train_config, with_given
+from .benchmark_comparison import comparison, contrast
 from .benchmark_config import FULL, BenchmarkConfig, BenchmarkKind
 from .benchmark_notes import notes, standing
-from .benchmark_tables import comparison, machine, settings, table
+from .benchmark_tables import machine, settings, table
 from .benchmarking import read_result_file, write_result_file
 from .console import print_result, report_progress
 from .errors import RequestError
@@ -38,9 +39,7 @@ def benchmark(services: Services, args: argparse.Namespace) -> Any:
     if args.action == "list":
         return [{name: one[name] for name in ("id", "kind", "state", "error")} for one in services.benchmarks.all()]
     if args.action == "diff":
-        older, newer = (read_result_file(Path(path)) for path in _given(args, 2))
-        table = comparison(older, newer)
-        return [dict(zip(table.head, row, strict=True)) for row in table.rows]
+        return _side_by_side(*(read_result_file(Path(path)) for path in _given(args, 2)))
     name = _given(args, 1)[0]
     if args.action == "delete":
         services.benchmarks.delete(name)
@@ -60,6 +59,16 @@ def print_benchmark(result: Any) -> None:
         print(f"\n{case}")
         print_result(dict(zip(found.head[1:], figures, strict=True)), 2)
     print(f"\n{notes(result)}\n{machine(result)}")
+
+
+def _side_by_side(older: dict[str, Any], newer: dict[str, Any]) -> dict[str, Any]:
+    found = comparison(older, newer)
+    return {
+        "first": f"{settings(older)}; {machine(older)}",
+        "second": f"{settings(newer)}; {machine(newer)}",
+        "differing": contrast(older, newer) if found.rows else "They share no case.",
+        "figures": [dict(zip(found.head, row, strict=True)) for row in found.rows],
+    }
 
 
 def _measure(services: Services, args: argparse.Namespace) -> dict[str, Any]:

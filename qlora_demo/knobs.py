@@ -67,6 +67,13 @@ def knob(config: type[Knobs], name: str) -> FieldInfo:
     return config.model_fields[name]
 
 
+def shelf(config: type[Knobs], name: str) -> dict[str, Any]:
+    """Where a field stands for people: its ``group`` and its ``label``."""
+    extra = knob(config, name).json_schema_extra
+    assert isinstance(extra, dict)
+    return extra
+
+
 def allowed(config: type[Knobs], name: str) -> str:
     """The allowed values of a field in words, read from its declaration."""
     schema = _schema(config)[name]

@@ -13,9 +13,10 @@ import psutil
 import pytest
 
 from qlora_demo import benchmark_cases, benchmarking
+from qlora_demo.benchmark_comparison import comparison
 from qlora_demo.benchmark_config import BenchmarkConfig
 from qlora_demo.benchmark_plots import figures
-from qlora_demo.benchmark_tables import comparison, machine, table
+from qlora_demo.benchmark_tables import machine, table
 from qlora_demo.benchmarking import Benchmarks
 from qlora_demo.config import TrainConfig
 from qlora_demo.errors import ConfigError, DeviceBusy, RequestError, RunError
@@ -183,6 +184,17 @@ def test_names_lead_nowhere_else_and_what_cannot_be_read_is_left_out(benchmarks:
         ('{"kind": "training", "rows": [{"case": "a", "peak_bytes": "4"}]}', r"rows\[0\]\.peak_bytes"),
         ('{"kind": "training", "rows": [{"case": "a", "peak_bytes": NaN}]}', r"rows\[0\]\.peak_bytes"),
         ('{"kind": "inference", "rows": [], "options": {"run": []}}', r"options\.run"),
+        (r'{"kind": "inference", "rows": [], "options": {"variants": "\ud800"}}', "options is not"),
+        ('{"kind": "training", "rows": [], "config": {"optim": []}}', "config is not"),
+        ('{"kind": "training", "rows": [], "cases": "all"}', "cases"),
+        ('{"kind": "training", "rows": [], "again": []}', "again"),
+        ('{"kind": "training", "rows": [], "again": {"step_median_seconds": "1"}}', r"again\.step_median_seconds"),
+        ('{"kind": "rank", "rows": [{"case": "r 8, mlp", "step_median_seconds": ""}]}', r"rows\[0\]\.step_median"),
+        ('{"kind": "training", "rows": [{"case": "a", "shape": {"hidden_size": []}}]}', r"rows\[0\]\.shape"),
+        ('{"kind": "training", "rows": [{"case": "a", "checkpointing": 1}]}', r"rows\[0\]\.checkpointing"),
+        ('{"kind": "inference", "rows": [{"case": "a", "read_bytes": null}]}', r"rows\[0\]\.read_bytes"),
+        ('{"kind": "training", "rows": [{"case": "a", "score": {"exact_match": 2}}]}', r"rows\[0\]\.score\.exact"),
+        ('{"kind": "training", "rows": [{"case": "a", "score": {"rows": 1.5}}]}', r"rows\[0\]\.score\.rows"),
         ('{"kind": "training", "rows": [{"case": "a", "score": 1}]}', r"rows\[0\]\.score"),
         ('{"kind": "rank", "rows": [{"case": "a"}]}', r"rows\[0\]\.case"),
         ('{"kind": "inference", "rows": [{"case": "a", "batch": 1}]}', r"rows\[0\]\.batch"),

@@ -37,9 +37,9 @@ def test_two_files_are_laid_side_by_side(home: Path, tmp_path: Path, capsys: pyt
     for name, speed in (("a", 1.0), ("b", 3.0)):
         document = {"kind": "training", "rows": [ROW | {"tokens_per_second": speed}]}
         (tmp_path / f"{name}.json").write_text(json.dumps(document), "utf-8")
-    rows = told(capsys, "diff", str(tmp_path / "a.json"), str(tmp_path / "b.json"))
-    assert isinstance(rows, list)
-    assert rows[-1] == {"case": "a", "figure": "tokens/s", "first": "1.0", "second": "3.0", "ratio": "3.00"}
+    found = told(capsys, "diff", str(tmp_path / "a.json"), str(tmp_path / "b.json"))
+    assert isinstance(found, dict)
+    assert found["figures"][-1] == {"case": "a", "figure": "tokens/s", "first": "1.0", "second": "3.0", "ratio": "3.00"}
 
 
 def test_figures_are_printed_with_their_units(capsys: pytest.CaptureFixture[str]) -> None:

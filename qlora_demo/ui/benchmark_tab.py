@@ -125,12 +125,15 @@ class Bench:
             marks,
         ]
 
-    def compare(self, which: str | None, other: str | None, sent: str | None) -> str:
-        """The chosen result beside another one, or beside a file that was sent."""
+    def compare(self, which: str | None, other: str | None, sent: list[str] | None) -> str:
+        """The chosen result beside another one or a file that was sent, or two such files."""
+        files = [read_result_file(Path(path)) for path in sent or ()]
+        if len(files) > 2:
+            raise ConfigError("result", f"{len(files)} files were sent; give one or two")
+        if len(files) == 2:
+            return show.compared(*files)
         first = self.services.benchmarks.get(_named(which))
-        if sent:
-            return show.compared(first, read_result_file(Path(sent)))
-        return show.compared(first, self.services.benchmarks.get(_named(other)))
+        return show.compared(first, files[0] if files else self.services.benchmarks.get(_named(other)))
 
     def _file(self, name: str | None) -> str | None:
         """What can be downloaded of a benchmark; nothing where its process was killed, or somebody deleted it."""
@@ -203,6 +206,8 @@ def _draw_form(parts: SimpleNamespace) -> None:
 def _draw_comparison(parts: SimpleNamespace) -> None:
     with gr.Row():
         parts.other = listed(label="Another result", elem_id="benchmark-other", interactive=True)
-        parts.sent = gr.File(label="or a result file", file_types=[".json"], elem_id="benchmark-sent")
+        parts.sent = gr.File(
+            label="or a result file, or two", file_count="multiple", file_types=[".json"], elem_id="benchmark-sent"
+        )
         parts.compare = gr.Button("Compare", elem_id="benchmark-compare", min_width=90)
     parts.compared = gr.HTML(elem_id="benchmark-compared")

@@ -10,7 +10,7 @@ import gradio as gr
 from ..benchmark_config import BenchmarkConfig
 from ..catalog import BUNDLED_DATASETS, BUNDLED_MODELS, SHAPE_PREFIX, SHAPES
 from ..config import GenerationSettings, TrainConfig
-from ..knobs import Knobs, allowed, field_names, knob
+from ..knobs import Knobs, allowed, field_names, knob, shelf
 
 Config = TypeVar("Config", TrainConfig, GenerationSettings, BenchmarkConfig)
 Controls = dict[str, Any]
@@ -45,13 +45,13 @@ def fill(config: Knobs, names: Sequence[str]) -> list[Any]:
 
 def group_of(config: type[Knobs], name: str) -> str:
     """The group that a field is drawn in."""
-    return str(_extra(config, name)["group"])
+    return str(shelf(config, name)["group"])
 
 
 def _control(config: type[Knobs], name: str, value: Any, place: str = "") -> Any:
     field = knob(config, name)
     common: dict[str, Any] = {
-        "label": _extra(config, name)["label"],
+        "label": shelf(config, name)["label"],
         "info": field.description if value == "" else f"{field.description} (default {value})",
         "value": value,
         "elem_id": f"{place}{config.__name__}-{name}",
@@ -68,9 +68,3 @@ def _control(config: type[Knobs], name: str, value: Any, place: str = "") -> Any
         return gr.Radio([str(option) for option in options], **common)
     whole = allowed(config, name).startswith("a whole number")
     return gr.Number(precision=0 if whole else None, **common)
-
-
-def _extra(config: type[Knobs], name: str) -> dict[str, Any]:
-    extra = knob(config, name).json_schema_extra
-    assert isinstance(extra, dict)
-    return extra

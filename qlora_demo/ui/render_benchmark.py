@@ -8,9 +8,10 @@ from html import escape
 from typing import Any
 
 from .. import tables
+from ..benchmark_comparison import comparison, contrast
 from ..benchmark_notes import notes, standing
 from ..benchmark_plots import figures
-from ..benchmark_tables import comparison, machine, settings, table
+from ..benchmark_tables import machine, settings, table
 from ..units import duration
 from .render import bar
 
@@ -57,7 +58,7 @@ def compared(first: Result, second: Result) -> str:
     if not found.rows:
         return '<p class="empty">The two share no case: choose two results of the same kind and settings.</p>'
     told = "".join(f"<p>{name}: {escape(settings(one))}</p>{_machine(one)}" for name, one in _named(first, second))
-    return tables.html(found) + told
+    return f"<p>{escape(contrast(first, second))}</p>{tables.html(found)}{told}"
 
 
 def _named(first: Result, second: Result) -> list[tuple[str, Result]]:

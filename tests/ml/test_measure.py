@@ -12,8 +12,9 @@ import torch
 from bitsandbytes.functional import GlobalPageManager
 
 from qlora_demo.benchmark_cases import Case
+from qlora_demo.benchmark_comparison import comparison
 from qlora_demo.benchmark_config import BenchmarkConfig
-from qlora_demo.benchmark_tables import comparison, table
+from qlora_demo.benchmark_tables import table
 from qlora_demo.catalog import SHAPES
 from qlora_demo.config import TrainConfig
 from qlora_demo.errors import NoRoom

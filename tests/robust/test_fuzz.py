@@ -214,7 +214,9 @@ INNER: dict[str, st.SearchStrategy[Any]] = {
     "shape": NOTHING | st.dictionaries(st.sampled_from(list(ROW["shape"])), values, max_size=1),
     "again": NOTHING | st.dictionaries(st.sampled_from(["case", "step_median_seconds"]), values, max_size=1),
     "config": NOTHING
-    | st.dictionaries(st.sampled_from(["model", "r", "max_length", "target_modules"]), values, max_size=1),
+    | st.dictionaries(
+        st.sampled_from(["model", "r", "max_length", "target_modules", "optim", "packing"]), values, max_size=1
+    ),
     "options": NOTHING | st.dictionaries(st.sampled_from(["run", "batch_sizes", "extra"]), values, max_size=1),
     "left_out": NOTHING | st.sets(st.sampled_from([*RESULT, "rows"]), max_size=2),
 }
@@ -246,6 +248,7 @@ def test_a_benchmark_s_result_is_shown_or_named_as_damaged(content: bytes) -> No
             found = read_result_file(path)
             shown = f"{render_benchmark.compared(found, found)} {table(found)} {table(found, short=True)}"
             shown += notes(found) + standing(found)
+            shown += render_benchmark.compared(found, RESULT | {name: found[name] for name in ("kind", "rows")})
             own = store.get(name)
         except DemoError as exc:
             assert "result.json" in str(exc) and "\n" not in str(exc)
