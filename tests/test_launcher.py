@@ -133,7 +133,12 @@ def test_a_run_that_begins_as_it_is_taken_out_of_the_queue_finds_the_stop_and_go
     launcher: Launcher, processes: Processes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = launcher.runs.create(TrainConfig(), RunState("queued"))
-    monkeypatch.setattr("qlora_demo.runs.write_state", lambda *args: (launcher.start_next(), write_state(*args)))
+
+    def after_its_start(path: Path, state: RunState) -> None:
+        launcher.start_next()
+        write_state(path, state)
+
+    monkeypatch.setattr("qlora_demo.runs.write_state", after_its_start)
     launcher.runs.request_stop(run.id)
     monkeypatch.undo()
     assert len(processes) == 1 and (run.path / "stop").exists()
