@@ -7,7 +7,7 @@ import re
 import xml.etree.ElementTree as ET
 from concurrent.futures import ThreadPoolExecutor
 
-from qlora_demo import plots, tables
+from qlora_demo import benchmark_plots, plots, tables
 from qlora_demo.records import TrainMetrics
 
 RESULT = {
@@ -88,6 +88,30 @@ def test_plots_are_drawn_from_several_threads() -> None:
     with ThreadPoolExecutor(4) as pool:
         drawn = list(pool.map(lambda at: plots.lines(f"plot {at}", "x", "y", {"a": [(0, at)]}), range(8)))
     assert all(f"plot {at}" in text_of(svg) for at, svg in enumerate(drawn))
+
+
+FITS = {
+    **{"case": "LoRA, 16 bit", "fits": True, "longest_row": 64, "planned_longest_row": 60},
+    "largest_batch": 4,
+    "planned_largest_batch": 3,
+}
+ANSWERED = {"case": "base", "fits": True, "ttft_median_seconds": 0.25, "tpot_median_seconds": 0.05}
+
+
+def test_a_frontier_is_drawn_in_tokens_and_rows_beside_the_plan() -> None:
+    longest, largest = benchmark_plots.figures({"kind": "frontier", "rows": [FITS, {"case": "b", "fits": False}]})
+    told = {"LoRA", "16 bit", "measured", "by the plan"}
+    assert told | {"Longest row that trains within the budget", "tokens", "64", "60"} <= set(text_of(longest))
+    assert told | {"Largest batch that trains within the budget", "rows", "4", "3"} <= set(text_of(largest))
+
+
+def test_latencies_are_drawn_in_milliseconds_by_prompt_and_speed_by_batch() -> None:
+    sizes = [(tokens, rows) for tokens in (8, 32) for rows in (1, 2)]
+    rows = [ANSWERED | {"prompt_tokens": tokens, "batch": rows, "tokens_per_second": 20.0} for tokens, rows in sizes]
+    first, each, speed = benchmark_plots.figures({"kind": "inference", "rows": rows})
+    assert {"Time to first token, batch 1", "prompt (tokens)", "milliseconds", "250"} <= set(text_of(first))
+    assert {"Time per output token, batch 1", "prompt (tokens)", "milliseconds", "50"} <= set(text_of(each))
+    assert {"Decoding speed by batch, prompts of 8 tokens", "batch (rows)", "tokens/s"} <= set(text_of(speed))
 
 
 def test_bars_begin_at_nothing_also_where_all_are_nothing() -> None:

@@ -51,6 +51,12 @@ def test_a_frontier_inside_the_range_is_found_within_three_per_cent(
     assert (row["budget_bytes"], row["note"]) == (GIB, "")
 
 
+def test_a_frontier_of_nothing_is_told_after_few_tries(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = frontier(home, monkeypatch, 0)
+    assert (row["longest_row"], row["largest_batch"]) == (0, 0)
+    assert not any(one["fits"] for one in row["tries"]) and len(row["tries"]) <= 12
+
+
 def test_a_try_counts_the_peak_of_every_phase(monkeypatch: pytest.MonkeyPatch) -> None:
     peaks = iter([100, 900, 400])
     monkeypatch.setattr(measure_training, "peak_memory_bytes", lambda: next(peaks, 300))
