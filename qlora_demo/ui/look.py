@@ -10,6 +10,8 @@ CSS = """
 .gradio-container :is(a, button, input, textarea, select, summary, [tabindex]):focus-visible {
   outline:2px solid var(--focus) !important; outline-offset:1px}
 .gradio-container button[role=tab].selected {color:var(--chosen)}
+/* Gradio's own dropdown writes under its arrow. */
+.gradio-container input[role=combobox] {text-overflow:ellipsis; padding-right:2rem}
 /* Gradio's own checkbox forgets its min_width. */
 .tick {min-width:9rem !important}
 .status {display:flex; flex-wrap:wrap; gap:.25rem 1.25rem; font-size:.85rem; opacity:.85}
