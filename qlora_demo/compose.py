@@ -9,6 +9,7 @@ from .access import Access
 from .benchmarking import Benchmarks
 from .catalog import BundledModel
 from .checking import Checks
+from .ending import saving_runs
 from .gpu import Lease
 from .hub import HuggingFaceHub
 from .jobs import Jobs
@@ -59,4 +60,5 @@ def serve(services: Services, host: str | None = None, port: int | None = None) 
     from .ui.page import launch
 
     logs.set_up()
-    launch(services, host, port)
+    with saving_runs(services):
+        launch(services, host, port)

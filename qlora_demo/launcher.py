@@ -29,6 +29,11 @@ class Launcher:
     def __init__(self, runs: RunStore, lease: Lease) -> None:
         self.runs = runs
         self.lease = lease
+        self._closed = False
+
+    def close(self) -> None:
+        """Start nothing from now on."""
+        self._closed = True
 
     def start(self, config: TrainConfig, processes: int = 1) -> Run:
         """Create a run and spawn its process, which inherits the run's lock and the device's."""
@@ -68,6 +73,8 @@ class Launcher:
 
     @contextlib.contextmanager
     def _device(self) -> Iterator[HeldLock]:
+        if self._closed:
+            raise DeviceBusy("device: the app is ending; start it again")
         device = self.lease.acquire("training")
         try:
             yield device

@@ -94,5 +94,6 @@ class Services:
         return plan_empty(self.settings, self.runs, columns)
 
     def close(self) -> None:
-        """Free models and the device."""
+        """End what works with the models, after the step it is in, and free them and the device."""
+        self.jobs.stop()
         self.engine.release()

@@ -103,3 +103,13 @@ def test_a_result_that_cannot_be_written_names_the_folder(run: Run) -> None:
     (run.path / "results").write_text("in the way")
     with pytest.raises(WorkError, match="results: cannot be written"):
         save_result(run, "evaluation", {})
+
+
+def test_an_app_that_ends_stops_what_is_at_work(services: Services, run: Run) -> None:
+    def work(halt: Halt) -> Iterator[Step]:
+        while not halt.is_set():
+            yield Step(Progress("counting"), {"count": 1})
+
+    services.jobs.start("evaluation", run.id, work)
+    services.close()
+    wait(services.jobs)

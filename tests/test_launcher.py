@@ -102,6 +102,15 @@ def test_a_start_is_refused_while_the_chat_holds_the_device(
     assert (launcher.runs.names(), processes) == ([], [])
 
 
+def test_an_app_that_ends_starts_nothing_more(launcher: Launcher, processes: Processes) -> None:
+    run = launcher.runs.create(TrainConfig(), RunState("queued"))
+    launcher.close()
+    for start in (launcher.start_next, lambda: launcher.start(TrainConfig())):
+        with pytest.raises(DeviceBusy, match=r"^device: the app is ending; start it again"):
+            start()
+    assert (launcher.runs.names(), launcher.runs.get(run.id).state.status, processes) == ([run.id], "queued", [])
+
+
 def test_a_killed_run_reads_as_failed_and_the_device_is_free(launcher: Launcher, processes: Processes) -> None:
     run = launcher.start(TrainConfig())
     log_of(run)
