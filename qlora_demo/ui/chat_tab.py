@@ -14,6 +14,7 @@ import gradio as gr
 from .. import columns as grammar
 from ..catalog import BUNDLED_MODELS, DEFAULT_COLUMNS, is_fetched
 from ..config import GenerationSettings
+from ..errors import ConfigError
 from ..records import Order
 from ..runs import RunStore
 from ..services import Services
@@ -106,11 +107,20 @@ def _for_place(chat: Chat, place: int) -> tuple[Any, Any, Any]:
     def halt(talk: Talk, request: gr.Request) -> None:
         chat.halt_column(place, talk, request)
 
-    def edit(request: gr.Request, data: gr.EditData, *choices: Any) -> Iterator[list[Any]]:
-        message = data.index if isinstance(data.index, int) else data.index[0]
-        yield from chat.edit(place, message, str(data.value), request, *choices)
+    def edit(request: gr.Request, data: gr.EventData, *choices: Any) -> Iterator[list[Any]]:
+        yield from chat.edit(place, *_edited(data), request, *choices)
 
     return again, halt, edit
+
+
+def _edited(data: gr.EventData) -> tuple[int, str]:
+    """Which message was edited, and its new text.  Gradio's own `EditData` takes whatever a request holds."""
+    told = data._data if isinstance(data._data, dict) else {}
+    index, text = told.get("index"), told.get("value")
+    message = index[0] if isinstance(index, list) and index else index
+    if isinstance(message, bool) or not isinstance(message, int) or message < 0 or not isinstance(text, str):
+        raise ConfigError("edit", "the request names no message and its new text; edit a prompt on the page")
+    return message, text
 
 
 def _voting(chat: Chat, choice: str) -> Any:
