@@ -10,7 +10,7 @@ from qlora_demo.services import Services
 from tests.calls import Client, numbers, opened, values
 
 SECRET = "what somebody sent"
-WRONG = [
+WRONG: list[Any] = [
     *(None, SECRET, 3, [], {}, {"value": SECRET}, {"index": 0}, {"index": 0, "value": None}),
     *({"index": index, "value": SECRET} for index in (None, "0", "", [], [SECRET], {"a": 1}, True, -1, 0.5, [[0]])),
 ]

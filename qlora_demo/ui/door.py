@@ -262,7 +262,7 @@ def _cookie(headers: Headers) -> str:
 
 def _set_cookie(scope: Scope, value: str, seconds: int) -> tuple[bytes, bytes]:
     """Out of scripts' reach.  On a Space the page is a frame in another site's, and needs SameSite=None."""
-    site = "Secure; SameSite=None" if scope.get("scheme") == "https" else "SameSite=Lax"
+    site = "Secure; SameSite=None; Partitioned" if scope.get("scheme") == "https" else "SameSite=Lax"
     return b"set-cookie", f"{COOKIE}={value}; Path=/; HttpOnly; {site}; Max-Age={seconds}".encode()
 
 
