@@ -22,7 +22,7 @@ from qlora_demo.records import Answer, AnswerRequest, Progress, Step
 from qlora_demo.services import OnDemand, Services
 from qlora_demo.ui.chat import Chat, verbatim
 from qlora_demo.ui.controls import fill
-from qlora_demo.ui.talk import Talk, messages
+from qlora_demo.ui.talk import Talk, from_html, messages
 from tests.queueing import until
 
 NAMES = ["base", "adapter"]
@@ -215,8 +215,26 @@ def test_the_base_model_alone_is_offered_as_such_and_has_no_report(services: Ser
         chat.keep(Talk(run=SMOLLM2.name))
 
 
-@pytest.mark.parametrize("text", ["a\tb", "    x = 1\n  y = 2", "\n\nlate", "  ", "", "<b>\x07"])
+@pytest.mark.parametrize("text", ["a\tb", "    x = 1\n  y = 2", "\n\nlate", "  ", "", "a < b && c<3 & d; &", "\x07"])
 def test_an_answer_is_shown_as_it_is(text: str) -> None:
+    assert shown(text) == [text]
+
+
+@pytest.mark.parametrize(
+    ("text", "html"),
+    [
+        ("<img src=x>", "&lt;img src=x>"),
+        ("</p><!-- <?x", "&lt;/p>&lt;!-- &lt;?x"),
+        ("vector<int> & &lt; &#60; &amp;lt;", "vector&lt;int> & &amp;lt; &amp;#60; &amp;amp;lt;"),
+    ],
+)
+def test_what_a_chatbot_would_take_for_html_is_shown_as_words_and_read_back(text: str, html: str) -> None:
+    assert shown(text) == [html]
+    assert from_html(html) == text
+
+
+def shown(text: str) -> list[str]:
+    """What the page's chatbot is given."""
     chatbot: Any = gr.Chatbot()
-    shown = chatbot.postprocess(verbatim([{"role": "assistant", "content": text}])).model_dump()
-    assert [part["text"] for message in shown for part in message["content"]] == [text]
+    drawn = chatbot.postprocess(verbatim([{"role": "assistant", "content": text}])).model_dump()
+    return [part["text"] for message in drawn for part in message["content"]]

@@ -28,7 +28,7 @@ from ..votes import NewComparison
 from . import controls
 from . import render_answers as show
 from .gate import visitor_of
-from .talk import Stops, Talk, conversation, copied, cut_before, messages, settle, take_back, with_prompt
+from .talk import Stops, Talk, as_html, conversation, copied, cut_before, messages, settle, take_back, with_prompt
 
 SLOTS = range(grammar.MOST)
 _EXAMPLES = 6
@@ -272,7 +272,7 @@ def column_choices(runs: RunStore, run: str | None) -> list[tuple[str, str]]:
 
 def verbatim(turns: Sequence[Message]) -> list[dict[str, Any]]:
     """Messages as a `gr.Chatbot` shows them unchanged: of a plain string it strips the margin and widens the tabs."""
-    return [{"role": turn["role"], "content": [{"type": "text", "text": turn["content"]}]} for turn in turns]
+    return [{"role": turn["role"], "content": [{"type": "text", "text": as_html(turn["content"])}]} for turn in turns]
 
 
 def examples(runs: RunStore, run: str | None) -> tuple[list[str], str]:

@@ -24,7 +24,7 @@ from . import render_answers as show
 from .chat import SLOTS, Chat, greedy, new_seed
 from .gate import Gate
 from .listed import listed
-from .talk import Talk
+from .talk import Talk, from_html
 
 _BUSY: dict[str, Any] = {
     "counted": True,
@@ -120,7 +120,7 @@ def _edited(data: gr.EventData) -> tuple[int, str]:
     message = index[0] if isinstance(index, list) and index else index
     if isinstance(message, bool) or not isinstance(message, int) or message < 0 or not isinstance(text, str):
         raise ConfigError("edit", "the request names no message and its new text; edit a prompt on the page")
-    return message, text
+    return message, from_html(text)
 
 
 def _voting(chat: Chat, choice: str) -> Any:

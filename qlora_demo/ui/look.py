@@ -64,6 +64,7 @@ mark.gone {background:#fecaca; color:#7f1d1d} mark.new {background:#bbf7d0; colo
 .account form {display:flex; gap:.5rem; margin:0} .disabled-why {font-size:.9rem; opacity:.85; margin:.2rem 0}
 .account input, .account button {border:1px solid var(--border-color-primary); border-radius:4px}
 .account input, .account button {font:inherit; padding:.2rem .6rem}
+.account input, .account button {background:var(--background-fill-primary); color:var(--body-text-color)}
 .live {display:grid; grid-template-columns:repeat(auto-fit,minmax(260px,1fr)); gap:1rem; font-size:.9rem}
 .live dl {display:grid; grid-template-columns:max-content 1fr; gap:.2rem 1rem; margin:.3rem 0}
 .live dt {opacity:.75} .live dd {margin:0; overflow-wrap:anywhere} .live h4 {margin:0}
@@ -71,11 +72,17 @@ mark.gone {background:#fecaca; color:#7f1d1d} mark.new {background:#bbf7d0; colo
 
 
 LABELS = """() => {
+  let clicked = null;
+  document.addEventListener("click", event => { clicked = event.target; }, true);
+  const write = navigator.clipboard?.writeText.bind(navigator.clipboard);
+  if (write) navigator.clipboard.writeText = text => write(
+    clicked?.closest?.("#answers") ? text.replace(/&(lt|amp);/g, (_, name) => name === "lt" ? "<" : "&") : text);
   const name = () =>
     document.querySelector("#runs .search-input")?.setAttribute("aria-label", "Filter the runs");
   new MutationObserver(name).observe(document.body, {childList: true, subtree: true});
 }"""
-"""Names for screen readers that Gradio gives no way to set, given as what bears them is drawn."""
+"""Names for screen readers that Gradio gives no way to set, given as what bears them is drawn; and what is copied out
+of a conversation, as it was said (see `talk.as_html`)."""
 
 
 def theme() -> gr.themes.Base:

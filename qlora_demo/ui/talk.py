@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -12,6 +13,8 @@ from ..halt import Halt
 from ..records import Answer, Column, Message
 from ..row_formats import check_characters
 
+_SIGNS = {"<": "&lt;", "&": "&amp;"}
+_READ_BACK = {name: sign for sign, name in _SIGNS.items()}
 _PATIENCE = 20.0
 """Seconds: an answer that is stopped ends after the passes it is in, or after the model it loads."""
 
@@ -149,3 +152,14 @@ def messages(talk: Talk, name: str) -> list[Message]:
     if growing is not None and turns and turns[-1]["role"] == "user":
         turns.append({"role": "assistant", "content": growing.text or "…"})
     return turns
+
+
+def as_html(text: str) -> str:
+    """A text as a chatbot shows it unchanged: also without Markdown it takes for HTML what looks like a tag or like a
+    sign's name, and would load the picture that an answer names.  All else is left alone, for *Copy* copies it so."""
+    return re.sub(r"<(?=[a-zA-Z/!?])|&(?=[#\w])", lambda sign: _SIGNS[sign[0]], text)
+
+
+def from_html(text: str) -> str:
+    """What `as_html` was given."""
+    return re.sub("&lt;|&amp;", lambda name: _READ_BACK[name[0]], text)

@@ -9,7 +9,12 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
+from qlora_demo.config import TrainConfig
+from qlora_demo.records import RunState
+from qlora_demo.runs import RunStore, write_state
+from qlora_demo.settings import Settings
 from tests.browser.conftest import Server
+from tests.browser.readable import TABS, wrong_with
 from tests.browser.test_page import screenshot, tab
 
 pytestmark = pytest.mark.browser
@@ -89,6 +94,18 @@ def told_of_the_limit(page: Page) -> None:
 def sign_in(page: Page, password: str) -> None:
     page.get_by_label("Operators:").fill(password)
     page.get_by_role("button", name="Sign in").click()
+
+
+@pytest.mark.parametrize(("theme", "width", "height"), [("light", 1280, 900), ("dark", 390, 844)])
+def test_a_visitor_s_page_can_be_read_by_everyone(
+    browser: Browser, guarded: Server, theme: str, width: int, height: int
+) -> None:
+    """With all that is greyed out, the form to sign in and what it answers, and a run whose figures are shown."""
+    run = RunStore(Settings(guarded.home).runs).create(TrainConfig())
+    run.adapter.mkdir()
+    write_state(run.path, RunState("finished", summary={"train_loss": 1.0}))
+    tabs = [name for name in TABS if name != "Live"]
+    assert wrong_with(browser, f"{guarded.url}?sign-in=wrong&__theme={theme}", width, height, tabs) == []
 
 
 def test_a_space_offers_to_be_duplicated_and_says_why_nobody_can_train(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,17 +27,18 @@ from qlora_demo.history import write_note
 from qlora_demo.jobs import save_result
 from qlora_demo.ml.generate import encode
 from qlora_demo.ml.load import load_tokenizer
-from qlora_demo.records import Answer, AnswerRequest, Choice, RunState
+from qlora_demo.records import Answer, AnswerRequest, Choice, Progress, RunState
 from qlora_demo.report import save
 from qlora_demo.reporting import gather, keep_conversation
 from qlora_demo.runs import write_state
-from qlora_demo.services import Services
+from qlora_demo.services import OnDemand, Services
 from qlora_demo.settings import Settings
 from qlora_demo.ui.talk import Talk, with_prompt
 from qlora_demo.votes import NewComparison
 from tests.calls import Client, opened
 from tests.ml.test_variants import finished_run
 
+expect.set_options(timeout=30_000)
 SCRIPT = "</pre><script>window.ran=1</script><img src=x onerror=window.ran=1><svg/onload=window.ran=1>'\"]]>{{7*7}}"
 
 
@@ -90,6 +93,64 @@ def test_no_script_runs_on_the_page_or_in_the_report(told_app: SimpleNamespace, 
     assert page.evaluate("window.ran") is None and dialogs == []
     assert page.locator("script, img, iframe").count() == 0
     page.close()
+
+
+class Hostile:
+    """An engine whose every answer is made to run, in two steps: the first ends inside a tag."""
+
+    def resident(self) -> tuple[Any, ...]:
+        return ()
+
+    def plan(self, columns: Any) -> Any:
+        raise ConfigError("columns", SCRIPT)
+
+    def release(self) -> None:
+        """Hold nothing."""
+
+    def load(self, columns: Any, halt: Halt) -> Iterator[Progress]:
+        yield Progress(SCRIPT, 0.5)
+
+    def answer(self, request: AnswerRequest, halt: Halt) -> Iterator[tuple[Answer, ...]]:
+        for text in (SCRIPT[:40], SCRIPT):
+            time.sleep(1)
+            yield tuple(self._said(one.name, text) for one in request.columns)
+        yield tuple(replace(self._said(one.name, SCRIPT), finish="stop") for one in request.columns)
+
+    def _said(self, name: str, text: str) -> Answer:
+        return Answer(name, f"{name} {text}\n**b**", (len(name),), decode=SCRIPT)
+
+
+@pytest.mark.browser
+def test_no_script_of_an_answer_runs_while_it_grows_or_beside_another(
+    told_app: SimpleNamespace, browser: Browser
+) -> None:
+    made: Any = Hostile
+    shown = opened(replace(told_app.services, engine=OnDemand(made)))
+    page = browser.new_context(permissions=["clipboard-read", "clipboard-write"]).new_page()
+    page.goto(str(shown.local_url))
+    page.get_by_role("tab", name="Chat", exact=True).click()
+    expect(page.locator("#examples")).to_contain_text("window.ran=1")
+    page.locator("#prompt textarea").fill(SCRIPT)
+    page.click("#send")
+    for text in (SCRIPT[:40], SCRIPT):
+        for at, name in enumerate(("base", "adapter", "merged")):
+            expect(page.locator(f"#chat-{at}")).to_contain_text(f"{name} {text}")
+    expect(page.locator("#differences")).to_contain_text("</pre><script>window.ran=1</script><img src=x onerror=")
+    expect(page.locator("#placement")).to_contain_text("window.ran=1")
+    for place in ("#chat-0", "#chat-1", "#chat-2", "#differences", "#placement", "#examples"):
+        assert page.locator(f"{place} :is(script, img[src=x], svg[onload], iframe)").count() == 0, place
+    expect(page.locator("#chat-0")).to_contain_text("**b**")
+    page.locator("#chat-1").get_by_label("Copy message").last.click()
+    assert page.evaluate("navigator.clipboard.readText()") == f"adapter {SCRIPT}\n**b**"
+    page.get_by_role("button", name="Add to report").click()
+    expect(page.get_by_text("conversations now")).to_be_visible()
+    page.locator("#chat-1").get_by_role("button", name="Edit").first.click()
+    box = page.locator("#chat-1 textarea")
+    box.fill(f"{box.input_value()} again")
+    page.locator("#chat-1").get_by_role("button", name="Submit").first.click()
+    expect(page.locator("#chat-0")).to_contain_text(f"{SCRIPT} again")
+    assert page.evaluate("window.ran") is None
+    page.context.close()
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 
+from qlora_demo.ui.talk import from_html
 from tests.calls import Client
 
 TOKENS = 6
@@ -116,6 +117,5 @@ class Visitor:
 
 
 def _text(content: Any) -> str:
-    if isinstance(content, str):
-        return content
-    return "".join(part.get("text", "") if isinstance(part, dict) else str(part) for part in content)
+    parts = [content] if isinstance(content, str) else content
+    return from_html("".join(part.get("text", "") if isinstance(part, dict) else str(part) for part in parts))
