@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from typing import Any
 
 import pytest
@@ -16,7 +17,11 @@ WRONG: list[Any] = [
 ]
 
 
-def test_what_names_no_message_is_refused_plainly(services: Services, capfd: pytest.CaptureFixture[str]) -> None:
+def test_what_names_no_message_is_refused_plainly(
+    services: Services, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    printed: list[str] = []
+    monkeypatch.setattr(traceback, "print_exc", lambda *_, **__: printed.append(traceback.format_exc()))
     page = opened(services)
     number = numbers(page, "edit")[0]
     with Client(str(page.local_url)) as client:
@@ -30,5 +35,5 @@ def test_what_names_no_message_is_refused_plainly(services: Services, capfd: pyt
         assert [edit(data) for data in WRONG] == [[refused]] * len(WRONG)
         for data in ({"index": 0, "value": "words"}, {"index": [0, 0], "value": "words", "previous_value": ""}):
             assert edit(data) == ["run: none is finished yet; train one on the Train tab, it takes minutes"]
-    said = "".join(capfd.readouterr())
-    assert "Traceback" not in said and SECRET not in said
+    page.close()
+    assert printed == [] and SECRET not in caplog.text

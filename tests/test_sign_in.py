@@ -160,7 +160,7 @@ def readable(cookie: str) -> str:
 
 @pytest.mark.parametrize(("person", "name"), [("ada", "Ada"), ("eve", "eve")])
 def test_a_named_user_and_the_creator_become_operators_and_the_token_stays_in_memory(
-    space: Space, browser: Browser, person: str, name: str, capfd: pytest.CaptureFixture[str]
+    space: Space, browser: Browser, person: str, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert browser.uploads() == 403
     answer = browser.sign_in(person)
@@ -171,7 +171,7 @@ def test_a_named_user_and_the_creator_become_operators_and_the_token_stays_in_me
     assert browser.uploads() == 200
     held = space.services.access.identify("", browser.cookies[COOKIE])
     assert (held.role, held.name, held.token) == ("operator", name, TOKEN)
-    said = "".join([*browser.seen, *map(readable, browser.cookies.values()), *capfd.readouterr()])
+    said = "".join([*browser.seen, *map(readable, browser.cookies.values()), caplog.text])
     files = [path.read_bytes() for path in space.services.settings.home.rglob("*") if path.is_file()]
     for part in (TOKEN, *TOKEN.removeprefix("hf_oauth_").split(".")):
         assert part not in said and not [one for one in files if part.encode() in one]

@@ -80,7 +80,8 @@ def _wire_start(
         return services.checks.submit(configs, int(processes or 1))
 
     def follow(made: Sequence[Run]) -> Iterator[list[Any]]:
-        """Draw the check and what came of it.  Nothing but the drawing depends on this page being open."""
+        """Draw the check and what came of it.  Nothing but the drawing depends on this page being open, and the panel
+        is left to its own polling: another run may have been chosen meanwhile."""
         left = [gr.skip()] * len(written)
         yield [gr.skip(), *run_panel.poll(services, made[0].id, {}, "operator")]
         for drawn in data_panel.follow(services, made):
@@ -93,7 +94,6 @@ def _wire_start(
         for run in begun:
             if services.runs.get(run.id).state.status in BEFORE:
                 gr.Info(f"{run.id} waits until the device is free.")
-        yield [gr.skip(), *run_panel.poll(services, begun[0].id if begun else None, {}, "operator")]
 
     def begin(processes: float, *values: Any) -> Iterator[list[Any]]:
         config = controls.read(TrainConfig, list(chosen), values)

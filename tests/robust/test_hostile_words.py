@@ -208,7 +208,7 @@ def test_ten_megabytes_of_head_or_of_form_are_refused_and_the_app_goes_on(
     with httpx.Client(base_url=url, timeout=60) as client:
         assert client.post("/gradio_api/queue/join", json=body).status_code == 413
         assert client.post("/sign-in", data={"password": "a" * 10_000_000}).status_code == 413
-        assert client.post("/gradio_api/queue/join", content=b"[" * 500_000).status_code == 400
+        assert client.post("/gradio_api/queue/join", content=b"[" * 50_000).status_code == 400
         assert client.get("/healthz").status_code == 200
 
 
