@@ -1,7 +1,7 @@
 """The end of a container, which takes all that runs in it along: only its first process is asked to end.
 
 Where the app is that process, training would be killed with it, so runs are asked to stop and save, and waited for as
-long as the container is left alive (`docker stop` waits ten seconds, or what its `--time` says).  Anywhere else
+long as the container is left alive (`docker stop` waits ten seconds, or what its `-t` says).  Anywhere else
 training outlives the app, and is left alone.
 """
 

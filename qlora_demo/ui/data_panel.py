@@ -19,6 +19,7 @@ from ..services import Services
 from . import controls
 from . import render_training as show
 from .gate import Gate
+from .told import warn
 
 _POLL_SECONDS = 0.2
 
@@ -67,4 +68,4 @@ def follow(services: Services, made: Sequence[Run]) -> Iterator[str]:
     yield show.preflight(result) if result else show.problem(now.state.error)
     if result and result["problems"] and not now.state.refused:
         found = "; ".join(f"{one['count']:,} rows {one['what']}" for one in result["problems"])
-        gr.Warning(f"{now.config.dataset}: {found}", duration=20, title="The data")
+        warn(f"{now.config.dataset}: {found}", "The data")

@@ -29,6 +29,7 @@ from . import controls, render
 from . import render_training as show
 from .gate import Gate, visitor_of
 from .listed import listed
+from .told import warn
 
 _PLOT_POINTS = 400
 _PLOT_STEPS = 20
@@ -210,7 +211,7 @@ def drop_refused(runs: RunStore, run_id: str | None) -> bool:
         return False
     with contextlib.suppress(RunError, OSError):  # not let go of yet, or another page was faster
         runs.delete(run.id)
-        gr.Warning(run.state.error, duration=20, title="Not started")
+        warn(run.state.error, "Not started")
     return True
 
 

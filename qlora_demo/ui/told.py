@@ -14,6 +14,7 @@ import gradio as gr
 from .. import logs
 from ..errors import DemoError, Forbidden
 from ..visits import VISITS, each, new_request
+from .talk import as_html
 
 _LONGEST = 2000
 """Characters of a message: what was sent may stand in it."""
@@ -56,8 +57,13 @@ def told(handler: Callable[..., Any], *, visit: bool = True, draws: bool = True)
     return function
 
 
+def warn(text: str, title: str) -> None:
+    """A message on the page, whose words are shown as they are: Gradio takes them for HTML."""
+    gr.Warning(as_html(text[:_LONGEST]), duration=20, title=title)
+
+
 def _show(name: str, exc: DemoError) -> None:
     logs.event("request.refused", logging.WARNING, handler=name, error=type(exc).__name__)
     if isinstance(exc, Forbidden):
-        raise gr.Error(str(exc), duration=20, print_exception=False) from exc
-    gr.Warning(str(exc)[:_LONGEST], duration=20, title="Not done")
+        raise gr.Error(as_html(str(exc)), duration=20, print_exception=False) from exc
+    warn(str(exc), "Not done")

@@ -86,7 +86,10 @@ def test_no_script_runs_on_the_page_or_in_the_report(told_app: SimpleNamespace, 
     page.get_by_role("tab", name="Train", exact=True).click()
     page.locator("#TrainConfig-target_modules textarea, #TrainConfig-target_modules input").first.fill(SCRIPT)
     page.click("#start")
-    expect(page.get_by_text("target_modules:").first).to_be_visible()
+    expect(page.get_by_test_id("toast-text").last).to_contain_text(
+        "</pre><script>window.ran=1</script><img src=x onerror="
+    )
+    assert page.locator("img[src=x], svg[onload], main script").count() == 0
     assert page.evaluate("window.ran") is None and dialogs == []
     page.goto(told_app.report.as_uri())
     expect(page.locator("body")).to_contain_text("<script>window.ran=1</script>")
