@@ -58,7 +58,7 @@ def said(access: Access, visitor: Visitor, outcome: str = "") -> str:
         return f'<div class="account"><span>You are signed in{name}: an operator.</span>{leave}</div>'
     space = access.settings.space
     told = [f"<b>{escape(_SAID[outcome])}</b>"] if outcome in _SAID else []
-    told.append("<span>You are a visitor: chat with the finished runs, vote, look at everything.</span>")
+    told.append("<span>You are a visitor: chat with the finished runs, vote, look at all results.</span>")
     told += [f"<span>{escape(access.trouble)}</span>"] if access.trouble else []
     if space:
         address = f"https://huggingface.co/spaces/{escape(space, quote=True)}?duplicate=true"

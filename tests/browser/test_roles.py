@@ -46,7 +46,7 @@ def visited(browser: Browser, guarded: Server) -> Iterator[Page]:
 
 def test_a_visitor_s_page_an_operator_s_and_the_way_from_one_to_the_other(visited: Page, guarded: Server) -> None:
     account = visited.locator("#account")
-    expect(account).to_contain_text("You are a visitor: chat with the finished runs, vote, look at everything.")
+    expect(account).to_contain_text("You are a visitor: chat with the finished runs, vote, look at all results.")
     expect(visited.get_by_text("Controls that are greyed out are for operators").first).to_be_visible()
     for control in ("#start", "#start-pair", "#delete", "#check-data", "#save-note"):
         expect(visited.locator(control)).to_be_disabled()
