@@ -73,7 +73,7 @@ class Limits:
     sign_ins: int = field(default=5, metadata={"meaning": "attempts at the password from one address in a minute"})
     upload_mb: int = field(default=200, metadata={"meaning": "MB of one uploaded file"})
     stored_runs: int = field(default=1000, metadata={"meaning": "runs that are kept"})
-    stored_gb: int = field(default=500, metadata={"meaning": "GB of all runs and uploads"})
+    stored_gb: int = field(default=500, metadata={"meaning": "GB of all runs, uploads and benchmarks"})
     votes_mb: int = field(default=500, metadata={"meaning": "MB of blind comparisons and votes"})
 
     @classmethod
