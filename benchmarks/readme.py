@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.plan_truth import planned_bytes
+from benchmarks.plan_truth import fitted_cases, planned_bytes
 from qlora_demo import benchmark_tables
 from qlora_demo.benchmark_cases import METHODS
 from qlora_demo.benchmark_notes import notes, standing
@@ -63,7 +63,7 @@ def told(result: dict[str, Any], name: str) -> str:
     if "speed_ratio" in result:
         title = f"Decoding {result['model']} on {result['threads']} thread{'s' * (result['threads'] > 1)}"
         return _section(title, _decoding(result), result, name)
-    if name.startswith("plan_wider"):
+    if not {row["case"] for row in result["rows"]} <= {case.name for case in fitted_cases(result["kind"])}:
         title = "The memory plan on settings that it was not fitted to, the article's but for what is named"
         return _section(title, _wider_plan(result), result, name)
     return _section("The memory plan against what was taken", _plan(result), result, name)

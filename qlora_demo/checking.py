@@ -106,4 +106,5 @@ class _Ended(Exception):
 
 def _data(config: TrainConfig) -> tuple[Any, ...]:
     """What a check depends on."""
-    return config.model, config.dataset, config.columns, config.max_length, config.loss_on
+    rows = (config.dataset, config.dataset_config, config.dataset_split, config.columns)
+    return config.model, config.max_length, config.loss_on, *rows

@@ -26,7 +26,7 @@ costs more than recomputing."""
 @dataclass(frozen=True)
 class Situation:
     """What a choice depends on; memory in bytes.  ``no_fused_kernels`` is why fused layer kernels do not load, empty
-    where they do; ``triton``: whether there is a GPU whose loss runs on it."""
+    where they do; ``triton``: whether a GPU's loss runs on it."""
 
     kind: Kind
     has_bf16: bool
@@ -38,7 +38,7 @@ class Situation:
     def kernels(self) -> Kernels:
         if not self.no_fused_kernels:
             return "fused"
-        return "triton" if self.triton else "torch"
+        return "triton" if self.kind == "cuda" and self.triton else "torch"
 
 
 @dataclass(frozen=True)
@@ -76,10 +76,9 @@ def choose(config: TrainConfig, shape: ModelShape, situation: Situation) -> Chos
 def expected(kind: Kind, shape: ModelShape, free_bytes: int, *, here: bool = True) -> Situation:
     """The situation on a device of a kind, as far as it can be told without loading anything: on this machine, or on
     another that has what requirements-gpu.txt installs."""
-    cuda = kind == "cuda"
-    fuses = cuda and shape.family in _FUSED and (not here or bool(find_spec("liger_kernel")))
+    fuses = kind == "cuda" and shape.family in _FUSED and (not here or bool(find_spec("liger_kernel")))
     trouble = "" if fuses else "they need a CUDA device, a model that Liger has kernels for, and liger-kernel"
-    return Situation(kind, True, free_bytes, trouble, triton=cuda and (not here or bool(find_spec("triton"))))
+    return Situation(kind, True, free_bytes, trouble, triton=not here or bool(find_spec("triton")))
 
 
 def refuse(config: TrainConfig, kind: Kind) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -66,6 +67,27 @@ def test_runs_of_the_same_data_are_checked_once(store: RunStore) -> None:
     until(lambda: [status(store, run) for run in made] == ["queued", "queued"])
     assert len(reading.asked) == 1
     assert all(read_result(run, RESULT) for run in made)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"model": "./other"},
+        {"dataset": "./rows.jsonl"},
+        {"dataset_config": "de"},
+        {"dataset_split": "validation"},
+        {"columns": "prompt=a, completion=b"},
+        {"max_length": 64},
+        {"loss_on": "assistant"},
+    ],
+)
+def test_runs_of_other_data_are_checked_each(store: RunStore, other: dict[str, Any]) -> None:
+    reading = Reading()
+    reading.go.set()
+    checks = Checks(store, reading)
+    made = checks.submit([TrainConfig(), TrainConfig().changed(**other)], 1)
+    until(lambda: [status(store, run) for run in made] == ["queued", "queued"])
+    assert len(reading.asked) == 2
 
 
 @pytest.mark.parametrize(

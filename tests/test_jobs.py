@@ -113,3 +113,4 @@ def test_an_app_that_ends_stops_what_is_at_work(services: Services, run: Run) ->
     services.jobs.start("evaluation", run.id, work)
     services.close()
     wait(services.jobs)
+    assert services.jobs.last is not None and not services.jobs.going and not services.jobs.last.error

@@ -96,5 +96,7 @@ def test_a_page_that_is_closed_at_once_takes_nothing_with_it(
         client.join(number, values(page.fns[number], **chosen))
         next(message for message in client.results() if message["msg"] == "log")
     until(lambda: [run.state.status for run in services.runs.all()] == ["queued"])
+    (run,) = services.runs.all()
+    assert (run.config.dataset, run.config.max_length) == (str(chat_file), 64)
     held.release()
     page.close()

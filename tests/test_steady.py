@@ -71,21 +71,25 @@ def test_each_message_is_logged_once_and_it_goes_on(told: Told) -> None:
 
 
 @pytest.mark.parametrize("kind", [Dispatcher, Syncer])
-def test_no_error_ends_a_thread_of_the_app(services: Services, kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_error_ends_a_thread_of_the_app(
+    services: Services, told: Told, kind: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     look = Failing(RuntimeError("CUDA error"), OSError("gone"))
     monkeypatch.setattr(kind, "look", look)
     monkeypatch.setattr(f"{kind.__module__}._SECONDS", 0)
     kind(services).start()
     until(lambda: look.over)
+    assert [why for _, why, _ in told] == ["RuntimeError: CUDA error", "OSError: gone"]
 
 
-def test_no_error_ends_the_pause(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_error_ends_the_pause(services: Services, told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
     pending = Failing(FileNotFoundError("state.json"), RuntimeError("?"))
     monkeypatch.setattr("qlora_demo.idle._SECONDS", 0)
     visits = Visits(lambda: 0.0)
     visits.idle_seconds = lambda: 1.0  # type: ignore[method-assign]
     Pauser(services, pending, visits).start()
     until(lambda: pending.over)
+    assert [why for _, why, _ in told] == ["FileNotFoundError: state.json", "RuntimeError: ?"]
 
 
 def test_a_check_that_breaks_is_told_once_and_begun_again(
@@ -109,15 +113,20 @@ def test_a_check_that_cannot_be_looked_for_is_told_and_the_queue_looks_again(
     assert dispatcher.trouble == "stale file handle"
 
 
-def test_models_that_cannot_be_freed_do_not_end_the_queue(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models_that_cannot_be_freed_do_not_end_the_queue(
+    services: Services, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
     release = Failing(RuntimeError("CUDA error: unknown error"), OSError("busy"))
     made: Any = SimpleNamespace(resident=lambda: ("base",), release=release)
     engine = OnDemand(lambda: made)
     engine()
     services.runs.create(TrainConfig(), RunState("queued"))
     monkeypatch.setattr("qlora_demo.dispatch._SECONDS", 0)
-    Dispatcher(replace(services, engine=engine)).start()
+    dispatcher = Dispatcher(replace(services, engine=engine))
+    dispatcher.start()
     until(lambda: release.over)
+    assert [why for _, why, _ in told] == ["RuntimeError: CUDA error: unknown error"]
+    assert dispatcher.trouble == "busy", "what a person can do something about is told as what the queue waits for"
 
 
 def test_a_download_counts_as_work_and_what_kills_left_is_cleared_at_the_start(

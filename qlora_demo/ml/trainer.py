@@ -123,7 +123,7 @@ def situation(model_type: str) -> Situation:
     trouble = fused_kernels_trouble(model_type)
     if device().type == "cuda":
         return Situation("cuda", has_bf16(), free_and_total()[0], trouble, triton=not triton_trouble())
-    return Situation("cpu", True, free_and_total()[0], trouble, triton=False)
+    return Situation("cpu", True, free_and_total()[0], trouble)
 
 
 def _sft_config(path: Path, config: TrainConfig, chosen: Chosen) -> SFTConfig:
