@@ -99,6 +99,20 @@ def test_an_operator_does_reach_them(app: SimpleNamespace, operator: Client) -> 
     assert "a note" in b"".join(everything(app.home).values()).decode("utf-8", "replace")
 
 
+def test_where_things_lie_is_told_to_operators_only(home: Path) -> None:
+    status = AppStatus()
+    status.found = {"version": "1.2.3", "home": str(home)}
+    services = build_services(Settings(home, password=PASSWORD))
+    page = quietly(lambda: open_page(services, status, "127.0.0.1", None))
+    [number] = numbers(page, "found")
+    with Client(str(page.local_url)) as client:
+        said = client.call(number, [])["output"]["data"][0]
+        assert "1.2.3" in said and "home" not in said
+        client.sign_in(PASSWORD)
+        assert str(home) in client.call(number, [])["output"]["data"][0]
+    page.close()
+
+
 @pytest.mark.parametrize("body", ["", "[]", "nothing", '{"fn_index": ', "[" * 50_000, '{"data": []}'])
 def test_what_is_no_call_of_a_handler_is_refused(visitor: Client, body: str) -> None:
     headers = {"content-type": "application/json"}

@@ -20,7 +20,7 @@ from ..settings import trust_proxies
 from ..status import AppStatus
 from . import account, benchmark_tab, chat_tab, evaluate_tab, explain_tab, guide, live_tab, render, train_tab
 from .door import Door, role_needed, unread_of
-from .gate import Gate
+from .gate import Gate, visitor_of
 from .healthz import healthz
 from .look import CSS, LABELS, theme
 
@@ -73,13 +73,18 @@ def build_page(services: Services, status: AppStatus) -> gr.Blocks:
         def where() -> str:
             return render.status_line(device(), services.lease.holder(), status.notes())
 
+        def found(request: gr.Request) -> str:
+            """Where things lie is for operators."""
+            operator = visitor_of(services.access, request).role == "operator"
+            return render.found_at_start({k: v for k, v in status.found.items() if operator or k != "home"})
+
         def talk_to(chosen: str | None) -> gr.Dropdown:
             return chat_tab.askable(services, chosen)
 
         gate.on(page.load, lambda: None, needs="visitor", js=LABELS)
         gate.on(gr.Timer(5).tick, where, None, line, needs="visitor", concurrency_limit=None)
         gate.on(page.load, where, None, line, needs="visitor")
-        gate.on(page.load, lambda: render.found_at_start(status.found), None, found_at_start, needs="visitor")
+        gate.on(page.load, found, None, found_at_start, needs="visitor")
         gate.on(explained.select, explain.open, explain.inputs, explain.outputs, needs="visitor")
         for trigger in (page.load, chat.select):
             gate.on(trigger, talk_to, talked.run, talked.run, needs="visitor")
