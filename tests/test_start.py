@@ -9,7 +9,10 @@ from typing import Any
 
 import pytest
 
+from qlora_demo.config import TrainConfig
+from qlora_demo.records import RunState
 from qlora_demo.services import Services
+from qlora_demo.ui.data_panel import follow
 from tests.calls import Client, numbers, opened, values
 from tests.queueing import until
 
@@ -100,3 +103,26 @@ def test_a_page_that_is_closed_at_once_takes_nothing_with_it(
     assert (run.config.dataset, run.config.max_length) == (str(chat_file), 64)
     held.release()
     page.close()
+
+
+def test_what_was_refused_when_the_page_was_closed_is_told_to_who_comes_back(
+    services: Services, tmp_path: Path, tiny_model: Path
+) -> None:
+    rows = write(tmp_path / "rows.jsonl", *GOOD, {"prompt": "q", "completion": ""})
+    config = TrainConfig(model=str(tiny_model), dataset=str(rows), max_length=64)
+    (run,) = services.checks.submit([config], 1)
+    until(lambda: services.runs.get(run.id).state.refused)
+    page = opened(services)
+    with Client(str(page.local_url)) as client:
+        for number in numbers(page, "look"):
+            client.call(number, values(page.fns[number], run=run.id))
+    assert "line 7, message 2: has no answer" in services.runs.get(run.id).state.error
+    page.close()
+
+
+def test_a_run_that_is_deleted_while_it_is_followed_is_let_go(services: Services, chat_file: Path) -> None:
+    run = services.runs.create(TrainConfig(dataset=str(chat_file)), RunState("checking"))
+    drawn = follow(services, [run])
+    assert next(drawn) == "<p></p>"
+    services.runs.delete(run.id)
+    assert list(drawn) == [""]

@@ -12,7 +12,7 @@ from qlora_demo.benchmark_config import BenchmarkConfig
 from qlora_demo.compose import build_services
 from qlora_demo.config import TrainConfig
 from qlora_demo.disk import folder_bytes
-from qlora_demo.errors import ModelError, TooMany
+from qlora_demo.errors import RunError, TooMany
 from qlora_demo.halt import Halt
 from qlora_demo.records import ExportRequest
 from qlora_demo.runs import RunStore
@@ -79,8 +79,9 @@ def test_runs_uploads_and_benchmarks_count_together_before_each_of_them_and_an_e
 
 def test_an_export_to_a_folder_of_one_s_own_is_not_kept_here(services: Services, tmp_path: Path) -> None:
     limited = full(services)
-    request = ExportRequest(services.runs.names()[0], "adapter", None, tmp_path / "out")
-    with pytest.raises(ModelError):
+    nothing = min(services.runs.names(), key=lambda name: folder_bytes(services.runs.path(name)))
+    request = ExportRequest(nothing, "adapter", None, tmp_path / "out")
+    with pytest.raises(RunError, match="it has no adapter"):
         list(limited.engine().export(request, Halt()))
 
 

@@ -22,7 +22,7 @@ from ..services import Services
 from . import controls
 from . import render_benchmark as show
 from .gate import Gate
-from .listed import listed
+from .listed import listed, renewed
 from .offered import offered
 
 _POLL_SECONDS = 2
@@ -117,7 +117,7 @@ class Bench:
         result = known.get(chosen)
         choices = [(show.label(known[name]) if name in known else f"{name} · cannot be read", name) for name in names]
         return [
-            gr.Dropdown(choices=choices, value=chosen),
+            renewed(choices, chosen, which),
             gr.Dropdown(choices=choices),
             show.unreadable(chosen) if chosen and not result else show.progress(result),
             show.result_shown(result),

@@ -23,7 +23,7 @@ from . import controls, render
 from . import render_answers as show
 from .chat import SLOTS, Chat, greedy, new_seed
 from .gate import Gate
-from .listed import listed
+from .listed import listed, renewed
 from .talk import Talk, from_html
 
 _BUSY: dict[str, Any] = {
@@ -67,21 +67,21 @@ def build(services: Services, gate: Gate) -> SimpleNamespace:
     return parts
 
 
-def askable(services: Services, chosen: str | None) -> gr.Dropdown:
+def askable(services: Services, chosen: str | None) -> dict[str, Any]:
     """What can be talked to: the finished runs; while there is none, the bundled models as they are."""
     found = runs_with_adapter(services.runs, chosen)
-    if found.choices:
+    if found["choices"]:
         return found
     names = [name for name in BUNDLED_MODELS if is_fetched(services.settings, name)]
-    return gr.Dropdown([(f"{name} · before any training", name) for name in names], value=next(iter(names), None))
+    return renewed([(f"{name} · before any training", name) for name in names], next(iter(names), None), chosen)
 
 
-def runs_with_adapter(runs: RunStore, chosen: str | None) -> gr.Dropdown:
+def runs_with_adapter(runs: RunStore, chosen: str | None) -> dict[str, Any]:
     """The finished runs; keeps the one that is chosen, else takes the newest."""
     ready = [run for run in runs.all() if run.has_adapter and run.state.ended]
     ids = [run.id for run in ready]
     value = chosen if chosen in ids else (ids[0] if ids else None)
-    return gr.Dropdown([(render.run_label(run), run.id) for run in ready], value=value)
+    return renewed([(render.run_label(run), run.id) for run in ready], value, chosen)
 
 
 def _wire_answers(parts: SimpleNamespace, chat: Chat, choices: list[Any], drawn: list[Any], gate: Gate) -> list[Any]:

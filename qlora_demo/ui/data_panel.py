@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
@@ -11,10 +12,10 @@ import gradio as gr
 
 from ..checking import RESULT
 from ..config import TrainConfig
-from ..errors import DemoError
+from ..errors import DemoError, RunError
 from ..halt import Halt
 from ..jobs import read_result
-from ..runs import Run
+from ..runs import Run, RunStore
 from ..services import Services
 from . import controls
 from . import render_training as show
@@ -58,14 +59,37 @@ def look(services: Services, config: TrainConfig) -> Iterator[str]:
 
 def follow(services: Services, made: Sequence[Run]) -> Iterator[str]:
     """Draw how far the check of started runs is, which share their data, and what it found; what is wrong but lets
-    them train is told in a line."""
+    them train is told in a line.  One that was refused trained nothing: why is told, and nothing of it is kept."""
     for run in made:
-        while services.runs.get(run.id).state.status == "checking" or services.checks.progress(run.id):
+        while (now := _still(services.runs, run)) and (services.checks.progress(run.id) or _checking(now)):
             yield f"<p>{services.checks.progress(run.id)}</p>"
             time.sleep(_POLL_SECONDS)
-    now = services.runs.get(made[0].id)
-    result = read_result(now, RESULT)
-    yield show.preflight(result) if result else show.problem(now.state.error)
-    if result and result["problems"] and not now.state.refused:
+    known = [now for run in made if (now := _still(services.runs, run))]
+    if not known:
+        yield ""
+        return
+    result = read_result(known[0], RESULT)
+    yield show.preflight(result) if result else show.problem(known[0].state.error)
+    for now in known:
+        if now.state.refused:
+            _drop(services.runs, now)
+    if result and result["problems"] and not known[0].state.refused:
         found = "; ".join(f"{one['count']:,} rows {one['what']}" for one in result["problems"])
-        warn(f"{now.config.dataset}: {found}", "The data")
+        warn(f"{known[0].config.dataset}: {found}", "The data")
+
+
+def _still(runs: RunStore, run: Run) -> Run | None:
+    """The run as it is now; none where it was deleted meanwhile."""
+    with contextlib.suppress(RunError):
+        return runs.get(run.id)
+    return None
+
+
+def _checking(run: Run) -> bool:
+    return run.state.status == "checking"
+
+
+def _drop(runs: RunStore, run: Run) -> None:
+    with contextlib.suppress(RunError, OSError):  # another app has not let go of it yet: there it stays, with why
+        runs.delete(run.id)
+    warn(run.state.error, "Not started")

@@ -13,7 +13,7 @@ from ..services import Services
 from . import render
 from . import render_training as show
 from .gate import Gate
-from .listed import listed
+from .listed import listed, renewed
 
 _MOST = 6
 
@@ -39,13 +39,13 @@ class History:
     def refresh(self, seen: Any, names: list[str]) -> list[Any]:
         """The table, the runs that can be chosen and those laid side by side, where something changed since `seen`."""
         runs = self.services.runs.all()
-        now = [[run.id, run.state.status, *history.stamps(run)] for run in runs]
+        kept = [name for name in names if name in [run.id for run in runs]]
+        now = [kept, *([run.id, run.state.status, *history.stamps(run)] for run in runs)]
         if now == seen:
             return [gr.skip()] * 4
-        kept = [run.id for run in runs if run.id in names]
         choices = [(render.run_label(run), run.id) for run in runs]
         table = gr.Dataframe(render.runs_table(runs), visible=bool(runs))
-        return [table, gr.update(choices=choices, value=kept), self._side_by_side(kept), now]
+        return [table, renewed(choices, kept, names), self._side_by_side(kept), now]
 
     def compare(self, names: list[str]) -> list[Any]:
         """Curves over each other, figures side by side, what the first two differ in, and the first one's note."""

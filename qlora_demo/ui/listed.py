@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import gradio as gr
@@ -15,3 +16,9 @@ def listed(**options: Any) -> gr.Dropdown:
     made = gr.Dropdown([], **options)
     vars(made)["preprocess"] = lambda payload: payload
     return made
+
+
+def renewed(choices: Sequence[tuple[str, str]], value: Any, chosen: Any) -> dict[str, Any]:
+    """The update to what it lists now, and ``value`` chosen of it.  Where the page had that ``chosen`` its choice is
+    left alone: another may have been made while this was on its way."""
+    return gr.update(choices=choices) if value == chosen else gr.update(choices=choices, value=value)

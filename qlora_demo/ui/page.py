@@ -78,7 +78,7 @@ def build_page(services: Services, status: AppStatus) -> gr.Blocks:
             operator = visitor_of(services.access, request).role == "operator"
             return render.found_at_start({k: v for k, v in status.found.items() if operator or k != "home"})
 
-        def talk_to(chosen: str | None) -> gr.Dropdown:
+        def talk_to(chosen: str | None) -> dict[str, Any]:
             return chat_tab.askable(services, chosen)
 
         gate.on(page.load, lambda: None, needs="visitor", js=LABELS)
@@ -101,7 +101,7 @@ def _list_runs(services: Services, gate: Gate, events: Sequence[Any], parts: tup
 
     def refresh(chosen: str | None) -> list[Any]:
         found = chat_tab.runs_with_adapter(services.runs, chosen)
-        return [found, gr.Button(visible=not found.choices)]
+        return [found, gr.Button(visible=not found["choices"])]
 
     for trigger in events:
         gate.on(trigger, refresh, parts[0], list(parts), needs="visitor")

@@ -6,7 +6,6 @@ a second tab or a restarted app finds the run again.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from dataclasses import replace
 from html import escape
@@ -28,8 +27,7 @@ from ..services import Services
 from . import controls, render
 from . import render_training as show
 from .gate import Gate, visitor_of
-from .listed import listed
-from .told import warn
+from .listed import listed, renewed
 
 _PLOT_POINTS = 400
 _PLOT_STEPS = 20
@@ -80,10 +78,7 @@ def wire(services: Services, chosen: controls.Controls, shown: dict[str, Any], p
     written = [shown[name] for name in WRITTEN]
 
     def look(run_id: str | None, seen: dict[str, Any], request: gr.Request) -> list[Any]:
-        role = visitor_of(services.access, request).role
-        if role == "operator":
-            drop_refused(services.runs, run_id)
-        return poll(services, run_id, seen, role)
+        return poll(services, run_id, seen, visitor_of(services.access, request).role)
 
     def stop(run_id: str | None) -> None:
         services.runs.request_stop(_named(run_id))
@@ -133,12 +128,10 @@ def poll(services: Services, run_id: str | None, seen: dict[str, Any], role: Rol
 
 
 def _draw_runs(known: list[Run], run: Run | None, chosen: str | None) -> list[Any]:
-    """The list and the queue.  Where the page has chosen this run its choice is left alone: another may have been made
-    while this was on its way."""
+    """The list and the queue."""
     choices = [(render.run_label(r), r.id) for r in known]
     waiting = [r for r in known if r.state.status == "queued"]
-    name = run.id if run else None
-    return [gr.Dropdown(choices) if name and name == chosen else gr.Dropdown(choices, value=name), show.queue(waiting)]
+    return [renewed(choices, run.id if run else None, chosen), show.queue(waiting)]
 
 
 def _draw_state(services: Services, run: Run | None, metrics: list[TrainMetrics], role: Role) -> list[Any]:
@@ -202,17 +195,6 @@ def _plot_step(run: Run | None, metrics: list[TrainMetrics]) -> tuple[int, int]:
     evaluated = sum(m.eval_loss is not None for m in metrics)
     total = run.state.max_steps if run else 0
     return evaluated, len(metrics) * _PLOT_STEPS // total if total else 0
-
-
-def drop_refused(runs: RunStore, run_id: str | None) -> bool:
-    """A run whose request was wrong trained nothing: tell why, and leave nothing of it behind; whether it was one."""
-    run = next((run for run in runs.all() if run.id == run_id and run.state.refused), None)
-    if run is None:
-        return False
-    with contextlib.suppress(RunError, OSError):  # not let go of yet, or another page was faster
-        runs.delete(run.id)
-        warn(run.state.error, "Not started")
-    return True
 
 
 def _chosen(runs: RunStore, known: list[Run], run_id: str | None) -> Run | None:

@@ -26,6 +26,7 @@ from ..stored import require_room
 from . import config_panel, controls, data_panel, history_panel, run_panel
 from . import render_training as show
 from .gate import Gate, visitor_of
+from .listed import renewed
 
 _GROUPS = ("Model", "Data", "Method", "Schedule")
 
@@ -86,13 +87,12 @@ def _wire_start(
         yield [gr.skip(), *run_panel.poll(services, made[0].id, {}, "operator")]
         for drawn in data_panel.follow(services, made):
             yield [drawn, *left]
-        begun = [run for run in made if not run_panel.drop_refused(services.runs, run.id)]
         held = bool(services.engine.resident())
         Dispatcher(services).look()
         if held and not services.engine.resident():
             gr.Info("The chat's models were freed to make room for training; the next prompt loads them again.")
-        for run in begun:
-            if services.runs.get(run.id).state.status in BEFORE:
+        for run in services.runs.waiting(*BEFORE):
+            if run.id in [one.id for one in made]:
                 gr.Info(f"{run.id} waits until the device is free.")
 
     def begin(processes: float, *values: Any) -> Iterator[list[Any]]:
@@ -107,10 +107,10 @@ def _wire_start(
         made = submit(configs, processes)
         for run in made:
             write_note(run, "LoRA against QLoRA", tag)
-        names = [run.id for run in made]
         for drawn in follow(made):
             yield [*drawn, gr.skip()]
-        yield [*[gr.skip()] * (1 + len(written)), gr.Dropdown(choices=names, value=names)]
+        kept = [run.id for run in made if run.id in services.runs.names()]
+        yield [*[gr.skip()] * (1 + len(written)), renewed([(name, name) for name in kept], kept, None)]
 
     inputs = [buttons.processes, *chosen.values()]
     drawn = [shown["found"], *written]

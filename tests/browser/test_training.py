@@ -48,7 +48,7 @@ def test_upload_correct_check_train_stop_resume_and_overlay(
     expect(page.locator("#preflight")).to_contain_text("60 rows cannot be used (must be mended)", timeout=MINUTE)
     page.click("#start")
     refused = re.compile(r"dataset: .*mine\.jsonl, line 1: columns frage, antwort .*\(60 rows cannot be used\)")
-    expect(page.get_by_text(refused)).to_be_visible()
+    expect(page.get_by_text(refused).first).to_be_visible()
     expect(page.locator("#preflight")).to_contain_text("line 1: columns frage, antwort are not understood")
     expect(page.locator("#progress")).to_contain_text("No run yet")
     assert build_services(Settings.from_environment()).runs.names() == []
