@@ -43,7 +43,7 @@ def wrong_with(browser: Browser, url: str, width: int, height: int, tabs: Sequen
     found = []
     for name in tabs:
         open_tab(page, name)
-        page.wait_for_timeout(1000)  # the page polls: its network is never idle
+        page.wait_for_timeout(400)  # the page polls: its network is never idle
         wide = page.evaluate("document.documentElement.scrollWidth")
         told = [*_found_by_axe(page), *([f"{wide} px wide"] if wide > width else [])]
         found += [f"{name} at {width}: {wrong}" for wrong in told]

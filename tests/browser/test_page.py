@@ -20,7 +20,7 @@ from tests.browser.readable import steady, wrong_with
 
 pytestmark = [pytest.mark.browser, pytest.mark.bundled]
 MINUTE = 60_000
-STEPS = 16
+STEPS = 10
 """Enough to learn the form of an answer."""
 ENDED = re.compile("ended by itself|cut at|stopped by hand")
 

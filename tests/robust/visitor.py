@@ -113,7 +113,8 @@ class Visitor:
             return
         data = message["output"]["data"]
         shown = [data[self.page.place(handler, f"chat-{place}")] or [] for place in range(len(self.columns))]
-        asked.conversations = [[(turn["role"], _text(turn["content"])) for turn in one] for one in shown]
+        if all(isinstance(one, list) for one in shown):  # a refused prompt leaves the page as it is
+            asked.conversations = [[(turn["role"], _text(turn["content"])) for turn in one] for one in shown]
 
 
 def _text(content: Any) -> str:
