@@ -14,6 +14,7 @@ from qlora_demo.jobs import save_result
 from qlora_demo.records import RunState
 from qlora_demo.runs import write_state
 from qlora_demo.services import Services
+from qlora_demo.ui.render_training import difference
 from qlora_demo.ui.run_panel import poll
 from tests.calls import Client, numbers, opened, values
 
@@ -54,7 +55,7 @@ def test_the_choice_goes_where_its_run_is_gone(services: Services) -> None:
 
 @pytest.mark.parametrize("role", ["visitor", "operator"])
 def test_log_folder_and_rows_are_shown_to_operators_only(services: Services, role: str) -> None:
-    run = services.runs.create(TrainConfig())
+    run = services.runs.create(TrainConfig(dataset=str(services.settings.uploads / "mine.jsonl")))
     (run.path / "train.log").write_text("Traceback\nmy private log\n", "utf-8")
     save_result(run, RESULT, DATA)
     write_state(run.path, RunState("running"))
@@ -75,7 +76,17 @@ def test_log_folder_and_rows_are_shown_to_operators_only(services: Services, rol
                 if _draws(handler, "progress", "exported"):
                     drawn += str(client.call(number, values(handler, run=shown, judge_run=done.id)))
     assert all(said in drawn for said in EVERYBODY)
-    assert [said in drawn for said in OPERATORS] == [role == "operator"] * len(OPERATORS)
+    assert [said in drawn for said in (*OPERATORS, str(services.settings.home))] == [role == "operator"] * 5
+    assert "uploads/mine.jsonl" in drawn
+
+
+def test_what_everybody_reads_of_runs_tells_not_where_the_home_lies(services: Services) -> None:
+    data = services.settings.uploads / "mine.jsonl"
+    old, new = services.runs.create(TrainConfig()), services.runs.create(TrainConfig(dataset=str(data)))
+    write_state(new.path, RunState("failed", error=f"dataset: {data}, line 7"))
+    drawn = [difference(old, new), *map(str, poll(services, new.id, {}, "visitor"))]
+    assert sum("uploads/mine.jsonl" in one for one in drawn) == 4
+    assert not any(str(services.settings.home) in one for one in drawn)
 
 
 def _draws(handler: Any, *names: str) -> bool:

@@ -69,7 +69,8 @@ def found_at_start(facts: Mapping[str, str]) -> str:
 def run_label(run: Run) -> str:
     """One line that tells runs apart."""
     config = run.config
-    return f"{run.id} · {config.model} · {config.dataset} · r {config.r} · {run.state.status}"
+    chosen = at_home(run, f"{config.model} · {config.dataset}")
+    return f"{run.id} · {chosen} · r {config.r} · {run.state.status}"
 
 
 _WAITING = {"checking": "checking its data", "queued": "waiting for the device"}
@@ -95,8 +96,14 @@ def run_progress(run: Run | None, metrics: Sequence[TrainMetrics]) -> str:
 
 def run_about(run: Run, versions: dict[str, str]) -> str:
     """What was chosen, and what it ran on."""
-    parts = [("Configuration", run.config.model_dump()), ("Ran on", versions)]
+    chosen = {name: at_home(run, value) for name, value in run.config.model_dump().items()}
+    parts = [("Configuration", chosen), ("Ran on", versions)]
     return "".join(f"<p><b>{title}</b></p>{_table(values)}" for title, values in parts)
+
+
+def at_home(run: Run, value: object) -> str:
+    """A value that may name files of the run's home, without where that lies: everybody reads it."""
+    return str(value).replace(f"{run.path.parent.parent}/", "")
 
 
 def run_folder(run: Run) -> str:
@@ -150,8 +157,8 @@ def _runs_row(run: Run) -> list[object]:
     return [
         run.id,
         state.status,
-        config.model,
-        config.dataset,
+        at_home(run, config.model),
+        at_home(run, config.dataset),
         config.method,
         config.r,
         summary.get("steps", ""),

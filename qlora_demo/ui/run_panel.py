@@ -159,7 +159,7 @@ def _told(services: Services, run: Run, role: Role) -> tuple[str, str, Run]:
     )
     if role == "operator":
         return about + render.run_folder(run) + found, services.runs.log_tail(run.id), run
-    error = run.state.error.partition(LOG_ENDS)[0]
+    error = render.at_home(run, run.state.error.partition(LOG_ENDS)[0])
     return about + found, "", replace(run, state=replace(run.state, error=error))
 
 
