@@ -80,7 +80,7 @@ def test_log_folder_and_rows_are_shown_to_operators_only(services: Services, rol
     assert "uploads/mine.jsonl" in drawn
 
 
-def test_what_everybody_reads_of_runs_tells_not_where_the_home_lies(services: Services) -> None:
+def test_a_run_s_label_settings_and_error_tell_visitors_not_where_the_home_lies(services: Services) -> None:
     data = services.settings.uploads / "mine.jsonl"
     old, new = services.runs.create(TrainConfig()), services.runs.create(TrainConfig(dataset=str(data)))
     write_state(new.path, RunState("failed", error=f"dataset: {data}, line 7"))

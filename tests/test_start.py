@@ -114,9 +114,9 @@ def test_what_was_refused_when_the_page_was_closed_is_told_to_who_comes_back(
     until(lambda: services.runs.get(run.id).state.refused)
     page = opened(services)
     with Client(str(page.local_url)) as client:
-        for number in numbers(page, "look"):
-            client.call(number, values(page.fns[number], run=run.id))
-    assert "line 7, message 2: has no answer" in services.runs.get(run.id).state.error
+        drawn = [client.call(number, values(page.fns[number], run=run.id)) for number in numbers(page, "look")]
+    assert "line 7, message 2: has no answer" in str(drawn)
+    assert services.runs.get(run.id).state.refused
     page.close()
 
 

@@ -28,6 +28,7 @@ from ..votes import NewComparison
 from . import controls
 from . import render_answers as show
 from .gate import visitor_of
+from .listed import renewed
 from .talk import Stops, Talk, as_html, conversation, copied, cut_before, messages, settle, take_back, with_prompt
 
 SLOTS = range(grammar.MOST)
@@ -135,7 +136,7 @@ class Chat:
         prompts, system = examples(self.services.runs, run)
         chosen = ["base"] if run in BUNDLED_MODELS else list(DEFAULT_COLUMNS) if names == ["base"] else names
         return [
-            gr.update(choices=column_choices(self.services.runs, run), value=chosen),
+            renewed(column_choices(self.services.runs, run), chosen, names),
             system,
             gr.Dataset(samples=[[text] for text in prompts]),
             *self.draw(Talk()),

@@ -70,8 +70,8 @@ def follow(services: Services, made: Sequence[Run]) -> Iterator[str]:
         return
     result = read_result(known[0], RESULT)
     yield show.preflight(result) if result else show.problem(known[0].state.error)
-    for now in known:
-        if now.state.refused:
+    for run in known:
+        if (now := _still(services.runs, run)) and now.state.refused:
             _drop(services.runs, now)
     if result and result["problems"] and not known[0].state.refused:
         found = "; ".join(f"{one['count']:,} rows {one['what']}" for one in result["problems"])

@@ -36,7 +36,8 @@ _PROMPT_BYTES = 2 * 4
 """Of a prompt and a system prompt, at most for each character that a visitor's may have."""
 _FORM_BYTES = 1 << 12
 _UNREAD, _UNREAD_IN_ALL = 64, 4096
-"""Messages that wait for one page, and for all of them, until a page that has not read its own may call no more."""
+"""Calls and messages that wait for one page, and messages for all, until one that has not read its own may call no
+more."""
 _FRAMED = "https://huggingface.co https://*.hf.space"
 _PROXIED = frozenset({b"forwarded", b"via", b"x-real-ip", b"x-forwarded-for", b"x-forwarded-host"})
 """What a proxy adds, by which others ask from this machine."""
@@ -44,7 +45,7 @@ _PROXIED = frozenset({b"forwarded", b"via", b"x-real-ip", b"x-forwarded-for", b"
 
 class Door:
     """The middleware.  ``needs`` tells the role that a handler needs, by its number or its name; ``unread`` how many
-    messages wait for a page to read them, and for all pages."""
+    calls and messages wait for a page to read them, and messages for all pages."""
 
     def __init__(
         self, app: App, access: Access, needs: Callable[[Any], Any], unread: Callable[[str], tuple[int, int]]
@@ -142,7 +143,7 @@ class Door:
         """One more call of a visitor's page, which should have read what its earlier ones brought."""
         waiting, in_all = self.unread(visitor.page)
         if waiting > _UNREAD or (waiting and in_all > _UNREAD_IN_ALL):
-            raise _Refused(429, f"{waiting} messages wait for this page; read them, or reload it")
+            raise _Refused(429, f"{waiting} calls and messages wait for this page; read them, or reload it")
         try:
             self.access.admit(visitor)
         except TooMany as exc:
@@ -202,11 +203,13 @@ def role_needed(page: Any) -> Callable[[Any], str]:
 
 
 def unread_of(page: Any) -> Callable[[str], tuple[int, int]]:
-    """Tells how many messages of a built page's handlers wait for a session to read them, and for all."""
+    """Tells how many calls of a session have not ended or were not read to their end, and messages of a built page's
+    handlers wait for it, together; and messages for all sessions."""
 
     def unread(session: str) -> tuple[int, int]:
         queues = page._queue.pending_messages_per_session
-        waiting = queues[session].qsize() if session in queues else 0
+        waiting = len(page._queue.pending_event_ids_session.get(session, ()))
+        waiting += queues[session].qsize() if session in queues else 0
         return waiting, sum(queue.qsize() for queue in list(queues.values())) if waiting else 0
 
     return unread

@@ -27,7 +27,7 @@ from ..services import Services
 from . import render_results as show
 from .chat import OWN_COLUMNS, column_choices, examples, needed_run
 from .gate import Gate, visitor_of
-from .listed import listed
+from .listed import listed, renewed
 from .offered import offered
 
 _POLL_SECONDS = 2
@@ -132,17 +132,17 @@ class Judge:
         found = self.services.runs.get(run)
         evaluation, prompts = read_result(found, "evaluation"), read_result(found, "prompts")
         splits = list((evaluation or {}).get("splits", {}))
-        split = split if split in splits else (splits[0] if splits else None)
+        shown = split if split in splits else next(iter(splits), None)
         return [
             self._job(),
             show.evaluation(evaluation),
-            gr.Dropdown(choices=splits, value=split),
-            show.rows_shown(evaluation, split, which, int(page or 1) - 1),
+            renewed([(name, name) for name in splits], shown, split),
+            show.rows_shown(evaluation, shown, which, int(page or 1) - 1),
             show.fidelity(read_result(found, "fidelity")),
             show.prompts_shown(prompts, int(prompts_page or 1) - 1),
             show.votes(self.services.votes.tally(run)),
             show.exported(read_result(found, "export")) if self._is_operator(request) else "",
-            self._marks((run, split, which, page, prompts_page)),
+            self._marks((run, shown, which, page, prompts_page)),
         ]
 
     def _start(self, kind: str, run: str | None, work: Work, *, models: bool = True) -> str:

@@ -40,12 +40,14 @@ class History:
         """The table, the runs that can be chosen and those laid side by side, where something changed since `seen`."""
         runs = self.services.runs.all()
         kept = [name for name in names if name in [run.id for run in runs]]
-        now = [kept, *([run.id, run.state.status, *history.stamps(run)] for run in runs)]
+        now = [kept, [[run.id, run.state.status, *history.stamps(run)] for run in runs]]
         if now == seen:
             return [gr.skip()] * 4
-        choices = [(render.run_label(run), run.id) for run in runs]
-        table = gr.Dataframe(render.runs_table(runs), visible=bool(runs))
-        return [table, renewed(choices, kept, names), self._side_by_side(kept), now]
+        listing = [gr.skip()] * 2
+        if not seen or now[1] != seen[1]:
+            choices = [(render.run_label(run), run.id) for run in runs]
+            listing = [gr.Dataframe(render.runs_table(runs), visible=bool(runs)), renewed(choices, kept, names)]
+        return [*listing, self._side_by_side(kept), now]
 
     def compare(self, names: list[str]) -> list[Any]:
         """Curves over each other, figures side by side, what the first two differ in, and the first one's note."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -103,7 +104,7 @@ def run_about(run: Run, versions: dict[str, str]) -> str:
 
 def at_home(run: Run, value: object) -> str:
     """A value that may name files of the run's home, without where that lies: everybody reads it."""
-    return str(value).replace(f"{run.path.parent.parent}/", "")
+    return re.sub(rf"(?<![\w./-]){re.escape(str(run.path.parent.parent))}/", "", str(value))
 
 
 def run_folder(run: Run) -> str:

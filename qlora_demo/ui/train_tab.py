@@ -23,7 +23,7 @@ from ..records import BEFORE
 from ..runs import Run
 from ..services import Services
 from ..stored import require_room
-from . import config_panel, controls, data_panel, history_panel, run_panel
+from . import config_panel, controls, data_panel, history_panel, render, run_panel
 from . import render_training as show
 from .gate import Gate, visitor_of
 from .listed import renewed
@@ -109,8 +109,10 @@ def _wire_start(
             write_note(run, "LoRA against QLoRA", tag)
         for drawn in follow(made):
             yield [*drawn, gr.skip()]
-        kept = [run.id for run in made if run.id in services.runs.names()]
-        yield [*[gr.skip()] * (1 + len(written)), renewed([(name, name) for name in kept], kept, None)]
+        known = services.runs.all()
+        if kept := [run.id for run in made if run.id in [one.id for one in known]]:
+            choices = [(render.run_label(one), one.id) for one in known]
+            yield [*[gr.skip()] * (1 + len(written)), renewed(choices, kept, None)]
 
     inputs = [buttons.processes, *chosen.values()]
     drawn = [shown["found"], *written]
