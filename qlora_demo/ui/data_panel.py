@@ -61,7 +61,7 @@ def follow(services: Services, made: Sequence[Run]) -> Iterator[str]:
     """Draw how far the check of started runs is, which share their data, and what it found; what is wrong but lets
     them train is told in a line.  One that was refused trained nothing: why is told, and nothing of it is kept."""
     for run in made:
-        while (now := _still(services.runs, run)) and (services.checks.progress(run.id) or _checking(now)):
+        while _is_read(services, run):
             yield f"<p>{services.checks.progress(run.id)}</p>"
             time.sleep(_POLL_SECONDS)
     known = [now for run in made if (now := _still(services.runs, run))]
@@ -85,8 +85,10 @@ def _still(runs: RunStore, run: Run) -> Run | None:
     return None
 
 
-def _checking(run: Run) -> bool:
-    return run.state.status == "checking"
+def _is_read(services: Services, run: Run) -> bool:
+    """Whether a run's check goes on, in this app or another."""
+    now = _still(services.runs, run)
+    return now is not None and (now.state.status == "checking" or bool(services.checks.progress(run.id)))
 
 
 def _drop(runs: RunStore, run: Run) -> None:

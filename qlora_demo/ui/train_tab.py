@@ -91,8 +91,9 @@ def _wire_start(
         Dispatcher(services).look()
         if held and not services.engine.resident():
             gr.Info("The chat's models were freed to make room for training; the next prompt loads them again.")
+        begun = [run.id for run in made]
         for run in services.runs.waiting(*BEFORE):
-            if run.id in [one.id for one in made]:
+            if run.id in begun:
                 gr.Info(f"{run.id} waits until the device is free.")
 
     def begin(processes: float, *values: Any) -> Iterator[list[Any]]:
