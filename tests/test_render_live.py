@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from qlora_demo.config import TrainConfig
 from qlora_demo.jobs import Job
 from qlora_demo.records import DeviceInfo, Progress, RunState
 from qlora_demo.runs import Run
+from qlora_demo.services import Services
 from qlora_demo.settings import Limits
 from qlora_demo.ui.render_live import Live, live
 from qlora_demo.units import GIB
+from tests.calls import Client, opened
 
 NOTHING = Live(
     device=DeviceInfo("cuda", "A <card>", 6 * GIB, 24 * GIB),
@@ -62,3 +65,17 @@ def test_what_is_going_on_is_told() -> None:
         "has failed: &lt;b&gt;no&lt;/b&gt;",
     ):
         assert part in shown
+
+
+def test_the_tab_is_drawn_when_it_is_opened(services: Services) -> None:
+    """Its timer stands still before that, and an empty tab would seem broken until it first ticks."""
+    page = opened(services)
+    [look] = [number for number, one in page.fns.items() if _draws_live_on_select(one)]
+    with Client(str(page.local_url)) as client:
+        assert "waiting" in client.call(look, [])["output"]["data"][0]
+    page.close()
+
+
+def _draws_live_on_select(handler: Any) -> bool:
+    drawn = [part.elem_id for part in handler.outputs]
+    return "live" in drawn and any(event == "select" for _, event in handler.targets)

@@ -15,8 +15,8 @@ from .gate import Gate
 _POLL_SECONDS = 5
 
 
-def build(services: Services, gate: Gate) -> None:
-    """Draw the tab and wire it."""
+def build(services: Services, tab: gr.Tab, gate: Gate) -> None:
+    """Draw the tab and wire it: it looks when it is opened, and now and then while it is open."""
     live = gr.HTML(elem_id="live")
 
     def look() -> str:
@@ -42,4 +42,5 @@ def build(services: Services, gate: Gate) -> None:
             )
         )
 
+    gate.on(tab.select, look, None, live, needs="operator")
     gate.on(gr.Timer(_POLL_SECONDS).tick, look, None, live, needs="operator", concurrency_limit=None)

@@ -64,7 +64,7 @@ def build_page(services: Services, status: AppStatus) -> gr.Blocks:
                 none_to_explain = _train_first(tabs, gate)
                 explain = explain_tab.build(services, gate)
             with gr.Tab("Live", id="live") as live:
-                live_tab.build(services, gate)
+                live_tab.build(services, live, gate)
             gate.only(live, "operator")
         gate.on(page.load, *guide.wire(services, led, tabs, talked, gate), needs="visitor")
 
