@@ -48,7 +48,7 @@ class Gate:
         sources = [getattr(one, "__self__", None) for one in triggers]
         if needs == "operator":
             self.guard(*(source for source in sources if isinstance(source, gr.components.Component)))
-        visit = not isinstance(sources[0], gr.Blocks | gr.Timer)
+        visit = not all(isinstance(source, gr.Blocks | gr.Timer) for source in sources)
         checked = told(self._checked(handler, needs, counted), visit=visit, draws=bool(outputs))
         if len(triggers) == 1:
             return triggers[0](checked, inputs, outputs, **_QUIET | options)

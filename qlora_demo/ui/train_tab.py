@@ -122,26 +122,26 @@ def _wire_start(
 
 
 def _wire_plan(services: Services, form: controls.Controls, shown: list[gr.HTML], page: gr.Blocks, gate: Gate) -> None:
-    """What was chosen is planned, or refused with the reason, as it is chosen; and shown as a command."""
+    """What was chosen is planned, or refused with the reason, as it is chosen; and shown as a command.  One listener
+    for opening and choosing: of two, the opening's plan could come last and stand beside another choice."""
     names = list(form)[1:]
 
-    def plan(count: float, *values: Any) -> list[str]:
+    def plan(request: gr.Request, count: float, *values: Any) -> list[str]:
+        """A visitor could name any folder or hub id of a model: theirs is the plan of the defaults."""
+        if visitor_of(services.access, request).role != "operator":
+            count, values = 1, tuple(controls.fill(TrainConfig(), names))
         try:
             config = controls.read(TrainConfig, names, values)
             refuse_here(config, int(count or 1))
-            plan = show.memory_plan(plan_training(services.settings, config))
+            drawn = show.memory_plan(plan_training(services.settings, config))
         except DemoError as exc:
             return [show.problem(str(exc)), ""]
-        return [plan, show.equivalent(config, int(count or 1))]
-
-    def first(request: gr.Request, *values: Any) -> list[str]:
-        """A visitor could name any folder or hub id of a model: theirs is the plan of the defaults."""
-        operator = visitor_of(services.access, request).role == "operator"
-        return plan(*(values if operator else [1, *controls.fill(TrainConfig(), names)]))
+        return [drawn, show.equivalent(config, int(count or 1))]
 
     inputs = list(form.values())
-    gate.on([control.change for control in inputs], plan, inputs, shown, needs="operator", trigger_mode="always_last")
-    gate.on(page.load, first, inputs, shown, needs="visitor")
+    events = [page.load, *(control.change for control in inputs)]
+    gate.guard(*inputs)
+    gate.on(events, plan, inputs, shown, needs="visitor", trigger_mode="always_last")
 
 
 def _draw_controls(services: Services, gate: Gate) -> tuple[controls.Controls, gr.HTML]:
