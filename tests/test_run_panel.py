@@ -14,7 +14,6 @@ from qlora_demo.jobs import save_result
 from qlora_demo.records import RunState
 from qlora_demo.runs import write_state
 from qlora_demo.services import Services
-from qlora_demo.ui.render_training import difference
 from qlora_demo.ui.run_panel import poll
 from tests.calls import Client, numbers, opened, values
 
@@ -78,15 +77,6 @@ def test_log_folder_and_rows_are_shown_to_operators_only(services: Services, rol
     assert all(said in drawn for said in EVERYBODY)
     assert [said in drawn for said in (*OPERATORS, str(services.settings.home))] == [role == "operator"] * 5
     assert "uploads/mine.jsonl" in drawn
-
-
-def test_a_run_s_label_settings_and_error_tell_visitors_not_where_the_home_lies(services: Services) -> None:
-    data = services.settings.uploads / "mine.jsonl"
-    old, new = services.runs.create(TrainConfig()), services.runs.create(TrainConfig(dataset=str(data)))
-    write_state(new.path, RunState("failed", error=f"dataset: {data}, line 7"))
-    drawn = [difference(old, new), *map(str, poll(services, new.id, {}, "visitor"))]
-    assert sum("uploads/mine.jsonl" in one for one in drawn) == 4
-    assert not any(str(services.settings.home) in one for one in drawn)
 
 
 def _draws(handler: Any, *names: str) -> bool:

@@ -118,7 +118,7 @@ class Bench:
         choices = [(show.label(known[name]) if name in known else f"{name} · cannot be read", name) for name in names]
         return [
             renewed(choices, chosen, which),
-            gr.Dropdown(choices=choices),
+            gr.update(choices=choices),
             show.unreadable(chosen) if chosen and not result else show.progress(result),
             show.result_shown(result),
             gr.DownloadButton(value=self._file(chosen)),

@@ -322,11 +322,11 @@ def _compared(talk: Talk) -> list[Any]:
     """The two answers to set side by side; by default the last two."""
     known = [column for column in talk.columns if column.name in talk.answers]
     if talk.blind or len(known) < 2:
-        return [gr.Dropdown(choices=[], value=None), gr.Dropdown(choices=[], value=None), ""]
+        return [gr.update(choices=[], value=None), gr.update(choices=[], value=None), ""]
     choices = [(grammar.title(column, talk.run), column.name) for column in known]
     left, right = known[-2].name, known[-1].name
     shown = show.difference(talk.answers[left], talk.answers[right])
-    return [gr.Dropdown(choices=choices, value=left), gr.Dropdown(choices=choices, value=right), shown]
+    return [gr.update(choices=choices, value=left), gr.update(choices=choices, value=right), shown]
 
 
 def _answered(talk: Talk) -> bool:

@@ -73,7 +73,7 @@ class Judge:
     def columns(self, run: str | None, request: gr.Request) -> list[Any]:
         """What can be measured of a run, and for operators its report, once it was made."""
         made = reports.made(self.services.runs.path(run) / "report", run) if run and self._is_operator(request) else []
-        return [gr.Dropdown(choices=column_choices(self.services.runs, run)), _files(made)]
+        return [gr.update(choices=column_choices(self.services.runs, run)), _files(made)]
 
     def evaluate(self, run: str | None, names: list[str], limit: float | None) -> str:
         """Figures of the columns on the run's held-out rows."""

@@ -69,7 +69,7 @@ class Explain:
         names = self.services.engine().layers(self._model(run))
         merging = show.merging(read_result(self.services.runs.get(run), "fidelity") if run else None)
         adapted = self._adapted(run, names) or names
-        return [gr.Dropdown(choices=names, value=adapted[len(adapted) // 2] if adapted else None), merging]
+        return [gr.update(choices=names, value=adapted[len(adapted) // 2] if adapted else None), merging]
 
     def layer(self, run: str | None, name: str | None, r: int) -> list[Any]:
         """Everything about one layer, computed now; what the slider goes on with is handed to the page."""

@@ -17,6 +17,7 @@ from typing import Any
 import gradio as gr
 
 from ..access import Access, Role, Visitor
+from .discreet import Discreet
 from .told import told
 
 Trigger = Callable[..., Any]
@@ -28,6 +29,7 @@ class Gate:
 
     def __init__(self, access: Access) -> None:
         self.access = access
+        self._discreet = Discreet(access.settings.home)
         self._guarded: dict[int, Any] = {}
         self._shown: list[tuple[Any, Role]] = []
 
@@ -43,13 +45,15 @@ class Gate:
         **options: Any,
     ) -> Any:
         """Call `handler` on an event, or on several, for those who have the role; ``counted``: it costs something, so a
-        visitor may do it so many times a minute.  `DemoError`s are told, `options` are Gradio's."""
+        visitor may do it so many times a minute.  `DemoError`s are told, visitors are not told where the home lies, and
+        `options` are Gradio's."""
         triggers = list(trigger) if isinstance(trigger, Sequence) else [trigger]
         sources = [getattr(one, "__self__", None) for one in triggers]
         if needs == "operator":
             self.guard(*(source for source in sources if isinstance(source, gr.components.Component)))
         visit = not all(isinstance(source, gr.Blocks | gr.Timer) for source in sources)
-        checked = told(self._checked(handler, needs, counted), visit=visit, draws=bool(outputs))
+        parts = list(outputs) if isinstance(outputs, Sequence) else [outputs] if outputs else []
+        checked = told(self._checked(handler, needs, counted, parts), visit=visit, draws=bool(parts))
         if len(triggers) == 1:
             return triggers[0](checked, inputs, outputs, **_QUIET | options)
         return gr.on(triggers, checked, inputs, outputs, **_QUIET | options)
@@ -83,22 +87,31 @@ class Gate:
         if outputs := [*guarded, *(component for component, _ in self._shown)]:
             self.on(page.load, open_to, None, outputs, needs="visitor")
 
-    def _checked(self, handler: Callable[..., Any], needs: Role, counted: bool) -> Callable[..., Any]:
+    def _checked(
+        self, handler: Callable[..., Any], needs: Role, counted: bool, outputs: Sequence[Any]
+    ) -> Callable[..., Any]:
         """The handler behind the question who asks; Gradio reads its signature to know what to hand it."""
 
-        def check(request: gr.Request) -> None:
+        def check(request: gr.Request) -> Role:
             visitor = visitor_of(self.access, request)
             self.access.require(visitor, needs)
             if counted:
                 self.access.spend(visitor)
+            return visitor.role
 
         def generator(asked_by: gr.Request, *args: Any) -> Iterator[Any]:
-            check(asked_by)
-            yield from handler(*args)
+            if check(asked_by) == "operator":
+                yield from handler(*args)
+                return
+            with self._discreet.errors():
+                for drawn in handler(*args):
+                    yield self._discreet.drawn(drawn, outputs)
 
         def function(asked_by: gr.Request, *args: Any) -> Any:
-            check(asked_by)
-            return handler(*args)
+            if check(asked_by) == "operator":
+                return handler(*args)
+            with self._discreet.errors():
+                return self._discreet.drawn(handler(*args), outputs)
 
         wrapped: Any = generator if inspect.isgeneratorfunction(handler) else function
         signature = inspect.signature(handler)

@@ -46,7 +46,7 @@ class History:
         listing = [gr.skip()] * 2
         if not seen or now[1] != seen[1]:
             choices = [(render.run_label(run), run.id) for run in runs]
-            listing = [gr.Dataframe(render.runs_table(runs), visible=bool(runs)), renewed(choices, kept, names)]
+            listing = [gr.update(value=render.runs_table(runs), visible=bool(runs)), renewed(choices, kept, names)]
         return [*listing, self._side_by_side(kept), now]
 
     def compare(self, names: list[str]) -> list[Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -70,8 +69,7 @@ def found_at_start(facts: Mapping[str, str]) -> str:
 def run_label(run: Run) -> str:
     """One line that tells runs apart."""
     config = run.config
-    chosen = at_home(run, f"{config.model} · {config.dataset}")
-    return f"{run.id} · {chosen} · r {config.r} · {run.state.status}"
+    return f"{run.id} · {config.model} · {config.dataset} · r {config.r} · {run.state.status}"
 
 
 _WAITING = {"checking": "checking its data", "queued": "waiting for the device"}
@@ -97,14 +95,8 @@ def run_progress(run: Run | None, metrics: Sequence[TrainMetrics]) -> str:
 
 def run_about(run: Run, versions: dict[str, str]) -> str:
     """What was chosen, and what it ran on."""
-    chosen = {name: at_home(run, value) for name, value in run.config.model_dump().items()}
-    parts = [("Configuration", chosen), ("Ran on", versions)]
+    parts = [("Configuration", run.config.model_dump()), ("Ran on", versions)]
     return "".join(f"<p><b>{title}</b></p>{_table(values)}" for title, values in parts)
-
-
-def at_home(run: Run, value: object) -> str:
-    """A value that may name files of the run's home, without where that lies: everybody reads it."""
-    return re.sub(rf"(?<![\w./-]){re.escape(str(run.path.parent.parent))}/", "", str(value))
 
 
 def run_folder(run: Run) -> str:
@@ -158,8 +150,8 @@ def _runs_row(run: Run) -> list[object]:
     return [
         run.id,
         state.status,
-        at_home(run, config.model),
-        at_home(run, config.dataset),
+        config.model,
+        config.dataset,
         config.method,
         config.r,
         summary.get("steps", ""),

@@ -13,7 +13,6 @@ from ..presets import command_line, config_difference
 from ..records import Lighter, TrainMetrics
 from ..runs import Run
 from ..units import memory, percent
-from .render import at_home
 
 _COLOURS = {
     "4-bit weights": "#3b82f6",
@@ -97,8 +96,7 @@ def queue(waiting: Sequence[Run]) -> str:
     if not waiting:
         return ""
     names = "".join(
-        f"<li>{escape(run.id)}: {escape(at_home(run, run.config.model))}, {escape(run.config.method)}</li>"
-        for run in waiting
+        f"<li>{escape(run.id)}: {escape(run.config.model)}, {escape(run.config.method)}</li>" for run in waiting
     )
     return f'<div class="run"><p>Waiting for the device:</p><ol>{names}</ol></div>'
 
@@ -115,7 +113,7 @@ def overlay(runs: Sequence[tuple[str, Sequence[TrainMetrics]]]) -> str:
 def difference(left: Run, right: Run) -> str:
     """The fields in which two runs' configs differ."""
     found = config_difference(left.config, right.config)
-    rows = tuple((name, at_home(left, ours), at_home(right, theirs)) for name, (ours, theirs) in found.items())
+    rows = tuple((name, str(ours), str(theirs)) for name, (ours, theirs) in found.items())
     if not rows:
         return "<p>Both runs have the same configuration.</p>"
     return tables.html(tables.Table(("field", left.id, right.id), rows))

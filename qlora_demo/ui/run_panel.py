@@ -159,7 +159,7 @@ def _told(services: Services, run: Run, role: Role) -> tuple[str, str, Run]:
     )
     if role == "operator":
         return about + render.run_folder(run) + found, services.runs.log_tail(run.id), run
-    error = render.at_home(run, run.state.error.partition(LOG_ENDS)[0])
+    error = run.state.error.partition(LOG_ENDS)[0]
     return about + found, "", replace(run, state=replace(run.state, error=error))
 
 
@@ -174,7 +174,7 @@ def _planned(services: Services, run: Run) -> str:
         config = run.config.changed(gradient_checkpointing=switch)
         planned = plan_training(services.settings, config).chosen.total_bytes
     except DemoError as exc:
-        return show.problem(render.at_home(run, exc))
+        return show.problem(str(exc))
     return show.planned_and_measured(planned, config.max_length, measured, what)
 
 

@@ -1,0 +1,84 @@
+"""Visitors are not told where on this machine the home lies, whatever they look at or do."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import pandas as pd
+import pytest
+
+from qlora_demo.benchmark_config import BenchmarkConfig
+from qlora_demo.compose import build_services
+from qlora_demo.config import TrainConfig
+from qlora_demo.errors import ConfigError, DataError
+from qlora_demo.records import RunState
+from qlora_demo.runs import write_state
+from qlora_demo.services import Services
+from qlora_demo.ui.discreet import Discreet
+from tests.calls import Client, opened, values
+
+PASSWORD = "correct horse"
+HOME = Path("/data/qlora & demo")
+SHAPE = {"num_attention_heads": 4, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "vocab_size": 9}
+FILE = f"{HOME}/uploads/mine.jsonl"
+
+
+def filled(services: Services) -> str:
+    """A home where much names files of it; a run's name."""
+    model = services.settings.models / "mine"
+    model.mkdir(parents=True)
+    (model / "config.json").write_text(json.dumps(SHAPE), "utf-8")
+    (model / "model.safetensors").touch()
+    config = TrainConfig(model=str(model), dataset=str(services.settings.uploads / "mine.jsonl"))
+    services.benchmarks.create(BenchmarkConfig(), config)
+    run = services.runs.create(config)
+    write_state(run.path, RunState("failed", error=f"dataset: {config.dataset}, line 7"))
+    return run.id
+
+
+@pytest.mark.parametrize("role", ["visitor", "operator"])
+def test_nothing_that_a_page_shows_or_does_tells_visitors_where_the_home_lies(services: Services, role: str) -> None:
+    run = filled(services)
+    page = opened(build_services(replace(services.settings, password=PASSWORD)))
+    shown, told = "", ""
+    with Client(str(page.local_url)) as client:
+        if role == "operator":
+            client.sign_in(PASSWORD)
+        opening = [one for one in page.fns.items() if any(event == "load" for _, event in one[1].targets)]
+        for number, handler in (*opening, *page.fns.items()):
+            if getattr(handler.fn, "needs", "") == "visitor" and handler.name not in ("greedy", "new_seed"):
+                answer = client.call(number, values(handler, run=run, judge_run=run, compare_runs=[run], talk_run=run))
+                shown += str(answer.get("output"))
+                told += str(answer["told"])
+        shown += client.http.get("/config").text
+    assert "uploads/mine.jsonl" in shown and "models/mine" in shown
+    assert (str(services.settings.home) in shown) == (role == "operator")
+    assert role == "operator" or str(services.settings.home) not in told
+
+
+def test_text_in_whatever_form_is_told_from_the_home_on_and_files_and_states_are_left() -> None:
+    discreet = Discreet(HOME)
+    table = pd.DataFrame([[FILE, 1]], columns=["data", "rank"])
+    text, update, drawn, sent, state = discreet.drawn(
+        (f"<b>{escape(FILE)}</b>", gr.update(choices=[(FILE, "a")], value=FILE), table, gr.File(None), {"seen": FILE}),
+        [gr.HTML(), gr.Dropdown(), gr.Dataframe(), gr.File(), gr.State()],
+    )
+    assert text == "<b>uploads/mine.jsonl</b>"
+    assert update["choices"] == [("uploads/mine.jsonl", "a")] and update["value"] == "uploads/mine.jsonl"
+    assert drawn.values.tolist() == [["uploads/mine.jsonl", 1]]
+    assert isinstance(sent, gr.File) and state == {"seen": FILE}
+    assert discreet.drawn(f"kept in {HOME}; not {HOME}2/x, nor /a{HOME}/x", [gr.HTML()]) == (
+        f"kept in the home; not {HOME}2/x, nor /a{HOME}/x"
+    )
+
+
+@pytest.mark.parametrize("error", [DataError(f"{FILE}: row 1 is empty"), ConfigError("dataset", f"{FILE}: is gone")])
+def test_errors_keep_their_kind_and_their_words(error: Any) -> None:
+    with pytest.raises(type(error)) as caught, Discreet(HOME).errors():
+        raise error
+    assert "uploads/mine.jsonl: " in str(caught.value) and str(HOME) not in str(caught.value)
