@@ -64,7 +64,7 @@ def told(result: dict[str, Any], name: str) -> str:
         title = f"Decoding {result['model']} on {result['threads']} thread{'s' * (result['threads'] > 1)}"
         return _section(title, _decoding(result), result, name)
     if not {row["case"] for row in result["rows"]} <= {case.name for case in fitted_cases(result["kind"])}:
-        title = "The memory plan on settings that it was not fitted to, the article's but for what is named"
+        title = "The memory plan on settings that it was not fitted to: the article's, one row a step, but as named"
         return _section(title, _wider_plan(result), result, name)
     return _section("The memory plan against what was taken", _plan(result), result, name)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -11,8 +12,9 @@ from .benchmark_config import BenchmarkConfig
 from .config import GenerationSettings, TrainConfig
 from .errors import RequestError
 from .knobs import Knobs, allowed, field_names, knob
-from .memory_plan import parse_memory
+from .memory_plan import Kind, parse_memory
 
+Bases = Mapping[Kind, TrainConfig]
 Config = TypeVar("Config", TrainConfig, GenerationSettings, BenchmarkConfig)
 
 
@@ -32,21 +34,34 @@ class Parser(argparse.ArgumentParser):
         raise RequestError(f"{self.prog}: {message}; see `{self.prog} --help`")
 
 
-def add_config(parser: Parser) -> Parser:
-    """A flag for every training field, and a file of them."""
+def add_config(parser: Parser, bases: Bases | None = None) -> Parser:
+    """A flag for every training field, and a file of them; ``bases``: what is taken by kind of device where nothing is
+    given."""
     parser.add_argument("--config", help="JSON file of config fields; the flags below override it")
-    return add_knobs(parser, TrainConfig)
+    return add_knobs(parser, TrainConfig, bases=bases)
 
 
-def add_knobs(parser: Parser, config: type[Knobs], leave_out: tuple[str, ...] = ()) -> Parser:
+def add_knobs(
+    parser: Parser,
+    config: type[Knobs],
+    leave_out: tuple[str, ...] = (),
+    bases: Bases | None = None,
+) -> Parser:
     """A flag for every field of a config."""
     for name in field_names(config):
         if name not in leave_out:
-            declared = knob(config, name)
-            meaning = f"{declared.description} ({allowed(config, name)}; default {declared.default})"
+            told = f"{allowed(config, name)}; default {_default(knob(config, name).default, name, bases)}"
+            meaning = f"{knob(config, name).description} ({told})"
             flags = dict.fromkeys([f"--{name.replace('_', '-')}", f"--{name}"])
             parser.add_argument(*flags, dest=name, metavar="VALUE", help=meaning.replace("%", "%%"))
     return parser
+
+
+def _default(declared: Any, name: str, bases: Bases | None) -> str:
+    found = {kind: str(getattr(base, name)) for kind, base in bases.items()} if bases else {}
+    if len(set(found.values())) > 1:
+        return ", ".join(f"{value} on {kind}" for kind, value in found.items())
+    return next(iter(found.values()), str(declared))
 
 
 def with_given(base: Config, args: argparse.Namespace) -> Config:

@@ -21,15 +21,20 @@ from .services import Services
 _KINDS: tuple[str, ...] = get_args(BenchmarkKind)
 _ACTIONS = (*_KINDS, "list", "show", "delete", "diff")
 
+_MEANING = (
+    "training: LoRA against QLoRA; frontier: the longest row and the largest batch within --gpu-memory; rank: ranks "
+    "and targets; inference: latency by column, prompt and batch; the others: of results that are kept"
+)
+
 
 def add_arguments(parser: Parser) -> None:
     """What to measure and how; the training settings are those of `presets.COMPARED` where they are not given."""
-    parser.add_argument("action", choices=_ACTIONS)
+    parser.add_argument("action", choices=_ACTIONS, help=_MEANING)
     parser.add_argument("which", nargs="*", help="show, delete: an id from `benchmark list`; diff: two result files")
     parser.add_argument("--full", action="store_true", help="the whole range instead of a quick look at it")
     parser.add_argument("--out", type=Path, help="also write the result to this file")
     add_knobs(parser, BenchmarkConfig, leave_out=("kind",))
-    add_config(parser)
+    add_config(parser, COMPARED)
 
 
 def benchmark(services: Services, args: argparse.Namespace) -> Any:

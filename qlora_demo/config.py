@@ -40,7 +40,7 @@ class TrainConfig(Knobs):
         "smollm2-135m-instruct",
         "Model",
         "Base model",
-        "A bundled model's name, a model id on the hub, or a local folder with safetensors",
+        "A bundled model's name, a model id on the hub, a folder with safetensors, or shape:NAME with random weights",
         min_length=1,
         max_length=400,
     )

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from qlora_demo.arguments import Parser
 from qlora_demo.benchmark_config import BenchmarkConfig
 from qlora_demo.benchmarking import Benchmarks, read_result_file
 from qlora_demo.cli import main
-from qlora_demo.cli_benchmark import print_benchmark
+from qlora_demo.cli_benchmark import add_arguments, print_benchmark
 from qlora_demo.config import TrainConfig
 from qlora_demo.gpu import Lease
+from qlora_demo.presets import ARTICLE, LAPTOP
 from qlora_demo.settings import Settings
 
 ROW = {"case": "a", "fits": True, "peak_bytes": 4, "step_median_seconds": 2.0, "tokens_per_second": 1.0}
@@ -88,3 +90,12 @@ def test_a_result_keeps_what_was_asked(home: Path) -> None:
     found = read_result_file(store.path(name) / "result.json")
     assert (found["options"]["gpu_memory"], found["config"]["r"], found["cases"]) == ("8GB", 4, 4)
     assert "Real training steps" in found["method"]
+
+
+def test_help_tells_what_the_command_takes_where_nothing_is_given() -> None:
+    parser = Parser()
+    add_arguments(parser)
+    told = " ".join(parser.format_help().split())
+    assert f"default {ARTICLE.model} on cuda, {LAPTOP.model} on cpu)" in told
+    assert "default 4 on cuda, 2 on cpu)" in told
+    assert f"default {ARTICLE.r})" in told

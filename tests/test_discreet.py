@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from html import escape
 from pathlib import Path
@@ -54,6 +55,8 @@ def test_nothing_that_a_page_shows_or_does_tells_visitors_where_the_home_lies(se
             if getattr(handler.fn, "needs", "") == "visitor" and handler.name not in ("greedy", "new_seed"):
                 answer = client.call(number, values(handler, run=run, judge_run=run, compare_runs=[run], talk_run=run))
                 shown += str(answer.get("output"))
+                for address in re.findall(r"'url': '([^']+)'", str(answer.get("output"))):
+                    shown += client.http.get(address).text
                 told += str(answer["told"])
         shown += client.http.get("/config").text
     assert "uploads/mine.jsonl" in shown and "models/mine" in shown
@@ -72,8 +75,8 @@ def test_text_in_whatever_form_is_told_from_the_home_on_and_files_and_states_are
     assert update["choices"] == [("uploads/mine.jsonl", "a")] and update["value"] == "uploads/mine.jsonl"
     assert drawn.values.tolist() == [["uploads/mine.jsonl", 1]]
     assert isinstance(sent, gr.File) and state == {"seen": FILE}
-    assert discreet.drawn(f"kept in {HOME}; not {HOME}2/x, nor /a{HOME}/x", [gr.HTML()]) == (
-        f"kept in the home; not {HOME}2/x, nor /a{HOME}/x"
+    assert discreet.drawn(f"in {HOME}. See file://{FILE}, not {HOME}2/x, {HOME}.old, nor /a{HOME}/x", [gr.HTML()]) == (
+        f"in the home. See file://uploads/mine.jsonl, not {HOME}2/x, {HOME}.old, nor /a{HOME}/x"
     )
 
 

@@ -21,6 +21,7 @@ from qlora_demo.records import Progress, Step
 from qlora_demo.services import Services
 from qlora_demo.ui.told import told
 from qlora_demo.visits import VISITS, Visits
+from tests.calls import Client, numbers, opened, values
 from tests.queueing import until
 
 
@@ -59,6 +60,26 @@ def test_idle_is_the_time_since_the_last_visit_ended() -> None:
         assert visits.idle_seconds() == 0
     now[0] = 12
     assert visits.idle_seconds() == 3
+
+
+def test_a_page_that_is_opened_or_looks_by_itself_is_no_visit(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    visits: list[int] = []
+    monkeypatch.setattr(VISITS, "_count", visits.append)
+    page = opened(services)
+    by_itself = {
+        number: {event for _, event in handler.targets} & {"load", "tick"} for number, handler in page.fns.items()
+    }
+    with Client(str(page.local_url)) as client:
+        for number, events in by_itself.items():
+            if events:
+                client.call(number, values(page.fns[number]))
+        assert visits == [] and {event for events in by_itself.values() for event in events} == {"load", "tick"}
+        chosen = numbers(page, "redraw")[0]
+        client.call(chosen, values(page.fns[chosen]))
+        assert visits == [1, -1]
+    page.close()
 
 
 def test_each_handler_s_events_bear_a_request_of_their_own(kept: Kept) -> None:

@@ -11,6 +11,7 @@ from typing import Any, get_args
 
 import gradio as gr
 
+from ..access import Role
 from ..benchmark_config import FULL, BenchmarkConfig, BenchmarkKind
 from ..benchmarking import RESULT, read_result_file
 from ..config import TrainConfig
@@ -21,7 +22,7 @@ from ..presets import ARTICLE, COMPARED
 from ..services import Services
 from . import controls
 from . import render_benchmark as show
-from .gate import Gate
+from .gate import Gate, visitor_of
 from .listed import listed, renewed
 from .offered import offered
 
@@ -64,9 +65,13 @@ def build(services: Services, page: gr.Blocks, gate: Gate) -> None:
     )
     article = list(parts.settings.values())
     gate.on(parts.article.click, lambda: controls.fill(ARTICLE, _SETTINGS), None, article, needs="operator")
-    gate.on(parts.which.input, bench.look, read, drawn, needs="visitor")
-    gate.on(gr.Timer(_POLL_SECONDS).tick, bench.look, read, drawn, needs="visitor", concurrency_limit=None)
-    gate.on(page.load, bench.look, read, drawn, needs="visitor")
+
+    def look(which: str | None, seen: Any, request: gr.Request) -> list[Any]:
+        return bench.look(which, seen, visitor_of(services.access, request).role)
+
+    gate.on(parts.which.input, look, read, drawn, needs="visitor")
+    gate.on(gr.Timer(_POLL_SECONDS).tick, look, read, drawn, needs="visitor", concurrency_limit=None)
+    gate.on(page.load, look, read, drawn, needs="visitor")
     pair = [parts.which, parts.other, parts.sent]
     gate.on(parts.compare.click, bench.compare, pair, parts.compared, needs="operator")
 
@@ -106,8 +111,9 @@ class Bench:
         self.services.benchmarks.delete(_named(which))
         return self.look(None, None)
 
-    def look(self, which: str | None, seen: Any) -> list[Any]:
-        """The chosen benchmark, or the newest, where anything changed since the page was last drawn."""
+    def look(self, which: str | None, seen: Any, role: Role = "operator") -> list[Any]:
+        """The chosen benchmark, or the newest, where anything changed since the page was last drawn; its file, which
+        may name others of the home, for operators."""
         names = self.services.benchmarks.names()
         chosen = which if which in names else (names[0] if names else None)
         marks = [chosen, *([name, *self._stamp(name)] for name in names)]
@@ -121,7 +127,7 @@ class Bench:
             gr.update(choices=choices),
             show.unreadable(chosen) if chosen and not result else show.progress(result),
             show.result_shown(result),
-            gr.DownloadButton(value=self._file(chosen)),
+            gr.DownloadButton(value=self._file(chosen) if role == "operator" else None),
             marks,
         ]
 

@@ -21,10 +21,11 @@ class Discreet:
     def __init__(self, home: Path) -> None:
         roots = {form for path in (home, home.resolve()) for form in (str(path), escape(str(path)))}
         longest_first = sorted(roots, key=len, reverse=True)
-        self._home = re.compile(rf"(?<![\w./-])(?:{'|'.join(map(re.escape, longest_first))})(?:/|(?![\w.-]))")
+        self._home = re.compile(rf"(?<![\w.-])(?:{'|'.join(map(re.escape, longest_first))})(?:/|(?!\w|[.-]\w))")
 
     def drawn(self, values: Any, outputs: Sequence[Any]) -> Any:
-        """What a handler gives for its outputs; a component carries a file, and a state is the server's own."""
+        """What a handler gives for its outputs; text comes as such or in a `gr.update`, for a component carries a file,
+        and a state is the server's own."""
         if len(outputs) > 1 and isinstance(values, list | tuple):
             return [self.drawn(value, [part]) for value, part in zip(values, outputs, strict=True)]
         return values if outputs and isinstance(outputs[0], gr.State) else self._without(values)

@@ -51,7 +51,7 @@ class Gate:
         sources = [getattr(one, "__self__", None) for one in triggers]
         if needs == "operator":
             self.guard(*(source for source in sources if isinstance(source, gr.components.Component)))
-        visit = not all(isinstance(source, gr.Blocks | gr.Timer) for source in sources)
+        visit = not any(isinstance(source, gr.Blocks | gr.Timer) for source in sources)
         parts = list(outputs) if isinstance(outputs, Sequence) else [outputs] if outputs else []
         checked = told(self._checked(handler, needs, counted, parts), visit=visit, draws=bool(parts))
         if len(triggers) == 1:

@@ -141,7 +141,7 @@ def _wire_plan(services: Services, form: controls.Controls, shown: list[gr.HTML]
     inputs = list(form.values())
     events = [page.load, *(control.change for control in inputs)]
     gate.guard(*inputs)
-    gate.on(events, plan, inputs, shown, needs="visitor", trigger_mode="always_last")
+    gate.on(events, plan, inputs, shown, needs="visitor", trigger_mode="always_last", concurrency_limit=None)
 
 
 def _draw_controls(services: Services, gate: Gate) -> tuple[controls.Controls, gr.HTML]:
