@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import hypothesis
 import pytest
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, BrowserType, sync_playwright
 
 from qlora_demo.catalog import SMOLLM2
 from qlora_demo.compose import build_services
@@ -135,9 +135,14 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
     """One Chromium for every test that looks at a page: two would want the same loop."""
-    path = next((found for name in BROWSERS if (found := shutil.which(name))), None)
-    arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
     with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=path, args=arguments)
+        chromium = launched(playwright.chromium)
         yield chromium
         chromium.close()
+
+
+def launched(kind: BrowserType, *more: str) -> Browser:
+    """A Chromium of this machine's, or Playwright's own."""
+    path = next((found for name in BROWSERS if (found := shutil.which(name))), None)
+    arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run", *more]
+    return kind.launch(executable_path=path, args=arguments)

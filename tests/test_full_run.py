@@ -57,7 +57,7 @@ def test_the_adapter_learns_the_task_and_the_base_does_not_know_it(trained: tupl
 def test_every_column_says_what_plain_generate_says(trained: tuple[Services, Run]) -> None:
     services, run = trained
     prompts = [tuple(row[:-1]) for row in services.runs.heldout(run.id)["hard"][:1]]
-    settings = GenerationSettings(max_new_tokens=32)
+    settings = GenerationSettings(max_new_tokens=20)
     held = Variants(services.settings, services.runs)
     loaded(held, run, NAMES)
     for prompt in prompts:

@@ -24,15 +24,19 @@ ROOT = Path(__file__).parents[2]
 expect.set_options(timeout=30_000)
 
 
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
 class Server:
     """`python app.py` on a free port and the home that the environment names; after `kill`, `start` starts it on the
     same ones."""
 
     def __init__(self, log: Path) -> None:
         self.home, self.log = Path(os.environ["QLORA_DEMO_HOME"]), log
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = int(free.getsockname()[1])
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.start()
 

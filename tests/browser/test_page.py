@@ -136,10 +136,10 @@ def three_columns_answer(page: Page) -> None:
 
 
 def answers_are_short_from_here(page: Page) -> None:
-    """Long enough for the task's answers; what the model says without end is seen by then."""
+    """Long enough to be told apart; whole answers, and what the model says without end, are seen by then."""
     sampling = page.get_by_role("button", name="System prompt and sampling")
     sampling.click()
-    page.locator("#GenerationSettings-max_new_tokens input").first.fill("40")
+    page.locator("#GenerationSettings-max_new_tokens input").first.fill("20")
     sampling.click()
 
 

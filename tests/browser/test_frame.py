@@ -1,0 +1,63 @@
+"""On a Space the page is a frame in the hub's, over TLS and behind the hub's proxy: who signs in there stays signed in,
+also in a browser that blocks other sites' cookies."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, expect
+
+from tests.browser.conftest import ROOT, Server, free_port
+from tests.browser.front import HUB, SPACE
+from tests.conftest import launched
+from tests.queueing import until
+
+pytestmark = pytest.mark.browser
+PASSWORD = "correct horse"
+
+
+@pytest.fixture
+def front(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """The port at which the hub's page and the Space answer; an app with a password is behind the latter."""
+    monkeypatch.setenv("SPACE_ID", "ada/demo")
+    monkeypatch.setenv("SPACE_HOST", SPACE)
+    monkeypatch.setenv("QLORA_DEMO_PASSWORD", PASSWORD)
+    monkeypatch.setenv("QLORA_DEMO_BUNDLED", str(tmp_path))
+    app, port = Server(tmp_path / "app.log"), free_port()
+    command = [sys.executable, "-m", "tests.browser.front", app.url, str(port), str(tmp_path)]
+    with subprocess.Popen(command, cwd=ROOT) as process:
+        until(lambda: _answers(port))
+        yield port
+        process.kill()
+    app.kill()
+
+
+def _answers(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port)).close()
+    except OSError:
+        return False
+    return True
+
+
+def test_who_signs_in_within_the_hub_s_frame_stays_signed_in(browser: Browser, front: int) -> None:
+    names = f"--host-resolver-rules=MAP * 127.0.0.1:{front}"
+    blocking = "--test-third-party-cookie-phaseout"
+    strict = launched(browser.browser_type, "--ignore-certificate-errors", names, blocking)
+    page = strict.new_page(viewport={"width": 1280, "height": 950})
+    page.goto(f"https://{HUB}/spaces/ada/demo")
+    framed = page.frame_locator("iframe")
+    account = framed.locator("#account")
+    expect(account).to_contain_text("You are a visitor")
+    framed.get_by_label("Operators:").fill(PASSWORD)
+    framed.get_by_role("button", name="Sign in", exact=True).click()
+    expect(account).to_contain_text("You are signed in: an operator.")
+    page.reload()
+    expect(account).to_contain_text("You are signed in: an operator.")
+    expect(framed.locator("#start")).to_be_enabled()
+    strict.close()
