@@ -44,7 +44,8 @@ chromium: .venv/.dev
 	|| $(BIN)/python -m playwright install chromium
 
 screenshot: .venv/.dev chromium
-	QLORA_DEMO_SCREENSHOTS=docs $(PYTEST) tests/browser
+	QLORA_DEMO_SCREENSHOTS=test-artifacts $(PYTEST) tests/browser
+	cd test-artifacts && cp train.png chat.png evaluate.png ../docs
 
 .venv/bin/python:
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed; set PYTHON=/path/to/python3.11" >&2; exit 2; }

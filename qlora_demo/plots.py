@@ -52,8 +52,17 @@ def lines(title: str, x_label: str, y_label: str, series: Series) -> str:
         for name, points in series.items():
             x, y = zip(*((at, value if math.isfinite(value) else math.nan) for at, value in points), strict=True)
             axes.plot(x, y, label=name, marker="o" if len(points) < 30 else None, markersize=3, linewidth=1.4)
+        _mark_whole(axes, {at for points in series.values() for at, _ in points})
 
     return _svg(title, x_label, y_label, draw, legend=len(series) > 1)
+
+
+def _mark_whole(axes: Any, places: set[float]) -> None:
+    """Steps and ranks are told in whole numbers."""
+    if len(places) == 1:
+        axes.set_xticks(list(places))
+    elif all(float(at).is_integer() for at in places):
+        axes.xaxis.get_major_locator().set_params(integer=True)
 
 
 def curves(metrics: Sequence[TrainMetrics]) -> list[str]:

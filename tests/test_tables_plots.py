@@ -7,6 +7,8 @@ import re
 import xml.etree.ElementTree as ET
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
+
 from qlora_demo import benchmark_plots, plots, tables
 from qlora_demo.records import TrainMetrics
 
@@ -71,6 +73,12 @@ def test_curves_hold_both_losses_and_the_rate_and_leave_out_what_was_not_measure
     (only,) = plots.curves([TrainMetrics(2, 2.0, eval_loss=0.5)])
     assert "Loss" in text_of(only)
     assert plots.curves([]) == []
+
+
+@pytest.mark.parametrize(("places", "told"), [((2,), ["2"]), ((1, 2, 3, 4), ["1", "2", "3", "4"])])
+def test_steps_and_ranks_are_told_in_whole_numbers(places: tuple[int, ...], told: list[str]) -> None:
+    drawn = text_of(plots.lines("Speed", "rank", "tokens/s", {"a": [(at, 7000.5) for at in places]}))
+    assert [text for text in drawn if text.replace(".", "").isdecimal() and float(text) < 100] == told
 
 
 def test_a_loss_that_is_no_number_is_a_gap() -> None:

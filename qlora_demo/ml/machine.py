@@ -20,7 +20,8 @@ OPTIONAL = ("triton", "liger-kernel")
 def versions() -> dict[str, str]:
     """Python, platform, device, driver and libraries, as this process runs on them."""
     gpu = torch.cuda.is_available()
-    name = torch.cuda.get_device_name() if gpu else f"CPU, {torch.get_num_threads()} threads of {_processor()}"
+    threads = torch.get_num_threads()
+    name = torch.cuda.get_device_name() if gpu else f"CPU, {threads} thread{'s' * (threads > 1)} of {_processor()}"
     driver = {"driver": driver_version(), "cuda": str(torch.version.cuda)} if gpu else {}
     return {
         "qlora_demo": __version__,
