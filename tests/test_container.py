@@ -13,11 +13,13 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from fnmatch import fnmatch
+from importlib.metadata import requires
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
 
 from qlora_demo.catalog import SMOLLM2
 from qlora_demo.ui.healthz import KEPT_SECONDS
@@ -219,3 +221,22 @@ def test_the_space_s_versions_are_those_that_are_tested() -> None:
     pinned = re.search(r"^gradio(?:\[.*\])?==(\S+)", (ROOT / "requirements.txt").read_text("utf-8"), re.M)
     assert pinned and space["sdk_version"] == pinned[1]
     assert f"python:{space['python_version']}-" in IMAGE[0].value
+
+
+def test_what_a_gradio_space_installs_of_gradio_takes_the_versions_that_are_pinned() -> None:
+    """A Space installs gradio[oauth,mcp] beside the requirements; where the two disagree it is not built, or what runs
+    there is not what was tested."""
+    lines = [line.partition("#")[0].strip() for line in (ROOT / "requirements.txt").read_text("utf-8").splitlines()]
+    pinned = {made.name: str(made.specifier).removeprefix("==") for made in map(Requirement, filter(None, lines))}
+    wanted = [Requirement(one) for one in requires("gradio") or []]
+    taken = [
+        one
+        for one in wanted
+        if not one.marker or any(one.marker.evaluate({"extra": at}) for at in ("oauth", "mcp", ""))
+    ]
+    refused = [f"{one} not {pinned[one.name]}" for one in taken if not _takes(one, pinned.get(one.name))]
+    assert refused == [] and {"pydantic", "mcp"} <= {one.name for one in taken}
+
+
+def _takes(one: Requirement, version: str | None) -> bool:
+    return version is None or one.specifier.contains(version)
