@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
+import socket
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -68,6 +69,13 @@ class Client:
     def sign_in(self, password: str) -> httpx.Response:
         """As the form on the page does."""
         return self.http.post("/sign-in", data={"password": password})
+
+
+def free_port() -> int:
+    """One that nobody answers at."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
 def opened(services: Services) -> gr.Blocks:

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -24,6 +23,7 @@ from packaging.requirements import Requirement
 from qlora_demo.catalog import SMOLLM2
 from qlora_demo.ui.healthz import KEPT_SECONDS
 
+from .calls import free_port
 from .dockerfile import Instruction, environment, read_stages
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -114,9 +114,7 @@ class Container:
         for path in (self.disk, home, folder / "shipped" / SMOLLM2.name):
             path.mkdir(parents=True, exist_ok=True)
             shutil.chown(path, *([1000, 1000] if os.getuid() == 0 else [os.getuid(), os.getgid()]))
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         set_there = {"GRADIO_SERVER_PORT": str(port), "HOME": str(home)}
         disks = {"QLORA_DEMO_DISK": str(self.disk), "QLORA_DEMO_BUNDLED": str(folder / "shipped")}
         ours = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import urllib.request
@@ -21,6 +20,7 @@ from qlora_demo.locks import HeldLock
 from qlora_demo.records import RunState
 from qlora_demo.runs import write_state
 from qlora_demo.services import Services
+from tests.calls import free_port
 from tests.queueing import until
 
 pytestmark = pytest.mark.processes
@@ -62,9 +62,7 @@ def app(services: Services, tmp_path: Path, first: bool) -> Iterator[psutil.Proc
     (services.settings.models / SMOLLM2.name).mkdir(parents=True)
     for _ in range(2):
         services.runs.create(TrainConfig(), RunState("queued"))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     environ = os.environ | {"GRADIO_SERVER_PORT": str(port), "HF_HUB_OFFLINE": "1", "TMPDIR": str(tmp_path)}
     command = [*(NAMESPACE if first else []), sys.executable, "-c", APP]
     with (

@@ -24,7 +24,7 @@ from tests.ml.test_variants import loaded
 
 pytestmark = [pytest.mark.bundled, pytest.mark.timeout(1800)]  # the run takes minutes, more on a busy machine
 NAMES = ["base", "adapter", "merged"]
-ROWS = 10
+ROWS = 12
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def test_the_adapter_learns_the_task_and_the_base_does_not_know_it(trained: tupl
 def test_every_column_says_what_plain_generate_says(trained: tuple[Services, Run]) -> None:
     services, run = trained
     prompts = [tuple(row[:-1]) for row in services.runs.heldout(run.id)["hard"][:1]]
-    settings = GenerationSettings(max_new_tokens=16)
+    settings = GenerationSettings(max_new_tokens=32)
     held = Variants(services.settings, services.runs)
     loaded(held, run, NAMES)
     for prompt in prompts:
@@ -75,7 +75,7 @@ def test_reported_times_agree_with_an_outside_stopwatch(trained: tuple[Services,
     held = Variants(services.settings, services.runs)
     for one in loaded(held, run, NAMES):
         prompt = services.runs.heldout(run.id)["test"][0][:-1]
-        chunks: Any = stream(one.model, one.tokenizer, prompt, GenerationSettings(max_new_tokens=16), one.activate)
+        chunks: Any = stream(one.model, one.tokenizer, prompt, GenerationSettings(max_new_tokens=24), one.activate)
         outside, inside = list[float](), list[float]()
         while True:
             started = time.perf_counter()

@@ -87,14 +87,7 @@ def _wire_start(
         yield [gr.skip(), *run_panel.poll(services, made[0].id, {}, "operator")]
         for drawn in data_panel.follow(services, made):
             yield [drawn, *left]
-        held = bool(services.engine.resident())
-        Dispatcher(services).look()
-        if held and not services.engine.resident():
-            gr.Info("The chat's models were freed to make room for training; the next prompt loads them again.")
-        begun = [run.id for run in made]
-        for run in services.runs.waiting(*BEFORE):
-            if run.id in begun:
-                gr.Info(f"{run.id} waits until the device is free.")
+        _have_begun(services, [run.id for run in made])
 
     def begin(processes: float, *values: Any) -> Iterator[list[Any]]:
         config = controls.read(TrainConfig, list(chosen), values)
@@ -119,6 +112,17 @@ def _wire_start(
     drawn = [shown["found"], *written]
     gate.on(buttons.start.click, begin, inputs, drawn, needs="operator")
     gate.on(buttons.pair.click, begin_pair, inputs, [*drawn, shown["side by side"]], needs="operator")
+
+
+def _have_begun(services: Services, made: Sequence[str]) -> None:
+    """Start what can start, now; what was freed for it and what has to wait is told."""
+    held = bool(services.engine.resident())
+    Dispatcher(services).look()
+    if held and not services.engine.resident():
+        gr.Info("The chat's models were freed to make room for training; the next prompt loads them again.")
+    for run in services.runs.waiting(*BEFORE):
+        if run.id in made:
+            gr.Info(f"{run.id} waits until the device is free.")
 
 
 def _wire_plan(services: Services, form: controls.Controls, shown: list[gr.HTML], page: gr.Blocks, gate: Gate) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -18,16 +17,11 @@ from playwright.sync_api import Browser, Page, expect
 
 from qlora_demo.runs import RunStore
 from qlora_demo.settings import Settings
+from tests.calls import free_port
 
 ROOT = Path(__file__).parents[2]
 # What takes longer says so; two cores that also train a model answer within this.
 expect.set_options(timeout=30_000)
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 class Server:

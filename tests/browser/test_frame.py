@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, expect
 
-from tests.browser.conftest import ROOT, Server, free_port
+from tests.browser.conftest import ROOT, Server
 from tests.browser.front import HUB, SPACE
+from tests.calls import free_port
 from tests.conftest import launched
 from tests.queueing import until
 
