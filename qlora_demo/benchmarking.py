@@ -15,7 +15,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import secrets
 import shutil
 import subprocess
 import sys
@@ -102,12 +101,12 @@ class Benchmarks:
         kind = device_info().kind
         self._check(options, config, kind)
         planned = cases(options, config, kind)
-        name = f"{time.strftime('%Y%m%d-%H%M%S')}-{options.kind}-{secrets.token_hex(2)}"
         require_room(self.settings.home, self.settings.limits)
-        asked = {"options": options.model_dump(), "config": config.model_dump()}
-        result = {"id": name, "kind": options.kind, "state": "starting", "error": "", "cases": len(planned)}
-        with new_folder(self.root / name) as draft:
-            write_result(draft, result | asked | {"method": METHODS[options.kind], "machine": {}, "rows": []})
+        result: dict[str, Any] = {"kind": options.kind, "state": "starting", "error": "", "cases": len(planned)}
+        result |= {"options": options.model_dump(), "config": config.model_dump()}
+        result |= {"method": METHODS[options.kind], "machine": {}, "rows": []}
+        with new_folder(self.root, options.kind) as (name, draft):
+            write_result(draft, {"id": name} | result)
         return name
 
     def start(self, name: str) -> None:

@@ -9,6 +9,7 @@ import os
 import secrets
 import shutil
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -96,21 +97,32 @@ def is_full(exc: BaseException, folder: Path | None = None) -> bool:
 
 
 @contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
-    """A hidden folder to write into; it becomes `path` when the block ends, and is gone when it fails.
+def new_folder(parent: Path, label: str) -> Iterator[tuple[str, Path]]:
+    """A name that nothing in `parent` has, of the time, `label` and chance, and a hidden folder to write into.
 
-    Raises `WorkError` where the disk refuses.
+    The folder has that name when the block ends, and is gone when it fails.  Raises `WorkError` where the disk refuses.
     """
-    draft = path.with_name(f"{_NEW}{path.name}")
-    try:
-        with writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with _at_work(path.parent):
-                draft.mkdir()
-                yield draft
-                draft.rename(path)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+    with writing(parent):
+        parent.mkdir(parents=True, exist_ok=True)
+        with _at_work(parent):
+            name, draft = _reserved(parent, label)
+            try:
+                yield name, draft
+                draft.rename(parent / name)
+            finally:
+                shutil.rmtree(draft, ignore_errors=True)
+
+
+def _reserved(parent: Path, label: str) -> tuple[str, Path]:
+    """The hidden folder is made before its name is looked for, so that nobody else can take the name between."""
+    while True:
+        name = f"{time.strftime('%Y%m%d-%H%M%S')}-{label}-{secrets.token_hex(2)}"
+        draft = parent / f"{_NEW}{name}"
+        with suppress(FileExistsError):
+            draft.mkdir()
+            if not os.path.lexists(parent / name):
+                return name, draft
+            draft.rmdir()
 
 
 def remove_folder(path: Path) -> None:

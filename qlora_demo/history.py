@@ -75,7 +75,7 @@ def pair_of(config: TrainConfig, recomputes: bool) -> tuple[TrainConfig, TrainCo
 
 def pair_tag() -> str:
     """A tag that two runs share and no others."""
-    return f"pair-{secrets.token_hex(2)}"
+    return f"pair-{secrets.token_hex(4)}"
 
 
 def score_of(run: Run) -> float | None:

@@ -18,9 +18,7 @@ import contextlib
 import json
 import os
 import re
-import secrets
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -118,8 +116,7 @@ class RunStore:
         than the limits say."""
         require_few(self.names(), self.limits)
         require_room(self.root.parent, self.limits)
-        name = f"{time.strftime('%Y%m%d-%H%M%S')}-{config.method.replace('-', '')}-{secrets.token_hex(2)}"
-        with new_folder(self.root / name) as draft:
+        with new_folder(self.root, config.method.replace("-", "")) as (name, draft):
             (draft / "config.json").write_text(config.model_dump_json(indent=2), "utf-8")
             (draft / "README").write_text(_README, "utf-8")
             write_state(draft, state)

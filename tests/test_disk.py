@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -193,15 +195,28 @@ with draft_folder(Path({str(tmp_path)!r}) / "out") as draft:
 
 
 def test_a_new_folder_is_there_when_it_is_whole_and_not_at_all_where_it_fails(tmp_path: Path) -> None:
-    with new_folder(tmp_path / "runs" / "one") as draft:
+    runs = tmp_path / "runs"
+    with new_folder(runs, "one") as (name, draft):
         (draft / "file").touch()
-        assert not (tmp_path / "runs" / "one").exists()
-    with (
-        pytest.raises(WorkError, match=f"^{tmp_path}/runs/two: cannot be written: no"),
-        new_folder(draft.parent / "two"),
-    ):
+        assert not (runs / name).exists()
+    with pytest.raises(WorkError, match=f"^{runs}: cannot be written: no"), new_folder(runs, "two"):
         raise OSError("no")
-    assert _left(tmp_path / "runs") == ["one"]
+    assert _left(runs) == [name]
+    assert _left(runs / name) == ["file"]
+
+
+def test_folders_made_in_one_second_have_names_of_their_own_whatever_chance_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "strftime", lambda how: "now")
+    drawn = iter(["aaaa", "aaaa", "bbbb", "aaaa", "bbbb", "cccc"])
+    monkeypatch.setattr(secrets, "token_hex", lambda size: next(drawn))
+    with new_folder(tmp_path, "run") as (first, draft), new_folder(tmp_path, "run") as (second, _):
+        (draft / "whole").touch()
+    with new_folder(tmp_path, "run") as (third, _):
+        assert _left(tmp_path) == [f".new-{third}", first, second]
+    assert [first, second, third] == ["now-run-aaaa", "now-run-bbbb", "now-run-cccc"]
+    assert _left(tmp_path / first) == ["whole"]
 
 
 def test_what_kills_left_is_cleared_unless_somebody_is_at_it(tmp_path: Path) -> None:
@@ -209,13 +224,13 @@ def test_what_kills_left_is_cleared_unless_somebody_is_at_it(tmp_path: Path) -> 
     clear_left(runs)
     for name in (".new-one", ".deleted-two", "three", ".other"):
         (runs / name / "deep").mkdir(parents=True)
-    with new_folder(runs / "four"):
+    with new_folder(runs, "four") as (four, _):
         clear_left(runs)
-        assert _left(runs) == [".deleted-two", ".new-four", ".new-one", ".other", "three"]
+        assert _left(runs) == sorted([".deleted-two", f".new-{four}", ".new-one", ".other", "three"])
     clear_left(runs)
-    assert _left(runs) == [".other", "four", "three"]
+    assert _left(runs) == [".other", four, "three"]
     remove_folder(runs / "three")
-    assert _left(runs) == [".other", "four"]
+    assert _left(runs) == [".other", four]
 
 
 def test_a_folder_that_is_being_removed_is_not_cleared_meanwhile(

@@ -172,7 +172,7 @@ def _draw_upload(services: Services, dataset: Any, gate: Gate) -> None:
     def keep(path: str) -> str:
         uploads = services.settings.uploads
         require_room(services.settings.home, services.settings.limits)
-        stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+        stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(4)}"
         target = uploads / f"{stamp}-{Path(path).name}"
         copy_whole(Path(path), target)
         return str(target)
