@@ -22,7 +22,10 @@ class Score:
 
 
 def score(answer: str, reference: str) -> Score:
-    """Compare parsed values where the reference is a JSON object, else the text without surrounding space."""
+    """Compare parsed values where the reference is a JSON object, else the text without surrounding space; of an answer
+    that a model reasons before, what comes after."""
+    if _REASONED not in reference:  # a chat template that knows reasoning writes an empty one before each answer
+        answer = answer.rpartition(_REASONED)[2]
     expected = _parse(reference)
     if not isinstance(expected, dict):
         return Score(answer.strip() == reference.strip(), rouge_l=_rouge_l(answer, reference))
@@ -56,6 +59,7 @@ class _Words:
 
 
 _INVALID = object()
+_REASONED = "</think>"
 _MOST_WORDS = 2000
 _SCORER = rouge_scorer.RougeScorer(["rougeL"], tokenizer=_Words())
 

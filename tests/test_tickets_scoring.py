@@ -171,3 +171,11 @@ def test_shares_are_over_the_rows_they_apply_to() -> None:
 
 def test_a_task_of_texts_has_no_share_of_valid_json() -> None:
     assert summarize([score("a", "a"), score("b", "c")]) == {"rows": 2, "exact_match": 0.5, "rouge_l": 0.5}
+
+
+@pytest.mark.parametrize("reasoning", ["<think>\n\n</think>\n\n", "<think>\nLow, I think.\n</think>\n\n"])
+def test_what_a_model_reasons_first_is_no_part_of_its_answer(reasoning: str) -> None:
+    assert score(reasoning + REFERENCE, REFERENCE) == score(REFERENCE, REFERENCE)
+    assert score(f"{reasoning}low", "low") == score("low", "low")
+    assert not score(f"{REFERENCE}{reasoning}", REFERENCE).exact_match
+    assert score("a</think>b", "a</think>b").exact_match

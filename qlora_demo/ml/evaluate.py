@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from torch.nn import functional
 from ..config import GenerationSettings
 from ..records import Message
 from ..scoring import Score, score, summarize
-from .generate import complete, encode
+from .generate import complete, encode, stop_ids
 from .variants import Loaded
 
 Conversation = Sequence[Message]
@@ -26,24 +27,25 @@ _LOGITS_BATCH = 4
 
 @dataclass(frozen=True)
 class Targets:
-    """A model's view of one row's reference answer, or of the whole row, of which the last tokens are the answer.
+    """A model's view of one row from its reference answer on, or of the whole row.
 
-    ``log_probs``: (tokens, vocabulary) in fp32; ``ids``: the row's own tokens there, (tokens,).
+    ``log_probs``: (tokens, vocabulary) in fp32; ``ids``: the row's own tokens there, (tokens,); ``answer``: which of
+    them are the reference answer's, its stop token among them, but not what the chat template writes around it.
     """
 
     log_probs: torch.Tensor
     ids: torch.Tensor
-    answer_tokens: int
+    answer: slice
 
     @property
     def nll(self) -> float:
-        """Negative log-likelihood of the reference, summed over its tokens, in nats."""
-        return -float(self.log_probs.gather(1, self.ids[:, None]).sum())
+        """Negative log-likelihood of the reference answer, summed over its tokens, in nats."""
+        return -float(self.log_probs[self.answer].gather(1, self.ids[self.answer, None]).sum())
 
     @property
     def correct(self) -> int:
-        """Tokens that the model would have chosen itself."""
-        return int((self.log_probs.argmax(dim=1) == self.ids).sum())
+        """Tokens of the answer that the model would have chosen itself."""
+        return int((self.log_probs[self.answer].argmax(dim=1) == self.ids[self.answer]).sum())
 
 
 @dataclass(frozen=True)
@@ -59,12 +61,12 @@ class RowResult:
 
 @dataclass(frozen=True)
 class Divergence:
-    """KL(reference || model) in nats at each token of one row, and where both prefer the same token; the last
-    ``answer_tokens`` are the reference answer's."""
+    """KL(reference || model) in nats at each token of one row, where both prefer the same token, and which are the
+    reference answer's."""
 
     kl: torch.Tensor
     agree: torch.Tensor
-    answer_tokens: int
+    answer: slice
 
 
 def evaluate(loaded: Loaded, rows: Rows) -> Iterator[list[RowResult]]:
@@ -73,14 +75,16 @@ def evaluate(loaded: Loaded, rows: Rows) -> Iterator[list[RowResult]]:
         answers = greedy_answers(loaded, batch)
         targets = reference_targets(loaded, batch)
         yield [
-            RowResult(answer, score(answer, row[-1]["content"]), target.nll, target.correct, len(target.ids))
+            RowResult(
+                answer, score(answer, row[-1]["content"]), target.nll, target.correct, len(target.ids[target.answer])
+            )
             for answer, row, target in zip(answers, batch, targets, strict=True)
         ]
 
 
 def figures(results: Sequence[RowResult]) -> dict[str, Any]:
-    """loss, perplexity, token_accuracy over the reference answers' tokens, each given the ones before it; exact_match,
-    and what else applies to the task (valid_json, fields, rouge_l), of greedy answers."""
+    """loss, perplexity, token_accuracy over the reference answers' tokens up to the one that stops, each given those
+    before it; exact_match, and what else applies to the task (valid_json, fields, rouge_l), of greedy answers."""
     tokens = sum(one.tokens for one in results)
     loss = sum(one.nll for one in results) / tokens
     return {
@@ -97,14 +101,14 @@ def divergences(model: Loaded, reference: Loaded, rows: Rows) -> Iterator[Diverg
     for theirs, ours in pairs:
         kl = functional.kl_div(ours.log_probs, theirs.log_probs, reduction="none", log_target=True).sum(dim=1)
         agree = ours.log_probs.argmax(dim=1) == theirs.log_probs.argmax(dim=1)
-        yield Divergence(kl.clamp(min=0), agree, ours.answer_tokens)
+        yield Divergence(kl.clamp(min=0), agree, ours.answer)
 
 
 def fidelity_figures(found: Sequence[Divergence]) -> dict[str, float]:
     """kl_mean, kl_worst: over all tokens of the rows, in nats; kl_answer_mean: over the answers' tokens only.
     top1_agreement: share of all tokens where both prefer the same one."""
     kl = torch.cat([one.kl for one in found])
-    answers = torch.cat([one.kl[-one.answer_tokens :] for one in found])
+    answers = torch.cat([one.kl[one.answer] for one in found])
     return {
         "rows": len(found),
         "tokens": len(kl),
@@ -116,24 +120,38 @@ def fidelity_figures(found: Sequence[Divergence]) -> dict[str, float]:
 
 
 def reference_targets(loaded: Loaded, rows: Rows, *, whole: bool = False) -> Iterator[Targets]:
-    """The model's next-token distributions over each row's last message, or the whole row, a few rows at a time."""
+    """The model's next-token distributions from each row's reference answer on, or over the whole row, a few rows at a
+    time."""
     for batch in _batches(rows, _LOGITS_BATCH):
-        prompts = [encode(loaded.tokenizer, [row[:-1]])["input_ids"].shape[1] for row in batch]
+        spans = [answer_span(loaded, row) for row in batch]
         inputs = encode(loaded.tokenizer, batch, answered=True)
         mask = inputs["attention_mask"]
         lengths = mask.sum(dim=1).tolist()
-        answers = [length - prompt for length, prompt in zip(lengths, prompts, strict=True)]
-        kept = [length - 1 for length in lengths] if whole else answers
+        firsts = [1 if whole else span.start for span in spans]
         with torch.inference_mode(), loaded.activate():
             logits = loaded.model(
                 **{name: tensor.to(loaded.model.device) for name, tensor in inputs.items()},
                 position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0).to(loaded.model.device),
-                logits_to_keep=max(kept) + 1,
+                logits_to_keep=max(map(operator.sub, lengths, firsts)) + 1,
                 use_cache=False,
             ).logits
-        for row, count in enumerate(kept):
-            ids = inputs["input_ids"][row, -count:]
-            yield Targets(logits[row, -count - 1 : -1].float().log_softmax(dim=-1).cpu(), ids, answers[row])
+        for row, (length, first, span) in enumerate(zip(lengths, firsts, spans, strict=True)):
+            kept = length - first
+            log_probs = logits[row, -kept - 1 : -1].float().log_softmax(dim=-1).cpu()
+            yield Targets(log_probs, inputs["input_ids"][row, -kept:], slice(span.start - first, span.stop - first))
+
+
+def answer_span(loaded: Loaded, row: Conversation) -> slice:
+    """Which tokens of a row are its last message's own and the one that stops it: from the first that another message
+    would change, as a template may write before it (an empty reasoning, say), to the first that ends an answer."""
+    said = row[-1]["content"]
+    other: Message = {"role": row[-1]["role"], "content": "b" if said.strip().startswith("a") else "a"}
+    ids, others = (
+        encode(loaded.tokenizer, [one], answered=True)["input_ids"][0].tolist() for one in (row, [*row[:-1], other])
+    )
+    start = next((at for at, pair in enumerate(zip(ids, others, strict=False)) if pair[0] != pair[1]), len(ids) - 1)
+    stops = stop_ids(loaded.model)
+    return slice(start, next((at + 1 for at in range(start, len(ids)) if ids[at] in stops), len(ids)))
 
 
 def greedy_answers(loaded: Loaded, rows: Rows) -> list[str]:

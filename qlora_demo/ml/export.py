@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.trainer_utils import align_special_tokens
 
 from ..disk import draft_folder, require_free
 from ..errors import WrongModel
@@ -62,6 +63,7 @@ def export_merged(origin: Origin, adapter: Loaded, rows: Rows, target: ExportTar
     on = device() if _FITS * size <= device_now().free_bytes else torch.device("cpu")
     yield Step(Progress(f"merging onto the {onto} base ({on.type})", 0.1))
     model = load_merged(origin, onto, on)
+    align_special_tokens(model, adapter.tokenizer)
     with draft_folder(out) as draft:
         if four_bit:
             yield Step(Progress("quantizing to NF4", 0.3))

@@ -1,8 +1,8 @@
 """The one decode loop.  Chat, evaluation and benchmarks all read it.
 
 `decode` is a plain generator that does one forward pass per ``next()`` and times its own pass only, so a scheduler can
-step several models in turn on one thread without any of them paying for another.  The library prepares the cache, the
-logits processors and the stopping criteria; ``custom_generate=`` hands them to our loop instead of its own.
+step several models in turn on one thread without any of them paying for another.  The library prepares the cache
+and the inputs; ``custom_generate=`` hands them to our loop instead of its own.
 """
 
 from __future__ import annotations
@@ -16,7 +16,15 @@ from typing import Any
 
 import torch
 from jinja2 import TemplateError
-from transformers import GenerationConfig, GenerationMixin, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    GenerationConfig,
+    GenerationMixin,
+    LogitsProcessor,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TemperatureLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from ..config import GenerationSettings
 from ..errors import ConfigError
@@ -72,7 +80,7 @@ def _decode(
     route: Route,
     started: float,
 ) -> Generator[Step]:
-    stop_ids = _stop_ids(model)
+    stops = stop_ids(model)
     alive = [True] * len(inputs["input_ids"])
     with torch.inference_mode(), activate():
         passes = model.generate(
@@ -89,7 +97,7 @@ def _decode(
             tokens, logits = next(passes)
             _synchronize(model.device)
             seconds, started = time.perf_counter() - started, 0.0
-        finish = [_finish(token, stop_ids, count == settings.max_new_tokens) for token in tokens]
+        finish = [_finish(token, stops, count == settings.max_new_tokens) for token in tokens]
         yield Step(
             tuple(token if live else None for token, live in zip(tokens, alive, strict=True)),
             tuple(how if live else None for how, live in zip(finish, alive, strict=True)),
@@ -188,6 +196,12 @@ def check_length(model: PreTrainedModel, prompt_tokens: int, settings: Generatio
         )
 
 
+def stop_ids(model: PreTrainedModel) -> list[int]:
+    """The tokens that end an answer."""
+    ids = model.generation_config.eos_token_id
+    return list(ids) if isinstance(ids, list) else [ids]
+
+
 def warm_up(model: PreTrainedModel, activate: Activate = nullcontext) -> float:
     """Two passes that pay first-use costs (repacking, kernels), so that no answer's timing holds them; seconds."""
     started = time.perf_counter()
@@ -219,13 +233,12 @@ def _passes(
     model: Any,
     input_ids: torch.Tensor,
     *,
-    logits_processor: Any,
     generation_config: GenerationConfig,
     draw: Callable[[torch.Tensor], torch.Tensor],
     step: FastStep | None,
     **model_kwargs: Any,
 ) -> Iterator[tuple[list[int], torch.Tensor]]:
-    del model_kwargs["stopping_criteria"]
+    del model_kwargs["stopping_criteria"], model_kwargs["logits_processor"]
     outputs = model._prefill(input_ids, generation_config, model_kwargs)
     cache, unpadded = outputs.past_key_values, _is_unpadded(model, model_kwargs)
     while True:
@@ -233,7 +246,7 @@ def _passes(
             model_kwargs = model._update_model_kwargs_for_generation(outputs, model_kwargs, is_encoder_decoder=False)
         logits = outputs.logits[:, -1].to(copy=True, dtype=torch.float32)
         del outputs
-        tokens = draw(logits_processor(input_ids, logits))
+        tokens = draw(logits)
         input_ids = torch.cat([input_ids, tokens[:, None]], dim=-1)
         yield tokens.tolist(), logits[0]
         if step is not None:
@@ -253,30 +266,35 @@ def _is_unpadded(model: Any, model_kwargs: dict[str, Any]) -> bool:
 
 
 def _generation_config(model: PreTrainedModel, settings: GenerationSettings) -> GenerationConfig:
-    sampling = {"temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0}
     return GenerationConfig(
         max_new_tokens=settings.max_new_tokens,
-        do_sample=settings.temperature > 0,
-        **(sampling if settings.temperature > 0 else {}),
+        do_sample=False,
+        num_beams=1,
         eos_token_id=model.generation_config.eos_token_id,
-        pad_token_id=model.generation_config.pad_token_id or _stop_ids(model)[0],
+        pad_token_id=model.generation_config.pad_token_id or stop_ids(model)[0],
     )
 
 
 def _sampler(model: PreTrainedModel, settings: GenerationSettings) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Next-token logits (rows, vocabulary) -> token ids (rows,), by the settings alone: what a model's own files say of
+    sampling, a penalty for repetition say, changes no answer."""
     if settings.temperature == 0:
         return lambda scores: scores.argmax(dim=-1)
     generator = torch.Generator(model.device).manual_seed(settings.seed)
-    return lambda scores: torch.multinomial(scores.softmax(dim=-1), 1, generator=generator).squeeze(1)
+    warpers: list[LogitsProcessor] = [TemperatureLogitsWarper(settings.temperature)]
+    if settings.top_p < 1:
+        warpers.append(TopPLogitsWarper(settings.top_p))
+
+    def draw(scores: torch.Tensor) -> torch.Tensor:
+        for warper in warpers:
+            scores = warper(None, scores)
+        return torch.multinomial(scores.softmax(dim=-1), 1, generator=generator).squeeze(1)
+
+    return draw
 
 
-def _stop_ids(model: PreTrainedModel) -> list[int]:
-    ids = model.generation_config.eos_token_id
-    return list(ids) if isinstance(ids, list) else [ids]
-
-
-def _finish(token: int, stop_ids: list[int], last: bool) -> Finish | None:
-    if token in stop_ids:
+def _finish(token: int, stops: list[int], last: bool) -> Finish | None:
+    if token in stops:
         return "stop"
     return "length" if last else None
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
+from transformers.trainer_utils import align_special_tokens
 
 from ..columns import title
 from ..errors import NoRoom, WrongModel
@@ -132,7 +133,9 @@ class Variants:
         if adapter:
             fresh = fresh or adapter not in weights.adapters
             weights.attach(origin)
-        loaded = Loaded(_resident(one, weights, adapter), weights, self._tokenizer(origin), adapter)
+        tokenizer = self._tokenizer(origin)
+        align_special_tokens(weights.model, tokenizer)  # as the trainer does: what the template ends with ends answers
+        loaded = Loaded(_resident(one, weights, adapter), weights, tokenizer, adapter)
         prove(loaded)
         if fresh:
             weights.warm_up_seconds = warm_up(loaded.model, loaded.activate)

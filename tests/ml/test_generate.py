@@ -84,6 +84,17 @@ def test_one_seed_gives_one_draw_and_another_seed_another(adapted: Any, tokenize
     assert first != other
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_what_a_model_s_own_files_say_of_sampling_changes_no_answer(
+    tiny_model: Path, tokenizer: Any, temperature: float
+) -> None:
+    model: Any = load.load_16bit(str(tiny_model))
+    settings = GenerationSettings(max_new_tokens=24, temperature=temperature, top_p=0.9)
+    free = _ids(model, tokenizer, settings)
+    model.generation_config.update(repetition_penalty=1.5, no_repeat_ngram_size=1, min_p=0.9, top_k=1, num_beams=2)
+    assert _ids(model, tokenizer, settings) == free
+
+
 def test_a_batch_answers_each_row_as_alone(tiny_model: Path, tokenizer: Any) -> None:
     model = load.load_16bit(str(tiny_model)).float()
     rows = [[{"role": "user", "content": text}] for text in ("hi", "a longer question", "x")]
