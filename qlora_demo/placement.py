@@ -27,23 +27,26 @@ UnitKind = BaseForm | Literal["merged", "merged-4bit"]
 
 @dataclass(frozen=True)
 class Unit:
-    """Weights held once: a base, or a merge of `adapter` into one of its `onto` forms."""
+    """Weights held once: a base, or a merge of `adapter`, as its files were then, into one of its `onto` forms."""
 
     kind: UnitKind
     model: str
     adapter: str = ""
     onto: MergeBase | None = None
+    version: str = ""
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """A column and the facts it is placed by; ``form`` is the base its adapter was trained on."""
+    """A column and the facts it is placed by; ``form`` is the base its adapter was trained on, ``version`` tells the
+    adapter from one that has taken its place."""
 
     column: Column
     model: str
     shape: ModelShape
     form: BaseForm
     adapter_bytes: int
+    version: str = ""
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,7 @@ def unit_of(wanted: Wanted, share_base: bool) -> Unit:
     column = wanted.column
     if column.recipe in ("merged", "merged-4bit"):
         onto = column.onto or default_base(wanted.form, column.recipe)
-        return Unit(column.recipe, wanted.model, column.source, onto)
+        return Unit(column.recipe, wanted.model, column.source, onto, wanted.version)
     return Unit(wanted.form if column.recipe == "adapter" or share_base else "16bit", wanted.model)
 
 

@@ -17,10 +17,10 @@ from .settings import Settings
 from .sources import Origin, adapter_bytes, linear_layers, origin_of, planned_shape, resolve, shape_of
 
 
-def wanted(column: Column, origin: Origin, attached: Container[str] = ()) -> Wanted:
+def wanted(column: Column, origin: Origin, attached: Container[Origin] = ()) -> Wanted:
     """A column and what it is placed by; an adapter that is attached already takes no more room."""
-    extra = 0 if origin.name in attached else adapter_bytes(origin.adapter)
-    return Wanted(column, origin.model, shape_of(origin.model), origin.form, extra)
+    extra = 0 if origin in attached else adapter_bytes(origin.adapter)
+    return Wanted(column, origin.model, shape_of(origin.model), origin.form, extra, origin.version)
 
 
 def plan_empty(settings: Settings, runs: RunStore, columns: Sequence[Column]) -> Placement:

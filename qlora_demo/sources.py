@@ -7,7 +7,7 @@ import json
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from huggingface_hub import constants, hf_hub_download, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
@@ -21,6 +21,8 @@ from .runs import RunStore
 from .settings import Settings
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+BASE_FORM_FILE = "base_form.json"
+"""Beside an adapter's own files: how the base that it was trained on was stored, which they do not say."""
 _DIGEST_BYTES = 4096
 _DAMAGED = (OSError, ValueError, TypeError, KeyError, RecursionError, struct.error)
 _LARGEST_HEADER = 100_000_000
@@ -32,12 +34,14 @@ _HUB_ERRORS = (OSError, ValueError, HfHubHTTPError, HFValidationError)
 class Origin:
     """An adapter and the base it belongs to.  ``name`` is the run's id, the folder or the hub id as it was given;
     ``model`` is what `from_pretrained` takes, ``form`` how the base was stored; ``digest`` that of the base it was
-    trained on, where that is known.  Where there is a base only, ``adapter`` is the base's own folder."""
+    trained on, where that is known; ``version`` tells the adapter's files from others under the same name.  Where there
+    is a base only, ``adapter`` is the base's own folder."""
 
     name: str
     adapter: Path
     model: str
     form: BaseForm
+    version: str
     digest: str = ""
 
 
@@ -94,7 +98,7 @@ def origin_of(settings: Settings, runs: RunStore, column: Column) -> Origin:
     """Where a column's weights come from; a base may be named by a bundled model, before any run has an adapter."""
     if is_bundled(column):
         folder = resolve(settings, column.source)
-        return Origin(column.source, Path(folder), folder, "16bit")
+        return Origin(column.source, Path(folder), folder, "16bit", "")
     return find_adapter(settings, runs, column.source)
 
 
@@ -108,12 +112,14 @@ def find_adapter(settings: Settings, runs: RunStore, name: str) -> Origin:
         if not run.has_adapter:
             raise RunError(f"run {run.id}: {run.state.status}, it has no adapter; choose a finished run")
         digest = runs.versions(name).get("base_weights", "")
-        return Origin(name, run.adapter, resolve(settings, run.config.model), run.config.base_form, digest)
+        return Origin(
+            name, run.adapter, resolve(settings, run.config.model), run.config.base_form, _version(run.adapter), digest
+        )
     folder = Path(name).expanduser()
     if not folder.is_dir():
         folder = _download_adapter(name)
     base = _base_of(folder)
-    return Origin(name, folder, resolve(settings, base), "nf4")
+    return Origin(name, folder, resolve(settings, base), _form_of(folder), _version(folder))
 
 
 def adapter_bytes(adapter: Path) -> int:
@@ -207,6 +213,27 @@ def _download_adapter(name: str) -> Path:
             f"adapter {name!r}: no such run or folder, and the hub did not give it ({type(exc).__name__}); "
             "give a run's id, a folder with adapter_config.json, or a hub id that can be reached"
         ) from exc
+
+
+def _version(adapter: Path) -> str:
+    """When an adapter's files were last written, and how large they are."""
+    found = [(adapter / name).stat() for name in ADAPTER_FILES if (adapter / name).is_file()]
+    return " ".join(f"{one.st_mtime_ns} {one.st_size}" for one in found)
+
+
+def _form_of(folder: Path) -> BaseForm:
+    """How an adapter's base was stored in training; NF4 where the folder does not say: this house did not make it."""
+    path = folder / BASE_FORM_FILE
+    if not path.is_file():
+        return "nf4"
+    try:
+        form = json.loads(path.read_text("utf-8"))["base_form"]
+    except _DAMAGED as exc:
+        raise AdapterError(f"adapter {folder}: {path.name} cannot be read ({type(exc).__name__}); remove it") from exc
+    if form not in get_args(BaseForm):
+        raise AdapterError(f"adapter {folder}: {path.name} says {form!r}; give one of {', '.join(get_args(BaseForm))}")
+    known: BaseForm = form
+    return known
 
 
 def _base_of(folder: Path) -> str:

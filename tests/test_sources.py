@@ -51,6 +51,20 @@ def test_a_folder_is_an_adapter_if_it_names_its_base(services: Services, tiny_mo
     assert (found.model, found.digest) == (str(tiny_model), "")
 
 
+def test_a_folder_may_say_how_its_base_was_stored_and_nf4_is_taken_where_it_does_not(
+    services: Services, tiny_model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tiny_model)}), "utf-8")
+    told = tmp_path / "base_form.json"
+    assert find_adapter(services.settings, services.runs, str(tmp_path)).form == "nf4"
+    told.write_text('{"base_form": "int8"}')
+    assert find_adapter(services.settings, services.runs, str(tmp_path)).form == "int8"
+    for wrong, says in (('{"base_form": "int3"}', "says 'int3'; give one of 16bit"), ("[]", "cannot be read")):
+        told.write_text(wrong)
+        with pytest.raises(AdapterError, match=f"base_form.json {says}"):
+            find_adapter(services.settings, services.runs, str(tmp_path))
+
+
 @pytest.mark.parametrize("content", [None, "{", "[]", "{}", '{"base_model_name_or_path": 3}', "[" * 100_000])
 def test_a_folder_that_names_none_is_refused(services: Services, tmp_path: Path, content: str | None) -> None:
     if content is not None:

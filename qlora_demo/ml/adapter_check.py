@@ -1,5 +1,5 @@
 """What PEFT would follow in an adapter's files, refused before it does: code to import, layers to multiply, ranks that
-its weights do not have, patterns that never end."""
+its weights do not have, patterns that never end, weights that stay on the base when another adapter's turn comes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from ..errors import AdapterError
 from ..sources import ADAPTER_FILES
 
-_FOREIGN = ("megatron_config", "layer_replication", "arrow_config")
+_FOREIGN = ("megatron_config", "layer_replication", "arrow_config", "modules_to_save", "trainable_token_indices")
 _ENDLESS, _REPEATED, _MOST_REPEATED = re.compile(r"\)[*+{]"), re.compile(r"[*+}]"), 3
 """A repeated group may take for ever on one name; so may many repetitions after each other."""
 
@@ -23,12 +23,23 @@ def check_adapter(config: PeftConfig, folder: Path) -> None:
     if not isinstance(config, LoraConfig):
         raise AdapterError(f"adapter {folder}: is {config.peft_type}, not LORA; give a LoRA adapter")
     if asked := [name for name in _FOREIGN if getattr(config, name)]:
-        raise AdapterError(f"adapter {folder}: {asked[0]} is not supported; remove it from adapter_config.json")
+        raise AdapterError(f"adapter {folder}: {asked[0]} is not supported; give an adapter of LoRA layers only")
+    if config.bias != "none":
+        raise AdapterError(
+            f"adapter {folder}: bias {config.bias!r} is not supported; give an adapter of LoRA layers only"
+        )
     named = (config.target_modules, config.exclude_modules, config.layers_pattern, config.modules_to_save)
     for pattern in (one for part in (*named, config.rank_pattern, config.alpha_pattern) for one in _texts(part)):
         if _ENDLESS.search(pattern) or len(_REPEATED.findall(pattern)) > _MOST_REPEATED:
             raise AdapterError(f"adapter {folder}: {pattern[:80]!r} repeats too much; name the layers instead")
-    asked_for, ranks = [config.r, *(config.rank_pattern or {}).values()], _ranks(folder)
+    shapes = _shapes(folder)
+    if beside := [name for name in shapes if "lora_" not in name]:
+        raise AdapterError(
+            f"adapter {folder}: holds {beside[0][:80]} beside its layers' updates, which would stay on the base for "
+            "other adapters; give an adapter of LoRA layers only, or merge this one into its base"
+        )
+    ranks = sorted({shape[0] for name, shape in shapes.items() if "lora_A" in name})
+    asked_for = [config.r, *(config.rank_pattern or {}).values()]
     if not all(isinstance(rank, int) and rank <= max(ranks, default=0) for rank in asked_for):
         raise AdapterError(f"adapter {folder}: says rank {asked_for} and its weights have {ranks}; train again")
 
@@ -37,10 +48,10 @@ def _texts(names: Any) -> list[str]:
     return [names] if isinstance(names, str) else [str(name) for name in names or ()]
 
 
-def _ranks(folder: Path) -> list[int]:
+def _shapes(folder: Path) -> dict[str, list[int]]:
     try:
         with safe_open(folder / ADAPTER_FILES[1], "pt") as file:
-            return sorted({file.get_slice(name).get_shape()[0] for name in file.keys() if "lora_A" in name})  # noqa: SIM118
+            return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as exc:
         raise AdapterError(
             f"adapter {folder}: {ADAPTER_FILES[1]} does not fit the base model or is damaged ({exc}); train again"

@@ -69,7 +69,7 @@ def export_merged(origin: Origin, adapter: Loaded, rows: Rows, target: ExportTar
             yield Step(Progress("quantizing to NF4", 0.3))
             model = _quantized(model, draft / "bf16", on)
         yield Step(Progress("comparing with the adapter model", 0.4))
-        merged = replace(adapter, weights=Weights(model, "", 0.0), adapter="")
+        merged = replace(adapter, weights=Weights(model, "", 0.0), adapter=None)
         measured = fidelity_figures(list(divergences(merged, adapter, rows)))
         expected = _logits(model, adapter.tokenizer, rows[0])
         yield Step(Progress(f"saving to {out}", 0.6))

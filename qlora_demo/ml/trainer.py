@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from ..memory_plan import Kind
 from ..records import Choice
 from ..runs import CHECKPOINTS
 from ..settings import Settings
-from ..sources import resolve
+from ..sources import BASE_FORM_FILE, resolve
 from .data import Splits, training_set
 from .kernels import fuse_layers, fused_kernels_trouble, triton_trouble
 from .load import device, has_bf16, load_base, load_tokenizer, read_config
@@ -96,6 +97,7 @@ def save_adapter(
     initial = {"path_initial_model_for_weight_conversion": str(path / INITIAL)} if changed_base else {}
     model.save_pretrained(draft, state_dict=weights, **initial)
     trainer.processing_class.save_pretrained(draft)
+    (draft / BASE_FORM_FILE).write_text(json.dumps({"base_form": config.base_form}), "utf-8")
 
 
 def check_targets(source: str, config: TrainConfig) -> None:

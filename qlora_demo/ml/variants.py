@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -46,7 +46,7 @@ class Loaded:
     resident: Resident
     weights: Weights
     tokenizer: PreTrainedTokenizerBase
-    adapter: str = ""
+    adapter: Origin | None = None
 
     @property
     def model(self) -> Any:
@@ -70,10 +70,11 @@ class Variants:
         self.runs = runs
         self.held: dict[Unit, Weights] = {}
         self.loaded: dict[str, Loaded] = {}
-        self._tokenizers: dict[str, PreTrainedTokenizerBase] = {}
+        self._tokenizers: dict[tuple[str, str], PreTrainedTokenizerBase] = {}
+        self._seen: Mapping[Unit, tuple[int, frozenset[Origin]]] = {}
 
     def plan(self, columns: Sequence[Column]) -> Placement:
-        """What loading these columns would do; nothing is loaded."""
+        """What loading these columns would do; nothing is loaded.  From any thread."""
         return self._plan(columns, {column.source: self.origin(column) for column in columns})
 
     def load(self, columns: Sequence[Column]) -> Iterator[Progress]:
@@ -101,6 +102,7 @@ class Variants:
     def free(self, unit: Unit) -> None:
         """Forget one unit's weights and give its memory back."""
         del self.held[unit]
+        self._show()
         give_back()
 
     def release(self) -> None:
@@ -108,13 +110,18 @@ class Variants:
         self.loaded = {}
         self.held.clear()
         self._tokenizers.clear()
+        self._show()
         give_back()
 
     def _plan(self, columns: Sequence[Column], origins: dict[str, Origin]) -> Placement:
-        attached = {name for weights in self.held.values() for name in weights.adapters}
+        seen = self._seen
+        attached = {origin for _, on in seen.values() for origin in on}
         found = [wanted(column, origins[column.source], attached) for column in columns]
-        held = {unit: weights.bytes_with("") for unit, weights in self.held.items()}
-        return place(found, held, device_now())
+        return place(found, {unit: size for unit, (size, _) in seen.items()}, device_now())
+
+    def _show(self) -> None:
+        """Let other threads see what is in memory now: they get no sight of it while it changes."""
+        self._seen = {unit: (weights.bytes_with(None), weights.adapters) for unit, weights in self.held.items()}
 
     def origin(self, column: Column) -> Origin:
         """Where a column's adapter and base come from."""
@@ -129,10 +136,11 @@ class Variants:
                 f"{one.column.name}: the files of {origin.model} are not those that {origin.name} was trained on "
                 f"(digest {weights.digest}, trained on {origin.digest}); restore the model or train again"
             )
-        adapter = origin.name if one.column.recipe == "adapter" else ""
+        adapter = origin if one.column.recipe == "adapter" else None
         if adapter:
             fresh = fresh or adapter not in weights.adapters
-            weights.attach(origin)
+            self._attach(adapter, one.unit)
+        self._show()
         tokenizer = self._tokenizer(origin)
         align_special_tokens(weights.model, tokenizer)  # as the trainer does: what the template ends with ends answers
         loaded = Loaded(_resident(one, weights, adapter), weights, tokenizer, adapter)
@@ -142,11 +150,19 @@ class Variants:
             loaded = replace(loaded, resident=_resident(one, weights, adapter))
         return loaded
 
+    def _attach(self, origin: Origin, unit: Unit) -> None:
+        """The adapter on a unit's weights; where that fails they are freed: part of it may be on them."""
+        try:
+            self.held[unit].attach(origin)
+        except BaseException:
+            self.free(unit)
+            raise
+
     def _tokenizer(self, origin: Origin) -> PreTrainedTokenizerBase:
         own = (origin.adapter / "tokenizer_config.json").is_file()
-        source = str(origin.adapter) if own else origin.model
+        source = (str(origin.adapter), origin.version) if own else (origin.model, "")
         if source not in self._tokenizers:
-            self._tokenizers[source] = load_tokenizer(source)
+            self._tokenizers[source] = load_tokenizer(source[0])
         return self._tokenizers[source]
 
 
@@ -186,7 +202,7 @@ def _in_loading_order(places: Sequence[Place]) -> list[Place]:
     return sorted(places, key=lambda one: order.index(one.column.recipe))
 
 
-def _resident(one: Place, weights: Weights, adapter: str) -> Resident:
+def _resident(one: Place, weights: Weights, adapter: Origin | None) -> Resident:
     column = one.column
     precision = _PRECISIONS.get(one.unit.kind) or sixteen_bit()
     name = title(column)

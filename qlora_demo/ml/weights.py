@@ -25,27 +25,27 @@ class Weights:
         self.digest = digest
         self.load_seconds = load_seconds
         self.warm_up_seconds = 0.0
-        self._names: dict[str, str] = {}
+        self._names: dict[Origin, str] = {}
         self._layers: list[LoraLayer] = []
-        self._fast: dict[str, FastPath] = {}
+        self._fast: dict[Origin | None, FastPath] = {}
 
     @property
-    def adapters(self) -> tuple[str, ...]:
+    def adapters(self) -> frozenset[Origin]:
         """The origins whose adapters are attached."""
-        return tuple(self._names)
+        return frozenset(self._names)
 
     def attach(self, origin: Origin) -> None:
-        """Put one more adapter on the weights; it is read once."""
-        if origin.name not in self._names:
+        """Put one more adapter on the weights; it is read once.  Where that fails, half of it may be on them."""
+        if origin not in self._names:
             name = f"adapter{len(self._names)}"
             if read_adapter_config(origin.adapter).use_dora:
                 unpack(self.model)
             self.model = load_adapter(self.model, origin.adapter, name)
-            self._names[origin.name] = name
+            self._names[origin] = name
             self._layers = [layer for layer in self.model.modules() if isinstance(layer, LoraLayer)]
             self._fast.clear()
 
-    def fast(self, origin: str) -> FastPath:
+    def fast(self, origin: Origin | None) -> FastPath:
         """How the model decodes with one adapter on, or none: a captured step holds for that state alone, and for the
         layers as they were captured, so attaching another adapter drops it."""
         if origin not in self._fast:
@@ -53,16 +53,16 @@ class Weights:
         return self._fast[origin]
 
     @contextmanager
-    def using(self, origin: str) -> Iterator[None]:
-        """One adapter on, or none for an empty name, until somebody asks for another."""
+    def using(self, origin: Origin | None) -> Iterator[None]:
+        """One adapter on, or none, until somebody asks for another."""
         for layer in self._layers:
-            if layer.disable_adapters is bool(origin):
-                layer.enable_adapters(bool(origin))
-            if origin and layer.active_adapters != [self._names[origin]]:
+            if layer.disable_adapters is (origin is not None):
+                layer.enable_adapters(origin is not None)
+            if origin is not None and layer.active_adapters != [self._names[origin]]:
                 layer.set_adapter([self._names[origin]], inference_mode=True)
         yield
 
-    def adapter_use(self, origin: str) -> AdapterUse:
+    def adapter_use(self, origin: Origin | None) -> AdapterUse:
         """What the layers say; raises `WrongModel` where they do not agree, or another adapter than the one is on."""
         if not self._layers:
             return "none"
@@ -72,16 +72,17 @@ class Weights:
             raise WrongModel("adapter: it is on in some layers and off in others; press Free memory and load it again")
         if disabled == {True}:
             return "off"
-        if active != {(self._names.get(origin),)}:
-            raise WrongModel(f"adapter: another one than {origin} is on; press Free memory and load it again")
+        if origin is None or active != {(self._names.get(origin),)}:
+            wanted = origin.name if origin else "none"
+            raise WrongModel(f"adapter: another one than {wanted} is on; press Free memory and load it again")
         return "on"
 
-    def bytes_with(self, origin: str) -> int:
+    def bytes_with(self, origin: Origin | None) -> int:
         """Bytes of the base and of one adapter (or none), whatever else is attached."""
-        name = self._names.get(origin)
+        name = self._names[origin] if origin else None
         return tensor_bytes(self.model, lambda full: "lora_" in full and f".{name}." not in full)
 
-    def read_bytes(self, origin: str) -> int:
+    def read_bytes(self, origin: Origin | None) -> int:
         """Bytes that each new token reads."""
         inner = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
         return self.bytes_with(origin) - untied_table_bytes(inner)

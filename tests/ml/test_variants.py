@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
 from qlora_demo.columns import parse_all
 from qlora_demo.config import TrainConfig
-from qlora_demo.errors import NoRoom, RequestError, RunError, WrongModel
+from qlora_demo.errors import AdapterError, NoRoom, RequestError, RunError, WrongModel
 from qlora_demo.ml import load, merge
 from qlora_demo.ml.evaluate import divergences, fidelity_figures, reference_targets
 from qlora_demo.ml.variants import Loaded, Variants, prove
@@ -121,7 +122,7 @@ def test_an_adapter_on_in_some_layers_only_is_caught(services: Services, run: Ru
     [adapter] = loaded(variants_of(services), run, ["adapter"])
     next(m for m in adapter.model.modules() if isinstance(m, BaseTunerLayer)).enable_adapters(False)
     with pytest.raises(WrongModel, match="on in some layers and off in others"):
-        adapter.weights.adapter_use(run.id)
+        adapter.weights.adapter_use(adapter.adapter)
 
 
 def test_two_runs_side_by_side_share_one_base_and_answer_with_their_own_adapters(
@@ -138,7 +139,7 @@ def test_two_runs_side_by_side_share_one_base_and_answer_with_their_own_adapters
     [alone] = loaded(variants_of(services), other, ["adapter"])
     assert torch.equal(logits(alone), apart[1])
     with theirs.activate(), pytest.raises(WrongModel, match=f"another one than {run.id} is on"):
-        mine.weights.adapter_use(run.id)
+        mine.weights.adapter_use(mine.adapter)
 
 
 def test_bytes_of_a_column_leave_other_adapters_out(services: Services, run: Run, tiny_model: Path) -> None:
@@ -147,13 +148,53 @@ def test_bytes_of_a_column_leave_other_adapters_out(services: Services, run: Run
     other = finished_run(services, tiny_model, "qlora")
     first, _ = loaded(held, run, ["adapter", f"adapter@{other.id}"])
     assert first.resident.model_bytes == alone.resident.model_bytes
-    assert first.weights.bytes_with("") < first.resident.model_bytes
+    assert first.weights.bytes_with(None) < first.resident.model_bytes
 
 
 def test_an_adapter_from_a_folder_is_a_column(services: Services, run: Run, tiny_model: Path, tmp_path: Path) -> None:
     folder = save_adapter(tiny_model, tmp_path / "elsewhere", scale=0.3)
     mine, theirs = loaded(variants_of(services), run, ["adapter", f"adapter@{folder}"])
     assert not torch.equal(logits(mine), logits(theirs))
+
+
+@pytest.mark.parametrize("recipe", ["adapter", "merged"])
+def test_an_adapter_that_took_another_s_place_is_the_one_that_answers(
+    services: Services, run: Run, tiny_model: Path, tmp_path: Path, recipe: str
+) -> None:
+    held, folder = variants_of(services), save_adapter(tiny_model, tmp_path / "mine", scale=0.3)
+    [before] = loaded(held, run, [f"{recipe}@{folder}"])
+    earlier = logits(before)
+    shutil.copytree(run.adapter, folder, dirs_exist_ok=True)
+    (folder / "adapter_model.safetensors").touch()
+    [after] = loaded(held, run, [f"{recipe}@{folder}"])
+    assert not torch.equal(logits(after), earlier)
+    [alone] = loaded(variants_of(services), run, [recipe])
+    assert torch.equal(logits(after), logits(alone))
+
+
+def test_an_adapter_that_does_not_fit_leaves_nothing_of_itself(
+    services: Services, run: Run, tiny_model: Path, tmp_path: Path
+) -> None:
+    other = finished_run(services, tiny_model, "qlora", scale=0.3)
+    expected = logits(loaded(variants_of(services), other, ["adapter"])[0])
+    bad = save_adapter(tiny_model, tmp_path / "bad")
+    config, weights = bad / "adapter_config.json", bad / "adapter_model.safetensors"
+    config.write_text(config.read_text("utf-8").replace('"lora_alpha": 8', '"lora_alpha": 64'), "utf-8")
+    tensors = load_file(weights)
+    save_file(tensors | {max(tensors): tensors[max(tensors)][:, :2].contiguous()}, weights)
+    held = variants_of(services)
+    loaded(held, run, ["adapter"])
+    with pytest.raises(AdapterError, match="does not fit"):
+        loaded(held, run, [f"adapter@{bad}"])
+    assert torch.equal(logits(loaded(held, other, ["adapter"])[0]), expected)
+
+
+def test_a_plan_is_made_while_weights_change(services: Services, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = variants_of(services)
+    loaded(held, run, ["base", "adapter"])
+    monkeypatch.setattr(Weights, "bytes_with", lambda *_: pytest.fail("weights were walked"))
+    plan = held.plan(parse_all(["base", "adapter"], run.id))
+    assert plan.fits and not any(one.added_bytes for one in plan.places)
 
 
 def test_another_run_uses_the_base_that_is_there(services: Services, run: Run, tiny_model: Path) -> None:
@@ -252,7 +293,7 @@ def test_the_merge_onto_the_dequantized_base_is_nearer_to_the_adapter_model(serv
     bases: tuple[MergeBase, ...] = ("original", "dequantized")
     for onto in bases:
         model = merge.load_merged(origin_of(services, run), onto)
-        merged = replace(adapter, weights=Weights(model, "", 0.0), adapter="")
+        merged = replace(adapter, weights=Weights(model, "", 0.0), adapter=None)
         distance[onto] = fidelity_figures(list(divergences(merged, adapter, ROWS)))["kl_mean"]
     assert distance["dequantized"] < distance["original"] / 3
 

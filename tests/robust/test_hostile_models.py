@@ -186,6 +186,9 @@ ADAPTERS: dict[str, tuple[dict[str, Any], str]] = {
     "a rank for one layer": ({"rank_pattern": {"q_proj": 1 << 30}}, r"and its weights have \[4\]"),
     "a pattern without an end": ({"target_modules": "((a|_|[a-z.0-9])+)+!"}, "repeats too much"),
     "many repetitions": ({"target_modules": ".*.*.*.*.*.*.*.*.*.*!"}, "repeats too much"),
+    "whole layers": ({"modules_to_save": ["lm_head"]}, "modules_to_save is not supported"),
+    "tokens of its own": ({"trainable_token_indices": [1]}, "trainable_token_indices is not supported"),
+    "biases of the base": ({"bias": "lora_only"}, "bias 'lora_only' is not supported"),
     "another kind": ({"peft_type": "IA3"}, "is .*IA3, not LORA|cannot be read"),
     "adapters from elsewhere": ({"peft_type": "XLORA", "adapters": {"a": "nobody/x"}}, "adapter"),
     "no kind": ({"peft_type": "NONE"}, "cannot be read"),
@@ -227,6 +230,14 @@ def test_an_adapter_whose_base_is_no_model_loads_nothing(
     with pytest.raises((ModelError, AdapterError), match=r"^(model|adapter)"):
         list(held.load(parse_all([f"adapter@{adapter}"], "run")))
     assert held.held == {}
+
+
+def test_an_adapter_that_brings_weights_for_the_base_itself_is_refused(adapter: Path, tiny_model: Path) -> None:
+    path, base = adapter / "adapter_model.safetensors", load_16bit(str(tiny_model))
+    own = base.get_input_embeddings().weight.detach().float().numpy()
+    save_file(load_file(path) | {"base_model.model.model.embed_tokens.weight": own + 1}, path)
+    with pytest.raises(AdapterError, match=r"holds base_model\.model\.model\.embed_tokens\.weight beside"):
+        load_adapter(base, adapter)
 
 
 def test_an_adapter_of_another_base_s_shape_is_refused(adapter: Path, tiny_model: Path) -> None:
