@@ -162,7 +162,7 @@ class TrainConfig(Knobs):
         55,
         "Advanced",
         "Steps between held-out losses",
-        "The held-out loss is also measured at the end",
+        "The held-out loss is also measured at the last step of all",
         ge=1,
         le=100_000,
     )

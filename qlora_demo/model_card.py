@@ -49,13 +49,13 @@ _CLOSENESS = {
     "exact_match": ("Exact match", ".1%"),
 }
 _MEASURED = (
-    "Loss (nats), perplexity and token accuracy are over the tokens of the reference answers, each given the ones "
-    "before it; exact match, valid JSON and ROUGE-L are of greedy answers."
+    "Loss (nats), perplexity and token accuracy are over the tokens of the reference answers, the one that stops each "
+    "among them, each given the ones before it; exact match, valid JSON and ROUGE-L are of greedy answers."
 )
 _COMPARED = (
-    "Each 16-bit merge against the base with the adapter on it, on the reference answers of held-out rows: KL "
+    "Each merge against the base with the adapter on it, on whole held-out rows, prompt and reference answer: KL "
     "divergence of the next-token distributions in nats, over all tokens; how often both prefer the same token; "
-    "and, where given, how many greedy answers are the same."
+    "and, where given, how many greedy answers are the same and match the reference."
 )
 _GENERATE = """\
 tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -221,7 +221,7 @@ def _training(facts: CardFacts) -> list[str]:
     rows = {
         "Steps": _figure(summary, "steps", "d"),
         "Training loss, mean over all steps": _figure(summary, "train_loss", ".4f"),
-        _heldout_name(settings): _figure(summary, "eval_loss", ".4f"),
+        _heldout_name(settings, summary): _figure(summary, "eval_loss", ".4f"),
         "Tokens per second in the steps, without padding": _figure(summary, "tokens_per_second", ",.0f"),
         f"Peak memory{_on(facts.versions)}": _memory(summary.get("peak_memory_bytes")),
         "Trained parameters": _parameters(summary),
@@ -234,9 +234,10 @@ def _training(facts: CardFacts) -> list[str]:
     return [*figures, "Settings:", "\n".join(head + chosen)]
 
 
-def _heldout_name(config: Mapping[str, Any]) -> str:
+def _heldout_name(config: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
     rows = f" (at most {config['eval_rows']} rows of split `test`)" if "eval_rows" in config else ""
-    return f"Held-out loss at the end{rows}"
+    when = f" at step {summary['eval_step']:d}" if summary.get("eval_step") is not None else ", last measured"
+    return f"Held-out loss{when}{rows}"
 
 
 def _on(versions: Mapping[str, str]) -> str:

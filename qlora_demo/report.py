@@ -30,7 +30,8 @@ _NEED_BYTES = 32 << 20
 _SUMMARY = {
     "steps": "steps",
     "train_loss": "mean training loss",
-    "eval_loss": "held-out loss at the end",
+    "eval_loss": "held-out loss, last measured",
+    "eval_step": "held-out loss measured at step",
     "tokens_per_second": "tokens/s in the steps, without padding",
     "peak_memory_bytes": "peak memory",
     "runtime_seconds": "from start to end, loading included",
@@ -147,7 +148,7 @@ def _figure(name: str, value: float) -> str:
         return memory(value)
     if name.endswith("_seconds"):
         return duration(value)
-    return f"{value:.4f}" if "loss" in name else f"{value:,.0f}"
+    return f"{value:.4f}" if name.endswith("_loss") else f"{value:,.0f}"
 
 
 def _scores(evaluation: Mapping[str, Any] | None) -> str:

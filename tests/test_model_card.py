@@ -25,6 +25,7 @@ FACTS = CardFacts(
         "steps": 110,
         "train_loss": 0.51234,
         "eval_loss": 0.41,
+        "eval_step": 55,
         "tokens_per_second": 1234.4,
         "peak_memory_bytes": 3 << 30,
         "trainable_parameters": 4_884_480,
@@ -101,7 +102,7 @@ def test_every_figure_says_how_it_was_measured() -> None:
     assert [row for row in _rows(adapter_card(FACTS)) if not set(row) <= {"", "---"}] == [
         ["Steps", "110"],
         ["Training loss, mean over all steps", "0.5123"],
-        ["Held-out loss at the end (at most 32 rows of split `test`)", "0.4100"],
+        ["Held-out loss at step 55 (at most 32 rows of split `test`)", "0.4100"],
         ["Tokens per second in the steps, without padding", "1,234"],
         ["Peak memory on `NVIDIA H200`", "3.0 GiB"],
         ["Trained parameters", "4,884,480 of 139,399,488 (3.50%)"],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import random
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -45,6 +47,16 @@ def load_splits(config: TrainConfig) -> Splits:
     kept = heldout_places(len(rows), config)
     train = [row for at, row in enumerate(rows) if at not in kept]
     return Splits(train, {"test": [rows[at] for at in sorted(kept)]})
+
+
+def rows_digest(splits: Splits) -> str:
+    """Sixteen hex digits over all rows and how they are split."""
+    seen = hashlib.blake2b(digest_size=8)
+    for name, rows in [("train", splits.train), *splits.heldout.items()]:
+        seen.update(name.encode())
+        for row in rows:
+            seen.update(json.dumps(row).encode())
+    return seen.hexdigest()
 
 
 def bundled_splits() -> Splits:

@@ -30,7 +30,7 @@ from trl import SFTTrainer
 from .. import logs
 from ..config import GenerationSettings, TrainConfig
 from ..disk import is_full
-from ..errors import DemoError, DeviceBusy, OutOfMemory, RequestError, WorkError
+from ..errors import DemoError, DeviceBusy, OutOfMemory, RequestError, RunError, WorkError
 from ..gpu import Lease, device_info
 from ..locks import HeldLock
 from ..memory_plan import lighter, plan
@@ -51,14 +51,14 @@ from ..sources import resolve, shape_of, weights_digest
 from ..units import memory
 from .agree import is_main
 from .checkpoints import Checkpoints
-from .data import Splits, load_splits
+from .data import Splits, load_splits, rows_digest
 from .evaluate import ANSWER_TOKENS
 from .generate import complete
 from .load import device, ran_out
 from .machine import versions
 from .peak import peak_memory_bytes
 from .reporter import Reporter, write_run_state
-from .trainer import build_trainer, device_kind, gathered_weights, save_adapter, situation
+from .trainer import INITIAL_DRAFT, build_trainer, device_kind, gathered_weights, save_adapter, situation
 
 _LOSS = {"completion": "on each answer", "assistant": "on the assistant's turns", "all": "on every token"}
 
@@ -100,17 +100,28 @@ def train(path: Path, config: TrainConfig, settings: Settings) -> None:
     earlier = before.earlier_seconds + _sitting_seconds(before, lines)
     write_run_state(
         path,
-        RunState("loading", started_at=time.time(), processes=before.processes, earlier_seconds=earlier),
+        RunState(
+            "loading",
+            started_at=time.time(),
+            processes=before.processes,
+            earlier_seconds=earlier,
+            summary=before.summary,  # of the adapter that is there until another takes its place
+        ),
     )
     checkpoint = last_checkpoint(path)
     kept = [line for line in lines if checkpoint and line.step <= checkpoint[0]]
     if is_main():
         cut_metrics(path, checkpoint[0] if checkpoint else 0)
     splits = load_splits(config)
+    began = _began_with(path) if checkpoint or (path / "adapter").is_dir() else {}
+    rows = rows_digest(splits)
+    _require_same(began.get("rows"), rows, f"dataset: {config.dataset} holds other rows")
     _keep_heldout(path, splits)
     trainer, chosen = build_trainer(path, config, settings, splits)
+    base = weights_digest(resolve(settings, config.model))
+    _require_same(began.get("base_weights"), base, f"model: {config.model} has other weights")
     if is_main():
-        ran_on = versions() | {"base_weights": weights_digest(resolve(settings, config.model))}
+        ran_on = versions() | {"base_weights": base, "rows": rows}
         write_atomically(path / "versions.json", json.dumps(ran_on, indent=2))
     logs.event("training.loaded", rows=len(trainer.train_dataset), resumed_from=checkpoint[0] if checkpoint else 0)
     choices = chosen.reasons + _data_choices(trainer, config) + _resumed(checkpoint)
@@ -121,15 +132,33 @@ def train(path: Path, config: TrainConfig, settings: Settings) -> None:
     _finish(path, config, splits, trainer, reporter)
 
 
+def _began_with(path: Path) -> dict[str, Any]:
+    """What a run wrote down of its base and its rows when it began."""
+    with contextlib.suppress(OSError, ValueError):
+        found = json.loads((path / "versions.json").read_text("utf-8"))
+        return found if isinstance(found, dict) else {}
+    return {}
+
+
+def _require_same(began: str | None, now: str, what: str) -> None:
+    if began and began != now:
+        raise RunError(
+            f"{what} than this run began with (digest {now}, then {began}), and it would go on with both; "
+            "restore what it began with, or start a new run with its settings"
+        )
+
+
 def _finish(path: Path, config: TrainConfig, splits: Splits, trainer: SFTTrainer, reporter: Reporter) -> None:
     """Save the adapter, unless it holds no numbers, and write how the run ended."""
     metrics = read_metrics(path)[0] if is_main() else []
     losses = [line.loss for line in metrics if line.loss is not None]
+    heldout = next((line for line in reversed(metrics) if line.eval_loss is not None), None)
     trainable, total = trainer.model.get_nb_trainable_parameters()
     summary = {
         "steps": trainer.state.global_step,
         "train_loss": statistics.fmean(losses) if losses else None,
-        "eval_loss": reporter.eval_loss,
+        "eval_loss": heldout.eval_loss if heldout else None,
+        "eval_step": heldout.step if heldout else None,
         "tokens_per_second": reporter.tokens / reporter.seconds if reporter.seconds else 0.0,
         "peak_memory_bytes": peak_memory_bytes(),
         "trainable_parameters": trainable,
@@ -216,7 +245,7 @@ def _keep_heldout(path: Path, splits: Splits) -> None:
 def _out_of_disk(path: Path) -> WorkError:
     """Take away what was half written, which also makes the room to say so; the error that says it."""
     unfinished = [one for one in (path / CHECKPOINTS).glob("*") if not (one / CHECKPOINT_MARK).is_file()]
-    for folder in (path / ".adapter-new", *unfinished):
+    for folder in (path / ".adapter-new", path / INITIAL_DRAFT, *unfinished):
         shutil.rmtree(folder, ignore_errors=True)
     found = last_checkpoint(path)
     remedy = f"resume the run from step {found[0]}" if found else "start the run again"
@@ -257,15 +286,25 @@ def _save_adapter(path: Path, config: TrainConfig, trainer: SFTTrainer) -> None:
         shutil.rmtree(folder, ignore_errors=True)
     save_adapter(path, config, trainer, draft, weights)
     if final.exists():
+        _set_aside(path, f"of-{time.strftime('%Y%m%d-%H%M%S', time.localtime(final.stat().st_mtime))}")
         final.rename(older)
     draft.rename(final)
     shutil.rmtree(older, ignore_errors=True)
 
 
+def _set_aside(path: Path, name: str) -> None:
+    """What was measured and exported of the adapter that another will replace; what was seen of the data stays."""
+    results = [one for one in (path / "results").glob("*.json") if one.stem != "preflight"]
+    for one in [*results, *(path / "exports").glob("[!.]*")]:
+        aside = path / "earlier" / name / one.parent.name
+        aside.mkdir(parents=True, exist_ok=True)
+        one.rename(aside / one.name)
+
+
 def _end(path: Path, status: Any, **values: Any) -> None:
     state = read_state(path)
     ended = time.time()
-    summary = values.pop("summary", {}) | {"runtime_seconds": state.seconds(ended) or 0.0}
+    summary = values.pop("summary", state.summary) | {"runtime_seconds": state.seconds(ended) or 0.0}
     write_run_state(path, replace(state, status=status, ended_at=ended, summary=summary, **values))
     logs.event("training.ended", state=status)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from ..records import Choice
 from ..runs import CHECKPOINTS
 from ..settings import Settings
 from ..sources import BASE_FORM_FILE, resolve
+from .agree import is_main
 from .data import Splits, training_set
 from .kernels import fuse_layers, fused_kernels_trouble, triton_trouble
 from .load import device, has_bf16, load_base, load_tokenizer, read_config
@@ -32,7 +34,27 @@ from .room import free_and_total
 
 INITIAL = "initial-adapter"
 """Where a run keeps the adapter that changes the base (PiSSA, OLoRA) as it was before the first step."""
+INITIAL_DRAFT = ".initial-adapter-new"
 _EVA_BATCHES = 64
+
+
+class Trainer(SFTTrainer):
+    """TRL's trainer, whose held-out loss is the mean over all trained tokens of the held-out rows: the library takes
+    the mean of its batches' means, which changes with the batch size.  On several ranks, rows that even out the last
+    batch count again."""
+
+    def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        found = super().prediction_step(model, inputs, *args, **kwargs)
+        trained = (inputs["labels"][..., 1:] != -100).sum()
+        self._heldout += torch.stack([found[0].double() * trained, trained.double()])
+        return found
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
+        self._heldout = torch.zeros(2, dtype=torch.double, device=self.args.device)
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        loss, trained = self.accelerator.reduce(self._heldout).tolist()
+        output.metrics[f"{metric_key_prefix}_loss"] = loss / max(trained, 1)
+        return output
 
 
 def build_trainer(path: Path, config: TrainConfig, settings: Settings, splits: Splits) -> tuple[SFTTrainer, Chosen]:
@@ -66,7 +88,7 @@ def make_trainer(
         fuse_layers(model)
     heldout = splits.heldout["test"][: config.eval_rows]
     try:
-        return SFTTrainer(
+        return Trainer(
             model=model,
             args=_sft_config(path, config, chosen),
             train_dataset=training_set(splits.train, config.loss_on),
@@ -201,11 +223,14 @@ def _initialise(path: Path, config: TrainConfig, trainer: SFTTrainer) -> None:
         batches = (batch for batch, _ in zip(trainer.get_train_dataloader(), range(_EVA_BATCHES), strict=False))
         kept = [{name: batch[name] for name in ("input_ids", "attention_mask")} for batch in batches]
         initialize_lora_eva_weights(trainer.model, kept, show_progress_bar=False)
-    if config.init_lora_weights in ("pissa", "olora") and not (path / INITIAL).exists():
+    if config.init_lora_weights in ("pissa", "olora") and is_main() and not (path / INITIAL).exists():
+        draft = path / INITIAL_DRAFT
+        shutil.rmtree(draft, ignore_errors=True)
         kind = trainer.model.peft_config["default"]
         kind.init_lora_weights = True
-        trainer.model.save_pretrained(path / INITIAL)
+        trainer.model.save_pretrained(draft)
         kind.init_lora_weights = config.init_lora_weights
+        draft.rename(path / INITIAL)
 
 
 def loss_kernels() -> tuple[Choice, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 from transformers import TrainerControl, TrainerState
 
 from qlora_demo.cli import main
 from qlora_demo.config import TrainConfig
 from qlora_demo.console import follow
 from qlora_demo.errors import DataError, RunError
+from qlora_demo.jobs import read_result, save_result
 from qlora_demo.memory import ModelShape
 from qlora_demo.memory_plan import lighter
 from qlora_demo.ml.reporter import Reporter
@@ -60,6 +63,66 @@ def test_a_request_that_is_wrong_only_when_it_is_resumed_costs_nothing(
     run = services.runs.get(run.id)
     assert (run.state.status, run.state.refused, run.resumable_from) == ("failed", False, 2)
     assert "there is no file" in run.state.error
+
+
+def test_a_run_goes_on_only_with_the_rows_and_the_base_that_it_began_with(
+    services: Services, config: TrainConfig, chat_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(config.model, model)
+    config = config.changed(model=str(model))
+    run = stopped_after(services, config, 1, monkeypatch)
+    kept = (services.runs.versions(run.id), services.runs.heldout(run.id))
+    rows = chat_file.read_text("utf-8")
+    chat_file.write_text("\n".join([rows, *rows.splitlines()[:4]]), "utf-8")
+    with pytest.raises(RunError, match=f"dataset: {chat_file} holds other rows .* start a new run"):
+        train(run.path, config, services.settings)
+    chat_file.write_text(rows, "utf-8")
+    weights = load_file(model / "model.safetensors")
+    save_file({name: tensor + 1 for name, tensor in weights.items()}, model / "model.safetensors", {"format": "pt"})
+    with pytest.raises(RunError, match=f"model: {model} has other weights .* start a new run"):
+        train(run.path, config, services.settings)
+    assert (services.runs.versions(run.id), services.runs.heldout(run.id)) == kept
+    save_file(weights, model / "model.safetensors", {"format": "pt"})
+    train(run.path, config, services.settings)
+    assert services.runs.get(run.id).state.status == "finished"
+
+
+def test_what_was_measured_and_exported_before_a_run_went_on_is_not_told_of_what_it_became(
+    services: Services, config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = stopped_after(services, config, 1, monkeypatch)
+    for kind in ("evaluation", "preflight"):
+        save_result(run, kind, {"told": kind})
+    (run.path / "exports" / "merged").mkdir(parents=True)
+    train(run.path, config, services.settings)
+    assert read_result(run, "evaluation") is None and not (run.path / "exports" / "merged").exists()
+    assert (read_result(run, "preflight") or {})["told"] == "preflight"
+    [aside] = (run.path / "earlier").iterdir()
+    assert sorted(str(one.relative_to(aside)) for one in aside.glob("*/*")) == [
+        "exports/merged",
+        "results/evaluation.json",
+    ]
+
+
+def test_a_run_that_fails_when_it_goes_on_keeps_the_figures_of_its_adapter(
+    services: Services, config: TrainConfig, chat_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = stopped_after(services, config, 1, monkeypatch)
+    chat_file.unlink()
+    with pytest.raises(SystemExit), EndState(run.path):
+        train(run.path, config, services.settings)
+    assert services.runs.get(run.id).state.summary["train_loss"] == run.state.summary["train_loss"]
+
+
+def test_a_held_out_loss_is_told_with_the_step_it_was_measured_at(
+    services: Services, config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = stopped_after(services, config, 3, monkeypatch)
+    summary = run.state.summary
+    assert (summary["steps"], summary["eval_step"]) == (4, 4)
+    earlier = stopped_after(services, config.changed(eval_steps=2), 2, monkeypatch)
+    assert (earlier.state.summary["steps"], earlier.state.summary["eval_step"]) == (3, 2)
 
 
 def test_what_fails_while_the_answers_are_scored_leaves_the_checkpoint(

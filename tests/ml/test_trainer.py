@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -32,6 +34,38 @@ def settings(config: TrainConfig, situation: Situation, monkeypatch: pytest.Monk
     monkeypatch.setattr(trainer, "device", lambda: torch.device("cuda", 0))
     monkeypatch.setattr(trainer, "SFTConfig", dict)
     return dict(trainer._sft_config(Path("run"), config, choose(config, SHAPE, situation)))
+
+
+def test_the_held_out_loss_is_the_mean_over_trained_tokens_whatever_the_batch(
+    services: Services, tiny_model: Path, tmp_path: Path
+) -> None:
+    rows = [{"prompt": f"q{at}", "completion": "long answer " * (at % 4) + "x"} for at in range(60)]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    found = set()
+    for batch in (1, 2, 3):
+        sized = TINY | {"eval_rows": 6, "per_device_train_batch_size": batch}
+        config = TrainConfig(model=str(tiny_model), dataset=str(file), **sized)
+        made, _ = trainer.build_trainer(tmp_path / str(batch), config, services.settings, load_splits(config))
+        found.add(round(made.evaluate()["eval_loss"], 2))
+    assert len(found) == 1
+
+
+def test_what_an_adapter_began_as_is_kept_whole_or_not_at_all(tmp_path: Path) -> None:
+    config = TrainConfig(init_lora_weights="pissa", method="lora")
+
+    def full(folder: Path) -> None:
+        folder.mkdir()
+        raise OSError(28, "No space left on device")
+
+    model = SimpleNamespace(peft_config={"default": SimpleNamespace()}, save_pretrained=full)
+    for _ in range(2):
+        with pytest.raises(OSError, match="No space"):
+            trainer._initialise(tmp_path, config, SimpleNamespace(model=model))
+        assert not (tmp_path / trainer.INITIAL).exists()
+    model.save_pretrained = Path.mkdir
+    trainer._initialise(tmp_path, config, SimpleNamespace(model=model))
+    assert [one.name for one in tmp_path.iterdir()] == [trainer.INITIAL]
 
 
 def test_a_processor_runs_no_kernels_of_a_gpu() -> None:
