@@ -21,6 +21,11 @@ BITS_PER_WEIGHT: dict[BaseForm, float] = {
 constant per block and a 32-bit one per 256 blocks.  int8's constant per row is counted with the leftovers."""
 
 
+_TIED = (
+    *("cohere", "cohere2", "ernie4_5", "gemma", "gemma2", "gemma3_text", "gemma4_text", "gemma4_unified_text"),
+    *("granite_swa", "lfm2", "minicpm3", "recurrent_gemma", "smollm3", "starcoder2", "vaultgemma", "youtu"),
+)
+"""Types of model whose head is the embedding table where config.json does not say."""
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 
 
@@ -48,6 +53,7 @@ class ModelShape:
             raise ModelError(
                 f"config.json: {experts[0]} is set; mixtures of experts can be neither planned nor trained"
             )
+        family = str(config.get("model_type", ""))
         try:
             heads, hidden = int(config["num_attention_heads"]), int(config["hidden_size"])
             return cls(
@@ -58,10 +64,10 @@ class ModelShape:
                 num_key_value_heads=int(config.get("num_key_value_heads") or heads),
                 head_dim=int(config.get("head_dim") or hidden // heads),
                 vocab_size=int(config["vocab_size"]),
-                tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
-                qk_norm=str(config.get("model_type", "")).startswith("qwen3"),
+                tie_word_embeddings=bool(config.get("tie_word_embeddings", family in _TIED)),
+                qk_norm=family.startswith("qwen3"),
                 positions=int(config.get("max_position_embeddings") or 0),
-                family=str(config.get("model_type", "")),
+                family=family,
             )
         except (KeyError, TypeError, ValueError, ZeroDivisionError) as exc:
             raise ModelError(

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from .config import TrainConfig, target_names
+from .config import ATTENTION_MODULES, TrainConfig, target_names
 from .errors import ConfigError
 from .memory import BITS_PER_WEIGHT, ModelShape, activation_bytes
 from .records import Lighter
@@ -170,9 +170,10 @@ def lighter(
 
 def adapter_parameters(shape: ModelShape, config: TrainConfig) -> int:
     """Parameters of A and B, and of DoRA's magnitudes, on the targeted layers."""
-    sizes = _targets(shape, config).values()
-    per_layer = sum(config.r * (inputs + outputs) + config.use_dora * outputs for inputs, outputs in sizes)
-    return shape.num_hidden_layers * per_layer
+    return sum(
+        _times(name, shape, config) * (config.r * (inputs + outputs) + config.use_dora * outputs)
+        for name, (inputs, outputs) in _targets(shape, config).items()
+    )
 
 
 def optimizer_of(config: TrainConfig, kind: Kind) -> str:
@@ -325,6 +326,14 @@ def _targets(shape: ModelShape, config: TrainConfig) -> dict[str, tuple[int, int
     chosen = target_names(config.target_modules)
     names = None if chosen is None else {name.rpartition(".")[2] for name in chosen}
     return {name: size for name, size in shape.linear_sizes().items() if names is None or name in names}
+
+
+def _times(name: str, shape: ModelShape, config: TrainConfig) -> int:
+    """In how many layers a module is adapted: a target may be named with its layer's number."""
+    block = "self_attn" if name in ATTENTION_MODULES else "mlp"
+    full = [f".model.layers.{at}.{block}.{name}" for at in range(shape.num_hidden_layers)]
+    wanted = target_names(config.target_modules) or (name,)
+    return sum(any(one.endswith(f".{target}") for target in wanted) for one in full)
 
 
 def _largest(most: int, fits: Callable[[int], bool]) -> int:

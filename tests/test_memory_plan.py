@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import CONFIG_MAPPING
 
 from qlora_demo import choices
 from qlora_demo.catalog import SHAPES
@@ -47,6 +48,29 @@ def test_rank_16_on_all_linear_layers() -> None:
     mlp, attention = planned(target_modules="mlp"), planned(target_modules="attention")
     assert mlp.trainable_parameters + attention.trainable_parameters == 39_976_960
     assert planned(target_modules="q_proj, v_proj").trainable_parameters == 8_388_608
+
+
+@pytest.mark.parametrize(
+    ("targets", "layers"),
+    [
+        ("q_proj", 32),
+        ("self_attn.q_proj", 32),
+        ("layers.5.self_attn.q_proj", 1),
+        ("model.layers.15.self_attn.q_proj", 1),
+    ],
+)
+def test_a_layer_named_by_its_number_is_counted_once(targets: str, layers: int) -> None:
+    found = planned(target_modules=targets)
+    assert found.trainable_parameters == layers * 16 * (4096 + 4096)
+
+
+@pytest.mark.parametrize("model_type", ["gemma", "gemma2", "gemma3_text", "smollm3", "cohere2", "llama", "mistral"])
+def test_a_config_that_does_not_tell_of_its_head_is_read_as_the_library_reads_it(model_type: str) -> None:
+    config = CONFIG_MAPPING[model_type]()
+    told = config.to_dict()
+    told.pop("tie_word_embeddings", None)
+    assert ModelShape.from_config(told).tie_word_embeddings == config.tie_word_embeddings
+    assert not ModelShape.from_config(told | {"tie_word_embeddings": False}).tie_word_embeddings
 
 
 def test_dora_adds_a_magnitude_per_output() -> None:

@@ -21,7 +21,7 @@ from ..config import TrainConfig
 from ..errors import NoRoom
 from ..flops import train_flops
 from ..memory import ModelShape
-from ..memory_plan import Comparison, adapter_parameters, compare, parse_memory
+from ..memory_plan import Comparison, compare, parse_memory
 from ..settings import Settings
 from ..sources import resolve, shape_of
 from ..units import memory
@@ -54,12 +54,12 @@ def measure_training(case: Case, options: BenchmarkConfig, settings: Settings) -
         trainer.add_callback(phases)
         trainer.train()
         figures = phases.figures()
-    trained = adapter_parameters(shape, config)
+    trained, total = trainer.model.get_nb_trainable_parameters()
     row = {
         **figures,
         "device_peak_bytes": device_peak_bytes(figures["peak_bytes"]),
         "trainable_parameters": trained,
-        "all_parameters": shape.linear_parameters + shape.other_parameters + trained,
+        "all_parameters": total,
         "checkpointing": chosen.gradient_checkpointing,
         "optim": chosen.optim,
         "kernels": chosen.kernels,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -151,12 +151,11 @@ class Variants:
         return loaded
 
     def _attach(self, origin: Origin, unit: Unit) -> None:
-        """The adapter on a unit's weights; where that fails they are freed: part of it may be on them."""
-        try:
+        """The adapter on a unit's weights, which are freed where that fails."""
+        with ExitStack() as failed:
+            failed.callback(self.free, unit)  # part of the adapter may be on them
             self.held[unit].attach(origin)
-        except BaseException:
-            self.free(unit)
-            raise
+            failed.pop_all()
 
     def _tokenizer(self, origin: Origin) -> PreTrainedTokenizerBase:
         own = (origin.adapter / "tokenizer_config.json").is_file()
