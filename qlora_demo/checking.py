@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 from . import logs
 from .config import TrainConfig
-from .errors import DataError, DemoError, RequestError
+from .errors import DataError, DemoError, RequestError, RunError
 from .halt import Halt
 from .jobs import save_result
 from .locks import HeldLock
@@ -36,8 +37,8 @@ class Checks:
         self._steady = Steady("checks")
 
     def submit(self, configs: Sequence[TrainConfig], processes: int) -> list[Run]:
-        """Create runs, which wait for the device once their data has been read."""
-        made = [self._runs.create(config, RunState("checking", processes=processes)) for config in configs]
+        """Create runs, all or none, which wait for the device once their data has been read."""
+        made = self._runs.create_all(configs, RunState("checking", processes=processes))
         self.look()
         return made
 
@@ -59,15 +60,21 @@ class Checks:
         found: dict[Any, dict[str, Any]] = {}
         try:
             for run in self._runs.waiting("checking"):
-                if (lock := HeldLock.acquire(run.lock, {}, patience=0)) is not None:  # else another app is at it
-                    try:
-                        self._progress[run.id] = "Reading the data"
-                        self._settle(run.id, found)
-                    finally:
-                        lock.release()
-                        self._progress.pop(run.id, None)
+                with suppress(RunError):  # deleted meanwhile
+                    self._check(run, found)
         finally:
             self._at_work.release()
+
+    def _check(self, run: Run, found: dict[Any, dict[str, Any]]) -> None:
+        """Check one run, unless another app is at it."""
+        if (lock := HeldLock.acquire(run.lock, {}, patience=0)) is None:
+            return
+        try:
+            self._progress[run.id] = "Reading the data"
+            self._settle(run.id, found)
+        finally:
+            lock.release()
+            self._progress.pop(run.id, None)
 
     def _settle(self, name: str, found: dict[Any, dict[str, Any]]) -> None:
         """Read one run's data; what is ``found`` already of the same data is not looked for again."""

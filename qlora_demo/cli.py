@@ -27,11 +27,12 @@ from .columns import parse_all
 from .compose import build_services, serve
 from .config import GenerationSettings
 from .console import follow, last, print_checks, print_result, report_progress
+from .disk import writing
 from .doctor import Check, attempt, examine
 from .errors import DemoError, RequestError, WorkError
 from .exporting import push
 from .halt import Halt
-from .jobs import save_result
+from .jobs import at_work, save_result
 from .planning import plan_training
 from .promptsets import conversation, read_prompts
 from .records import Answer, AnswerRequest, ExportKind, ExportRequest, MergeBase
@@ -88,20 +89,24 @@ def train(services: Services, args: argparse.Namespace) -> dict[str, Any]:
     if args.prepare:
         run = services.runs.create(train_config(args))
         return {"run": run.id, "state": run.state.status, "path": str(run.path)}
-    run = services.launcher.start(train_config(args), args.processes)
-    return _outcome(services, run)
-
-
-def _outcome(services: Services, run: Run) -> dict[str, Any]:
-    """Follow a run to its end; an interrupt asks it to stop and save."""
-    print(f"run {run.id}: log in {run.path / 'train.log'}", file=sys.stderr)
-    try:
-        run = follow(services, run)
-    except KeyboardInterrupt:
-        services.runs.request_stop(run.id)
-        run = follow(services, run)
+    run = _followed(services, services.launcher.start(train_config(args), args.processes))
     if run.state.refused:
         services.runs.delete(run.id)
+    return _outcome(run)
+
+
+def _followed(services: Services, run: Run) -> Run:
+    """Follow a run to its end, as which it is returned; an interrupt asks it to stop and save."""
+    print(f"run {run.id}: log in {run.path / 'train.log'}", file=sys.stderr)
+    try:
+        return follow(services, run)
+    except KeyboardInterrupt:
+        services.runs.request_stop(run.id)
+        return follow(services, run)
+
+
+def _outcome(run: Run) -> dict[str, Any]:
+    if run.state.refused:
         raise RequestError(run.state.error)
     if run.state.status == "failed":
         raise WorkError(f"run {run.id} failed: {run.state.error}; the whole log is {run.path / 'train.log'}")
@@ -146,7 +151,7 @@ def runs(services: Services, args: argparse.Namespace) -> Any:
         services.runs.request_stop(args.run)
         return {"run": args.run, "state": "stopping"}
     if args.action == "resume":
-        return _outcome(services, services.launcher.resume(args.run))
+        return _outcome(_followed(services, services.launcher.resume(args.run)))
     if args.action == "delete":
         services.runs.delete(args.run)
         return {"run": args.run, "state": "deleted"}
@@ -175,18 +180,30 @@ def compare(services: Services, args: argparse.Namespace) -> dict[str, Any]:
 
 def merge(services: Services, args: argparse.Namespace) -> dict[str, Any]:
     """Save the merged 16-bit model."""
-    out = Path(args.out) if args.out else None
-    return last(services.engine().export(ExportRequest(args.run, "merged", args.onto, out), Halt()))
+    with at_work(services.runs.get(args.run)):
+        request = ExportRequest(args.run, "merged", args.onto, _out(args.out))
+        return last(services.engine().export(request, Halt()))
 
 
 def export(services: Services, args: argparse.Namespace) -> dict[str, Any]:
     """Save an adapter or a merged model with its model card, and push it to a hub repository where one is named."""
-    out = Path(args.out) if args.out else None
-    result = last(services.engine().export(ExportRequest(args.run, args.what, args.onto, out), Halt()))
-    if args.push:
-        token = os.environ.get("HF_TOKEN", "")
-        result |= last(push(services.hub, Path(result["path"]), args.push, token))
+    with at_work(services.runs.get(args.run)):
+        request = ExportRequest(args.run, args.what, args.onto, _out(args.out))
+        result = last(services.engine().export(request, Halt()))
+        if args.push:
+            token = os.environ.get("HF_TOKEN", "")
+            result |= last(push(services.hub, Path(result["path"]), args.push, token))
     return result
+
+
+def _out(folder: str | None) -> Path | None:
+    """The folder to make; those that it stands in are made here, before the work."""
+    if not folder:
+        return None
+    out = Path(folder).expanduser()
+    with writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+    return out
 
 
 def report(services: Services, args: argparse.Namespace) -> dict[str, Any]:
@@ -199,15 +216,17 @@ def report(services: Services, args: argparse.Namespace) -> dict[str, Any]:
 def evaluate(services: Services, args: argparse.Namespace) -> dict[str, Any]:
     """Scores on the run's held-out rows."""
     columns = parse_all(names(args.variants), args.run)
-    result = last(services.engine().evaluate(args.run, columns, args.limit, Halt()))
-    save_result(services.runs.get(args.run), "evaluation", result)
+    with at_work(run := services.runs.get(args.run)):
+        result = last(services.engine().evaluate(args.run, columns, args.limit, Halt()))
+        save_result(run, "evaluation", result)
     return {"run": args.run, "variants": result["variants"], "splits": result["splits"]}
 
 
 def fidelity(services: Services, args: argparse.Namespace) -> dict[str, Any]:
     """Both merges against the adapter model, on the run's held-out rows."""
-    result = last(services.engine().fidelity(args.run, args.limit, Halt()))
-    save_result(services.runs.get(args.run), "fidelity", result)
+    with at_work(run := services.runs.get(args.run)):
+        result = last(services.engine().fidelity(args.run, args.limit, Halt()))
+        save_result(run, "fidelity", result)
     return {"run": args.run, **result}
 
 

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
-from .errors import ConfigError, WorkError
+from .errors import ConfigError, RunError, WorkError
 from .units import memory
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -40,8 +40,9 @@ def require_free(folder: Path, need_bytes: int, what: str) -> None:
 
 def folder_bytes(path: Path) -> int:
     """The sizes of the files below `path`, or of the file that it is; what symlinks lead to is not counted."""
-    files = path.rglob("*") if path.is_dir() else [path]
-    return sum(map(_file_bytes, files))
+    if not path.is_dir():
+        return _file_bytes(path)
+    return sum(_file_bytes(Path(folder, name)) for folder, _, names in os.walk(path) for name in names)
 
 
 def _file_bytes(file: Path) -> int:
@@ -157,8 +158,10 @@ def _at_work(folder: Path, how: int = fcntl.LOCK_SH) -> Iterator[None]:
 def draft_folder(out: Path) -> Iterator[Path]:
     """A hidden folder beside `out` to write into; it becomes `out` when the block ends, and is gone when it fails.
 
-    A draft that a killed process left behind is removed first.  Raises `ConfigError` where `out` exists already, and
-    `WorkError` where the disk refuses, also where a library reports that in an error of its own.
+    The folder that it stands in is made, and none above: a run that was deleted stays so.  A draft that a killed
+    process left behind is removed first.  Raises `ConfigError` where `out` exists already, `RunError` where what it
+    would stand in is gone, and `WorkError` where the disk refuses, also where a library reports that in an error of its
+    own.
     """
     if os.path.lexists(out):
         raise ConfigError("out", f"{out} exists already; name a new folder or remove it")
@@ -179,13 +182,22 @@ def _claimed(draft: Path, out: Path) -> Iterator[None]:
         stale = _lock_folder(draft, out)
         shutil.rmtree(draft)
         os.close(stale)
-    draft.mkdir(parents=True)
+    _make_in_place(draft, out)
     descriptor = _lock_folder(draft, out)
     try:
         yield
     finally:
         shutil.rmtree(draft, ignore_errors=True)
         os.close(descriptor)
+
+
+def _make_in_place(draft: Path, out: Path) -> None:
+    try:
+        with suppress(FileExistsError):
+            draft.parent.mkdir()
+    except FileNotFoundError as exc:
+        raise RunError(f"{out}: {out.parent.parent} is gone; choose another run or make that folder") from exc
+    draft.mkdir()
 
 
 def _lock_folder(draft: Path, out: Path) -> int:

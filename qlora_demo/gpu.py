@@ -12,6 +12,7 @@ from typing import Literal
 
 import psutil
 
+from .disk import writing
 from .errors import DeviceBusy
 from .locks import HeldLock, is_held, read_note
 from .records import DeviceInfo
@@ -30,6 +31,8 @@ class Lease:
 
     def acquire(self, purpose: Purpose, detail: str = "") -> HeldLock:
         """Hold the device until `release`, or until the last process that inherited the lock is gone."""
+        with writing(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
         held = HeldLock.acquire(self.path, {"purpose": purpose, "detail": detail}, _EXIT_SECONDS)
         if held is None:
             raise DeviceBusy(f"device: held by {self.holder()}; wait for it or stop it")

@@ -10,15 +10,17 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 from . import logs
 from .disk import read_file, writing
-from .errors import DemoError, DeviceBusy
+from .errors import DemoError, DeviceBusy, RunError
 from .halt import Halt
+from .locks import HeldLock
 from .records import Progress, Step
-from .runs import Run, RunStore, write_atomically
+from .runs import JOB_LOCK, Run, RunStore, write_atomically
 
 Work = Callable[[Halt], Iterator[Step]]
 _SAVE_SECONDS = 2.0
@@ -83,23 +85,27 @@ class Jobs:
             logs.event("job.ended", kind=self.last.kind, how=how)
 
     def _work(self, run: Run, work: Work, halt: Halt) -> None:
-        result: dict[str, Any] = {}
-        error, saved = "", 0.0
+        error = ""
         try:
-            for step in work(halt):
-                result = step.result or result
-                self._note(progress=step.progress)
-                if step.result and time.monotonic() - saved > _SAVE_SECONDS:
-                    self._keep(run, result, complete=False)
-                    saved = time.monotonic()
-            if result:
-                self._keep(run, result, complete=not halt.is_set())
+            with at_work(run):
+                self._go_through(run, work, halt)
         except DemoError as exc:
             error = str(exc)
         except Exception as exc:  # noqa: BLE001 - shown to the person; the thread has nobody else to tell
             error = f"{type(exc).__name__}: {exc}"
         finally:
             self._note(going=False, error=error)
+
+    def _go_through(self, run: Run, work: Work, halt: Halt) -> None:
+        result, saved = dict[str, Any](), 0.0
+        for step in work(halt):
+            result = step.result or result
+            self._note(progress=step.progress)
+            if step.result and time.monotonic() - saved > _SAVE_SECONDS:
+                self._keep(run, result, complete=False)
+                saved = time.monotonic()
+        if result:
+            self._keep(run, result, complete=not halt.is_set())
 
     def _keep(self, run: Run, result: dict[str, Any], *, complete: bool) -> None:
         assert self.last is not None
@@ -108,6 +114,18 @@ class Jobs:
     def _note(self, **changes: Any) -> None:
         assert self.last is not None
         self.last = replace(self.last, **changes)
+
+
+@contextmanager
+def at_work(run: Run) -> Iterator[None]:
+    """Around a job, whose run nobody deletes meanwhile.  Raises `RunError` where somebody has."""
+    lock = HeldLock.acquire(run.path / JOB_LOCK, {}, shared=True)
+    if lock is None:
+        raise RunError(f"run {run.id}: it is being deleted; choose another run")
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def save_result(run: Run, kind: str, result: dict[str, Any], *, complete: bool = True) -> None:

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any, Self
 
-from .errors import WorkError
+from .errors import RunError, WorkError
 
 _NO_LOCK = (errno.ENOENT, errno.EISDIR, errno.ELOOP)
 """What stands there can be held by nobody."""
@@ -31,17 +31,21 @@ class HeldLock:
         self.fd = fd
 
     @classmethod
-    def acquire(cls, path: Path, note: dict[str, Any], patience: float = _PROBE_SECONDS) -> Self | None:
-        """The lock, or None where another open file still holds it after `patience` seconds.
+    def acquire(
+        cls, path: Path, note: dict[str, Any], patience: float = _PROBE_SECONDS, *, shared: bool = False
+    ) -> Self | None:
+        """The lock, or None where another open file still holds it after `patience` seconds; ``shared``: with others
+        who share it.
 
-        Raises `WorkError` where the disk refuses.
+        Raises `RunError` where its folder is gone, which is not made again, and `WorkError` where the disk refuses.
         """
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+        except FileNotFoundError as exc:
+            raise RunError(f"{path.parent.name}: it was deleted meanwhile; choose another or start a new one") from exc
         except OSError as exc:
             raise WorkError(f"{path}: cannot be locked ({exc.strerror}); free disk space or make it writable") from exc
-        if not _lock(fd, patience):
+        if not _lock(fd, patience, fcntl.LOCK_SH if shared else fcntl.LOCK_EX):
             os.close(fd)
             return None
         held = cls(fd)
@@ -59,11 +63,11 @@ class HeldLock:
         os.close(self.fd)
 
 
-def _lock(fd: int, patience: float) -> bool:
+def _lock(fd: int, patience: float, how: int) -> bool:
     deadline = time.monotonic() + patience
     while True:
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(fd, how | fcntl.LOCK_NB)
             return True
         except BlockingIOError:
             if time.monotonic() > deadline:
@@ -71,8 +75,11 @@ def _lock(fd: int, patience: float) -> bool:
             time.sleep(0.01)
 
 
-def is_held(path: Path) -> bool:
-    """Whether some process holds the lock.  A shared probe, so two probes never see each other."""
+def is_held(path: Path, *, shared: bool = False) -> bool:
+    """Whether some process holds the lock; ``shared``: or shares it.
+
+    Without, it is a shared probe, so two probes never see each other.
+    """
     try:
         fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
     except OSError as exc:
@@ -80,7 +87,7 @@ def is_held(path: Path) -> bool:
             return False
         raise
     try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        fcntl.flock(fd, (fcntl.LOCK_EX if shared else fcntl.LOCK_SH) | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     finally:

@@ -54,7 +54,7 @@ def keep_conversation(run: Run, system: str, prompt: str, answers: list[Answer])
     """Put one prompt and its answers into the run's report; how many it holds now."""
     if not answers:
         raise ConfigError("report", "there is no answer to keep yet; send a prompt first")
-    lock = HeldLock.acquire(run.path / "results" / ".conversations.lock", {}, patience=_PATIENCE)
+    lock = HeldLock.acquire(run.path / ".conversations.lock", {}, patience=_PATIENCE)
     if lock is None:
         raise RunError(f"run {run.id}: its report is being written; try again")
     try:

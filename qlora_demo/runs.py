@@ -9,7 +9,7 @@ heldout/        rows training never saw, one JSONL file per split
 adapter/        the result                           (renamed into place when whole)
 checkpoints/    what a run continues from; one is whole when it holds the file `whole`
 stop            present once somebody asked to stop
-lock            held by the training process while it lives
+lock, job.lock  held by the training process while it lives; shared by the jobs that work with the run
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import json
 import os
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -55,13 +55,13 @@ tensorboard/    its logs, where they were asked for
 exports/        what was merged or exported, each with a model card
 initial-adapter/ where an adapter that changes its base (PiSSA, OLoRA) began
 note.json       a person's note and tags
-lock, stop      held while it trains; there once somebody asked for its end
+lock, job.lock, stop  held while it trains; while a job works with it; there once somebody asked for its end
 """
 _LARGEST = 1 << 53
 """No step, token or byte is counted further; a float holds every whole number up to here."""
 LOG_ENDS = "; its log ends: "
 """What stands before the end of the log in the error of a run that died."""
-CHECKPOINTS, CHECKPOINT_MARK = "checkpoints", "whole"
+CHECKPOINTS, CHECKPOINT_MARK, JOB_LOCK = "checkpoints", "whole", "job.lock"
 HELD = "--held"
 """What tells a training process that its run and the device are held for it."""
 
@@ -112,15 +112,21 @@ class RunStore:
         self.limits = limits
 
     def create(self, config: TrainConfig, state: RunState = _CREATED) -> Run:
-        """A new run; it appears under its name only when it is whole.  Raises `TooMany` where more are kept already
-        than the limits say."""
-        require_few(self.names(), self.limits)
+        """A new run; see `create_all`."""
+        return self.create_all([config], state)[0]
+
+    def create_all(self, configs: Sequence[TrainConfig], state: RunState) -> list[Run]:
+        """New runs, all or none; they appear under their names only when each is whole.  Raises `TooMany` where more
+        would be kept than the limits say."""
+        require_few(self.names(), self.limits, len(configs))
         require_room(self.root.parent, self.limits)
-        with new_folder(self.root, config.method.replace("-", "")) as (name, draft):
-            (draft / "config.json").write_text(config.model_dump_json(indent=2), "utf-8")
-            (draft / "README").write_text(_README, "utf-8")
-            write_state(draft, state)
-        return self.get(name)
+        with contextlib.ExitStack() as drafts:
+            made = [drafts.enter_context(new_folder(self.root, one.method.replace("-", ""))) for one in configs]
+            for config, (_, draft) in zip(configs, made, strict=True):
+                (draft / "config.json").write_text(config.model_dump_json(indent=2), "utf-8")
+                (draft / "README").write_text(_README, "utf-8")
+                write_state(draft, state)
+        return [self.get(name) for name, _ in made]
 
     def get(self, name: str) -> Run:
         """One run.  A process that died without an end state reads as failed, with the tail of its log."""
@@ -203,10 +209,12 @@ class RunStore:
             write_state(run.path, replace(run.state, status="stopped", error="taken out of the queue"))
 
     def delete(self, name: str) -> None:
-        """Remove a run that is not alive."""
+        """Remove a run that is not alive and that no job works with."""
         path = self.path(name)
         if is_held(path / "lock"):
             raise RunError(f"run {name}: still running; stop it first")
+        if is_held(path / JOB_LOCK, shared=True):
+            raise RunError(f"run {name}: a job works with it; wait for its end or stop it")
         remove_folder(path)
 
 

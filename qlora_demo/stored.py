@@ -14,13 +14,13 @@ _KEPT = ("runs", "uploads", "benchmarks")
 """What counts together, by its folder in the home; exports are in their run's."""
 
 
-def require_few(runs: Sequence[str], limits: Limits) -> None:
-    """Raises `TooMany` where so many runs are kept that one more may not be made."""
-    if len(runs) >= limits.stored_runs:
-        raise TooMany(
-            f"runs: {len(runs)} are kept and {limits.stored_runs} ({variable('stored_runs')}) is the most; "
-            f"delete some, the oldest is {min(runs)}"
-        )
+def require_few(runs: Sequence[str], limits: Limits, more: int) -> None:
+    """Raises `TooMany` where so many runs are kept that so many more may not be made."""
+    if len(runs) + more > limits.stored_runs:
+        wanted = f", {more} more are asked for" if more > 1 else ""
+        remedy = f"delete some, the oldest is {min(runs)}" if runs else "start one at a time"
+        most = f"{limits.stored_runs} ({variable('stored_runs')}) is the most"
+        raise TooMany(f"runs: {len(runs)} are kept{wanted} and {most}; {remedy}")
 
 
 def require_room(home: Path, limits: Limits) -> None:

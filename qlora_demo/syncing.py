@@ -40,21 +40,18 @@ class Syncer:
 
     @property
     def pending(self) -> bool:
-        """Whether something may still have to be sent."""
+        """Whether something may still have to be sent, as what the hub has refused has: a pause would lose it."""
         return not self._looked or any(map(self._unsent, self._ended()))
 
     def look(self) -> None:
         """Send what changed since the last look; whatever goes wrong is told, and tried again at the next."""
         try:
-            for run in self._ended():
-                if mark := self._unsent(run):
-                    self._send(run)
-                    self._there[run.id] = mark
-            self._looked, self.trouble = True, ""
-        except (DemoError, OSError) as exc:
-            if str(exc) != self.trouble:
-                logs.event("sync.failed", logging.ERROR, why=str(exc))
-            self.trouble = str(exc)
+            trouble = self._send_unsent()
+        except OSError as exc:
+            trouble = str(exc)
+        if trouble not in ("", self.trouble):
+            logs.event("sync.failed", logging.ERROR, why=trouble)
+        self.trouble = trouble
 
     def note(self) -> Note:
         """Where it stands."""
@@ -67,6 +64,19 @@ class Syncer:
         mark = _mark(run)
         return mark if mark != self._there.get(run.id) else ()
 
+    def _send_unsent(self) -> str:
+        """What went wrong, in words; a run that is refused keeps no other one here."""
+        reasons = dict[str, list[str]]()
+        for run in self._ended():
+            if mark := self._unsent(run):
+                try:
+                    self._send(run)
+                    self._there[run.id] = mark
+                except (DemoError, OSError) as exc:
+                    reasons.setdefault(str(exc), []).append(run.id)
+        self._looked = True
+        return "; ".join(f"{why} ({_named(names)})" for why, names in reasons.items())
+
     def _send(self, run: Run) -> None:
         files = {f"runs/{run.id}/{path.relative_to(run.path).as_posix()}": path for path in _files(run)}
         sent = self.services.hub.sync(files, self.repo, token=os.environ.get("HF_TOKEN", ""))
@@ -76,8 +86,13 @@ class Syncer:
         return [run for run in self.services.runs.all() if run.state.ended and not run.alive]
 
 
+def _named(runs: list[str]) -> str:
+    return f"run {runs[0]} and {len(runs) - 1} more" if len(runs) > 1 else f"run {runs[0]}"
+
+
 def _files(run: Run) -> list[Path]:
-    found = [path for part in _PARTS for path in run.path.glob(part)]
+    """What goes; a name that begins with a dot is a file that is being written, or that a kill left half written."""
+    found = [path for part in _PARTS for path in run.path.glob(part) if not path.name.startswith(".")]
     return sorted(path for path in found if path.is_file() and not path.is_symlink())
 
 

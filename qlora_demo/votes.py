@@ -24,6 +24,8 @@ METHOD = (
     "Intervals: 95% Wilson score. The verdict: two-sided exact binomial test on the votes that one of the best two won."
 )
 _LEVEL = 0.05
+_PATIENCE = 10.0
+"""Seconds: others keep a vote in much less."""
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS comparisons (
     id TEXT PRIMARY KEY, time REAL NOT NULL, run TEXT NOT NULL, system TEXT NOT NULL, prompt TEXT NOT NULL,
@@ -172,14 +174,35 @@ class VoteStore:
     def _open(self) -> Iterator[sqlite3.Connection]:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with closing(sqlite3.connect(self.path, timeout=10)) as database, database:
-                database.execute("PRAGMA journal_mode = WAL")
+            with closing(sqlite3.connect(self.path, timeout=_PATIENCE)) as database, database:
+                _switch_to_wal(database)
                 database.executescript(_SCHEMA)
                 yield database
         except (sqlite3.Error, OSError, ValueError) as exc:
-            full = is_full(exc, self.path.parent)  # which SQLite may take for an error of the disk
-            remedy = "the disk is full; remove files there and try again" if full else "move the damaged file away"
-            raise WorkError(f"{self.path}: {exc}; {remedy}") from exc
+            raise WorkError(f"{self.path}: {exc}; {self._remedy(exc)}") from exc
+
+    def _remedy(self, exc: Exception) -> str:
+        if is_full(exc, self.path.parent):  # which SQLite may take for an error of the disk
+            return "the disk is full; remove files there and try again"
+        return "somebody else is writing it; try again" if _is_busy(exc) else "move the damaged file away"
+
+
+def _switch_to_wal(database: sqlite3.Connection) -> None:
+    """Once per file; SQLite itself does not wait for who else is about to."""
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            database.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as exc:
+            if not _is_busy(exc) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+
+
+def _is_busy(exc: Exception) -> bool:
+    """Whether others have the file locked; the low byte is the kind of error."""
+    return getattr(exc, "sqlite_errorcode", sqlite3.SQLITE_OK) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
 def _comparison(row: Sequence[Any]) -> Comparison:
@@ -215,8 +238,10 @@ def _verdict(rates: Sequence[WinRate], ballots: Sequence[tuple[tuple[str, ...], 
     both = [(choice, count) for shown, choice, count in ballots if {best, second} <= set(shown)]
     if not both:
         return f"{best} and {second} were never shown together."
-    ours, theirs = (sum(count for choice, count in both if choice == name) for name in (best, second))
+    won = {name: sum(count for choice, count in both if choice == name) for name in (best, second)}
+    best, second = sorted(won, key=won.__getitem__, reverse=True)  # of these votes: others may have put one ahead
+    ours, theirs, met = won[best], won[second], sum(count for _, count in both)
     chance = sign_test(ours, theirs)
     if chance < _LEVEL:
         return f"{best} was preferred to {second} in {ours} of {ours + theirs} decided votes (p = {chance:.2g})."
-    return f"The votes do not separate {best} from {second}: {ours} against {theirs} of {total} (p = {chance:.2g})."
+    return f"The votes do not separate {best} from {second}: {ours} against {theirs} of {met} (p = {chance:.2g})."

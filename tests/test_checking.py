@@ -11,12 +11,13 @@ import pytest
 
 from qlora_demo.checking import RESULT, Checks
 from qlora_demo.config import TrainConfig
-from qlora_demo.errors import ConfigError
+from qlora_demo.errors import ConfigError, TooMany, WorkError
 from qlora_demo.halt import Halt
 from qlora_demo.jobs import read_result
 from qlora_demo.locks import HeldLock
 from qlora_demo.records import Progress, RunState, Step
 from qlora_demo.runs import Run, RunStore, write_state
+from qlora_demo.settings import Limits
 from tests.queueing import until
 
 
@@ -116,6 +117,48 @@ def test_a_stop_ends_the_check(store: RunStore) -> None:
     store.request_stop(run.id)
     until(lambda: not checks.progress(run.id))
     assert (status(store, run), store.get(run.id).alive, store.get(run.id).resumable) == ("stopped", False, True)
+
+
+def test_a_run_that_is_deleted_while_another_is_checked_does_not_come_back(store: RunStore) -> None:
+    reading = Reading()
+    checks = Checks(store, reading)
+    made = checks.submit([TrainConfig(method="qlora"), TrainConfig(method="lora"), TrainConfig(r=4)], 1)
+    until(lambda: any(checks.progress(run.id) for run in made))
+    first, second, third = sorted(made, key=lambda run: not checks.progress(run.id))
+    store.delete(second.id)
+    reading.go.set()
+    until(lambda: not checks.at_work)
+    assert sorted(store.names()) == sorted([first.id, third.id])
+    assert [status(store, run) for run in (first, third)] == ["queued", "queued"]
+
+
+def test_a_pair_for_which_there_are_too_few_places_is_refused_whole(tmp_path: Path) -> None:
+    store = RunStore(tmp_path / "runs", Limits(stored_runs=2))
+    kept, checks = store.create(TrainConfig()), Checks(store, Reading())
+    message = (
+        rf"^runs: 1 are kept, 2 more are asked for and 2 \(.*\) is the most; delete some, the oldest is {kept.id}$"
+    )
+    with pytest.raises(TooMany, match=message):
+        checks.submit([TrainConfig(method="qlora"), TrainConfig(method="lora")], 1)
+    assert store.names() == [kept.id] and not checks.at_work
+
+
+def test_a_pair_whose_second_run_finds_no_room_is_refused_whole(
+    store: RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[Path] = []
+
+    def write(path: Path, state: RunState) -> None:
+        written.append(path)
+        if len(written) == 2:
+            raise OSError(28, "No space left on device")
+        write_state(path, state)
+
+    monkeypatch.setattr("qlora_demo.runs.write_state", write)
+    checks = Checks(store, Reading())
+    with pytest.raises(WorkError, match="the disk is full; remove files there"):
+        checks.submit([TrainConfig(method="qlora"), TrainConfig(method="lora")], 1)
+    assert list(store.root.iterdir()) == [] and not checks.at_work
 
 
 def test_what_another_app_checks_is_left_to_it_and_taken_up_when_it_is_gone(store: RunStore) -> None:

@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +17,11 @@ from qlora_demo.arguments import train_config
 from qlora_demo.cli import main
 from qlora_demo.config import TrainConfig
 from qlora_demo.console import print_result
+from qlora_demo.errors import RunError
 from qlora_demo.knobs import field_names
+from qlora_demo.records import Progress, RunState, Step
+from qlora_demo.runs import write_state
+from qlora_demo.services import Services
 
 FLAGS = ["--max-length", "64", "--r", "4", "--max-steps", "2", "--per-device-train-batch-size", "2", "--eval-rows", "4"]
 
@@ -67,7 +73,7 @@ def test_train_compare_evaluate_merge_and_list_one_run(
 
     faithful = run_json(capsys, "fidelity", run, "--limit", "2")
     assert len(faithful["merges"]) == 4 and faithful["sentence"]
-    exported = run_json(capsys, "export", run, "--what", "adapter", "--out", str(tmp_path / "adapter"))
+    exported = run_json(capsys, "export", run, "--what", "adapter", "--out", str(tmp_path / "new" / "deep" / "adapter"))
     assert "vllm serve" in (Path(exported["path"]) / "README.md").read_text("utf-8")
     reported = run_json(capsys, "report", run, "--out", str(tmp_path / "report"))
     assert "Before and after" in Path(reported["html"]).read_text("utf-8")
@@ -132,6 +138,49 @@ def test_wrong_data_is_refused_and_leaves_no_run(
     line = refused(capsys, "train", "--model", str(tiny_model), "--dataset", str(bad), *FLAGS)
     assert line.endswith("line 2, message 2: has no answer; remove the row or fill it")
     assert run_json(capsys, "runs", "list") == []
+
+
+REFUSED = RunState("failed", error="dataset: there is no file rows.jsonl", refused=True)
+
+
+def test_a_start_that_is_refused_leaves_no_run_and_a_run_that_is_resumed_stays(
+    services: Services, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qlora_demo.launcher.Launcher._spawn", lambda self, run, *_: write_state(run.path, REFUSED))
+    assert refused(capsys, "train") == f"error: {REFUSED.error}"
+    assert services.runs.names() == []
+    run = services.runs.create(TrainConfig(), RunState("failed"))
+    assert refused(capsys, "runs", "resume", run.id) == f"error: {REFUSED.error}"
+    assert services.runs.get(run.id).state == REFUSED
+
+
+def test_a_refused_run_whose_resumption_is_interrupted_while_it_waits_stays(
+    services: Services, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(_: float) -> None:
+        raise KeyboardInterrupt
+
+    run = services.runs.create(TrainConfig(), REFUSED)
+    monkeypatch.setattr("qlora_demo.launcher.Launcher.start_next", lambda self: None)
+    monkeypatch.setattr("qlora_demo.console.time", SimpleNamespace(sleep=interrupted))
+    assert run_json(capsys, "runs", "resume", run.id) == {"run": run.id, "state": "stopped"}
+    assert services.runs.names() == [run.id]
+
+
+@pytest.mark.parametrize("command", ["evaluate", "fidelity", "merge", "export"])
+def test_a_run_is_not_deleted_while_a_command_works_with_it(
+    services: Services, capsys: pytest.CaptureFixture[str], command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def work(*_: Any) -> Iterator[Step]:
+        with pytest.raises(RunError, match="a job works with it"):
+            services.runs.delete(run.id)
+        yield Step(Progress("done"), {"variants": {}, "splits": {}})
+
+    run = services.runs.create(TrainConfig())
+    engine = SimpleNamespace(evaluate=work, fidelity=work, export=work, resident=tuple, release=lambda: None)
+    monkeypatch.setattr("qlora_demo.services.OnDemand.__call__", lambda self: engine)
+    run_json(capsys, command, run.id)
+    services.runs.delete(run.id)
 
 
 def test_a_reader_that_has_seen_enough_is_no_error(home: Path) -> None:

@@ -19,7 +19,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from qlora_demo.disk import clear_left, draft_folder, folder_bytes, new_folder, remove_folder, require_free
-from qlora_demo.errors import ConfigError, WorkError
+from qlora_demo.errors import ConfigError, RunError, WorkError
 from tests.conftest import Disk
 
 
@@ -61,6 +61,30 @@ def test_a_folder_s_bytes_are_those_of_its_files_and_not_of_what_links_lead_to(t
     (inside / "link").symlink_to(tmp_path / "big")
     assert folder_bytes(inside.parent) == 15
     assert folder_bytes(inside / "a") == 10
+
+
+def test_a_folder_that_vanishes_while_it_is_measured_counts_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "kept").write_bytes(b"x" * 10)
+    gone, scandir = tmp_path / "checkpoint-1", os.scandir
+    gone.mkdir()
+
+    def listed(path: Any) -> Any:
+        if Path(path) == gone:
+            gone.rmdir()
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", listed)
+    assert folder_bytes(tmp_path) == 10
+    assert not gone.exists()
+
+
+def test_a_draft_brings_nothing_back_that_was_deleted(tmp_path: Path) -> None:
+    out = tmp_path / "run" / "exports" / "merged"
+    with pytest.raises(RunError, match=f"^{out}: {tmp_path}/run is gone; choose another run"), draft_folder(out):
+        pytest.fail("the block ran")
+    assert _left(tmp_path) == []
 
 
 def test_a_finished_draft_becomes_the_folder(tmp_path: Path) -> None:

@@ -67,6 +67,24 @@ def test_stopped_work_keeps_what_it_has_and_says_that_it_is_not_all(jobs: Jobs, 
     assert found is not None and found["count"] >= 1 and found["complete"] is False
 
 
+def test_a_run_is_deleted_when_its_job_has_ended_and_not_before(services: Services, jobs: Jobs, run: Run) -> None:
+    begun, end = threading.Event(), threading.Event()
+
+    def work(halt: Halt) -> Iterator[Step]:
+        begun.set()
+        assert end.wait(10)
+        yield Step(Progress("done"), {"count": 1})
+
+    jobs.start("evaluation", run.id, work)
+    assert begun.wait(10)
+    with pytest.raises(RunError, match=f"^run {run.id}: a job works with it; wait for its end or stop it$"):
+        services.runs.delete(run.id)
+    end.set()
+    wait(jobs)
+    services.runs.delete(run.id)
+    assert services.runs.names() == []
+
+
 @pytest.mark.parametrize(
     ("exc", "shown"),
     [(ModelError("model: gone; fetch it"), "model: gone; fetch it"), (ValueError("odd"), "ValueError: odd")],

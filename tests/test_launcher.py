@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from qlora_demo.config import TrainConfig
-from qlora_demo.errors import DeviceBusy
+from qlora_demo.errors import DeviceBusy, RunError
 from qlora_demo.gpu import Lease
 from qlora_demo.launcher import Launcher, train_command
 from qlora_demo.records import RunState
@@ -155,6 +155,30 @@ def test_a_run_that_begins_as_it_is_taken_out_of_the_queue_finds_the_stop_and_go
     monkeypatch.setattr(launcher, "_spawn", lambda *_: None)
     launcher.resume(run.id)
     assert not (run.path / "stop").exists()
+
+
+def test_a_run_that_was_refused_is_so_no_longer_when_it_is_resumed(
+    launcher: Launcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = launcher.runs.create(TrainConfig(), RunState("failed", error="dataset: gone", refused=True))
+    monkeypatch.setattr(launcher, "start_next", lambda: None)
+    assert launcher.resume(run.id).state == RunState("queued")
+
+
+def test_a_run_that_is_deleted_as_it_begins_does_not_come_back(
+    launcher: Launcher, processes: Processes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = launcher.runs.create
+
+    def deleted(config: TrainConfig) -> Run:
+        run = create(config)
+        launcher.runs.delete(run.id)
+        return run
+
+    monkeypatch.setattr(launcher.runs, "create", deleted)
+    with pytest.raises(RunError, match="it was deleted meanwhile; choose another"):
+        launcher.start(TrainConfig())
+    assert (launcher.runs.names(), launcher.lease.holder(), processes) == ([], "", [])
 
 
 def test_one_process_is_started_as_a_module_on_the_run_directory(launcher: Launcher) -> None:

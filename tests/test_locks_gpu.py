@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from qlora_demo.errors import DeviceBusy
+from qlora_demo.errors import DeviceBusy, RunError
 from qlora_demo.gpu import Lease, bf16_in_words, device_info, gpu_count
 from qlora_demo.locks import HeldLock, is_held, read_note
 from qlora_demo.records import DeviceInfo
@@ -18,8 +18,8 @@ from qlora_demo.records import DeviceInfo
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """A lock's file, in a folder that does not exist yet."""
-    return tmp_path / "folder" / "lock"
+    """A lock's file, which does not exist yet."""
+    return tmp_path / "lock"
 
 
 @pytest.fixture
@@ -35,6 +35,22 @@ def lock(path: Path) -> Iterator[HeldLock]:
 def test_a_lock_that_nobody_took_is_free(path: Path) -> None:
     assert not is_held(path)
     assert read_note(path) == {}
+
+
+def test_a_folder_that_is_gone_is_not_made_again_for_its_lock(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"^gone: it was deleted meanwhile; choose another or start a new one$"):
+        HeldLock.acquire(tmp_path / "gone" / "lock", {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_that_is_shared_is_held_until_the_last_lets_go(path: Path) -> None:
+    first, second = (HeldLock.acquire(path, {}, shared=True) for _ in range(2))
+    assert first is not None and second is not None
+    assert HeldLock.acquire(path, {}, patience=0) is None
+    first.release()
+    assert is_held(path, shared=True) and not is_held(path)
+    second.release()
+    assert not is_held(path, shared=True)
 
 
 def test_a_lock_is_exclusive_within_one_process(path: Path, lock: HeldLock) -> None:
@@ -79,7 +95,6 @@ def test_a_child_that_does_not_inherit_the_lock_does_not_keep_it(path: Path, loc
 
 
 def test_a_probe_in_progress_does_not_refuse_the_lock(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path.parent.mkdir()
     path.touch()
     pauses = []
     with path.open("rb") as probe:
@@ -97,7 +112,6 @@ def test_a_probe_in_progress_does_not_refuse_the_lock(path: Path, monkeypatch: p
 
 
 def test_two_probes_do_not_take_each_other_for_a_holder(path: Path) -> None:
-    path.parent.mkdir()
     path.touch()
     with path.open("rb") as probe:
         fcntl.flock(probe, fcntl.LOCK_SH)

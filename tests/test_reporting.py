@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from qlora_demo.config import TrainConfig
-from qlora_demo.errors import ConfigError
+from qlora_demo.errors import ConfigError, RunError
 from qlora_demo.jobs import save_result
 from qlora_demo.records import Answer, AnswerTiming, Choice, Proof, RunState, TrainMetrics
 from qlora_demo.report import save, to_html
@@ -55,6 +55,13 @@ def test_all_that_was_measured_said_and_voted_is_in_it(services: Services, run: 
 def test_conversations_are_added_in_their_order(run: Run) -> None:
     assert keep_conversation(run, "", "first", [ANSWER]) == 1
     assert keep_conversation(run, "", "second", [ANSWER]) == 2
+
+
+def test_a_conversation_brings_no_deleted_run_back(services: Services, run: Run) -> None:
+    services.runs.delete(run.id)
+    with pytest.raises(RunError, match=f"^{run.id}: it was deleted meanwhile"):
+        keep_conversation(run, "", "late", [ANSWER])
+    assert services.runs.names() == []
 
 
 def test_there_must_be_an_answer_to_keep(run: Run) -> None:

@@ -14,7 +14,7 @@ from qlora_demo.config import TrainConfig
 from qlora_demo.disk import folder_bytes
 from qlora_demo.errors import RunError, TooMany
 from qlora_demo.halt import Halt
-from qlora_demo.records import ExportRequest
+from qlora_demo.records import ExportRequest, RunState
 from qlora_demo.runs import RunStore
 from qlora_demo.services import Services
 from qlora_demo.settings import Limits
@@ -35,6 +35,14 @@ def test_one_run_too_many_is_refused_with_what_to_delete_and_leaves_nothing(tmp_
     assert sorted(tmp_path.iterdir()) == before
     runs.delete(made[0])
     runs.create(TrainConfig())
+
+
+def test_two_runs_where_one_is_the_most_are_refused_with_what_to_do(tmp_path: Path) -> None:
+    runs = RunStore(tmp_path, Limits(stored_runs=1))
+    with pytest.raises(
+        TooMany, match=r"^runs: 0 are kept, 2 more are asked for and 1 .* the most; start one at a time$"
+    ):
+        runs.create_all([TrainConfig(), TrainConfig()], RunState("checking"))
 
 
 def sparse(path: Path, size: int) -> Path:

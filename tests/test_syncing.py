@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from qlora_demo import syncing
 from qlora_demo.config import TrainConfig
+from qlora_demo.errors import WorkError
 from qlora_demo.hub import HuggingFaceHub
 from qlora_demo.records import Note, RunState, Status
 from qlora_demo.runs import Run, write_state
@@ -114,12 +116,41 @@ def test_an_upload_that_breaks_is_told_once_and_goes_on_where_it_was(
     assert (
         note.bad and note.text.startswith("sync: ada/runs: the hub failed (HTTP 503") and OWNERS_TOKEN not in note.text
     )
+    assert f"run {second.id} and 1 more" in note.text or f"run {first.id} and 1 more" in note.text
     assert syncer.pending
     hub_server.trouble = {}
     syncer.look()
     assert logged[1:] == [("sync.ended", 6), ("sync.ended", 6)]
     assert {name.split("/")[1] for name in hub_server.files(REPO)} == {first.id, second.id}
     assert not syncer.note().bad and not syncer.pending
+
+
+def test_a_run_that_is_refused_keeps_no_other_one_here(
+    make: Callable[[], Syncer], services: Services, hub_server: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    older, old, newest = sorted((ended(services) for _ in range(3)), key=lambda run: run.id)
+    syncer, send = make(), HuggingFaceHub.sync
+
+    def refuses(self: HuggingFaceHub, files: Mapping[str, Path], *args: Any, **kwargs: Any) -> int:
+        if any(newest.id in name for name in files):
+            raise WorkError("the hub refused")
+        return send(self, files, *args, **kwargs)
+
+    monkeypatch.setattr(HuggingFaceHub, "sync", refuses)
+    syncer.look()
+    assert {name.split("/")[1] for name in hub_server.files(REPO)} == {older.id, old.id}
+    assert syncer.note() == Note(f"sync: the hub refused (run {newest.id})", bad=True)
+    assert syncer.pending
+
+
+def test_what_is_half_written_is_not_sent(
+    make: Callable[[], Syncer], services: Services, hub_server: HubServer
+) -> None:
+    run = ended(services)
+    for folder in ("adapter", "report"):
+        (run.path / folder / ".half.77-140").write_text("half", "utf-8")
+    make().look()
+    assert hub_server.files(REPO) and not any("half" in name for name in hub_server.files(REPO))
 
 
 @pytest.mark.parametrize(

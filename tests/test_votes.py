@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,17 @@ def test_many_votes_do(store: VoteStore) -> None:
     assert store.tally("run").verdict == "adapter was preferred to base in 14 of 16 decided votes (p = 0.0042)."
 
 
+def test_the_one_that_won_where_both_were_shown_is_the_one_preferred(store: VoteStore) -> None:
+    cast(store, "adapter", 80, ("base", "adapter"))
+    cast(store, "merged", 14, ("adapter", "merged"))
+    cast(store, "adapter", 4, ("adapter", "merged"))
+    assert store.tally("run").rates[0].column == "adapter"
+    assert store.tally("run").verdict == "merged was preferred to adapter in 14 of 18 decided votes (p = 0.031)."
+    cast(store, "adapter", 6, ("adapter", "merged"))
+    cast(store, TIE, 3, ("adapter", "merged"))
+    assert store.tally("run").verdict.endswith("merged from adapter: 14 against 10 of 27 (p = 0.54).")
+
+
 def test_columns_that_never_met_are_not_compared(store: VoteStore) -> None:
     cast(store, "adapter", 3, ("adapter", "base"))
     cast(store, "merged", 4, ("merged", "base"))
@@ -111,6 +123,27 @@ def test_several_threads_lose_no_vote(store: VoteStore) -> None:
     with sqlite3.connect(store.path) as database:
         assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
         assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+def test_the_first_two_users_at_once_wait_for_each_other(store: VoteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.path.parent.mkdir()
+    with closing(sqlite3.connect(store.path)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        monkeypatch.setattr("qlora_demo.votes.time.sleep", lambda _: other.rollback())
+        store.vote(store.add(comparison("base", "adapter")), "base")
+    assert store.count("run") == 1
+
+
+def test_a_file_that_somebody_else_writes_for_long_is_not_called_damaged(
+    store: VoteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = store.add(comparison("base", "adapter"))
+    monkeypatch.setattr("qlora_demo.votes._PATIENCE", 0.0)
+    with closing(sqlite3.connect(store.path)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(WorkError, match=r"database is locked; somebody else is writing it; try again$"):
+            store.vote(name, "base")
+    store.vote(name, "base")
 
 
 def test_a_damaged_file_is_named_and_left_alone(store: VoteStore) -> None:
