@@ -12,7 +12,7 @@ from typing import Any
 from .. import logs
 from ..columns import is_bundled, parse
 from ..config import TrainConfig
-from ..errors import DataError, OutOfMemory
+from ..errors import DataError, OutOfMemory, RunError
 from ..exporting import base_for, card, export_folder, facts, lines
 from ..gpu import Lease, Purpose
 from ..halt import Halt
@@ -110,8 +110,11 @@ class Engine:
     def explain_update(self, run_id: str, layer: str) -> dict[str, Any]:
         """What a run learned for one layer; see `explain.explain_update`."""
         run = self.runs.get(run_id)
-        scale = run.config.lora_alpha / (math.sqrt(run.config.r) if run.config.use_rslora else run.config.r)
-        return explain_update(resolve(self.settings, run.config.model), run.adapter, layer, scale)
+        config = run.config
+        if config.use_dora:
+            raise RunError(f"run {run_id}: DoRA's update is more than B times A; choose a run without use_dora")
+        scale = config.lora_alpha / (math.sqrt(config.r) if config.use_rslora else config.r)
+        return explain_update(resolve(self.settings, config.model), run.adapter, layer, scale, config.base_form)
 
     def _load(self, columns: Sequence[Column], halt: Halt, purpose: Purpose) -> Generator[Progress]:
         self._variants.plan(columns)

@@ -25,6 +25,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from ..errors import ModelError, RunError
+from ..records import BaseForm
 from .load import compute_dtype, four_bit, keep_exact, tensor_bytes
 from .lora_linear import LoRALinear
 from .packed import pack_layer
@@ -36,6 +37,7 @@ _TOKENS = 64
 _STEPS = 3
 _PASSES = 25
 _MOST_VALUES = 64
+_NOT_4_BIT = ("16bit", "int8")
 
 
 def layer_names(source: str) -> list[str]:
@@ -62,10 +64,10 @@ def explain_layer(source: str, name: str) -> dict[str, Any]:
     }
 
 
-def explain_update(source: str, adapter: Path, name: str, alpha_over_r: float) -> dict[str, Any]:
+def explain_update(source: str, adapter: Path, name: str, alpha_over_r: float, form: BaseForm) -> dict[str, Any]:
     """A trained update's singular values: ``values``, how many carry 90% and 99% of its energy, and what share of it
     the first 1, 2, ... hold together, ``energy``, of which ``kept`` is told; ``merged``: how much of it is left once it
-    is written into the layer; ``token``: what merging costs and buys there."""
+    is written into the layer, which training held in ``form``; ``token``: what merging costs and buys there."""
     with safe_open(str(adapter / "adapter_model.safetensors"), "pt") as file:
         keys = {key for key in file.keys() if f".{name}." in key}  # noqa: SIM118 - safe_open is no dictionary
         halves = [next((key for key in keys if f"lora_{half}." in key), "") for half in "AB"]
@@ -83,7 +85,8 @@ def explain_update(source: str, adapter: Path, name: str, alpha_over_r: float) -
         "energy": energy.tolist(),
         "kept": {rank: float(energy[rank - 1]) for rank in _ranks_up_to(len(energy))},
         "norm": float((values**2).sum().sqrt()),
-        "merged": merged(weight, b @ a),
+        "form": form,
+        "merged": merged(weight, b @ a, form),
         "token": of_a_token(weight, a, b),
     }
 
@@ -103,17 +106,17 @@ def _ranks_up_to(rank: int) -> list[int]:
     return [1 << power for power in range(rank.bit_length()) if 1 << power < rank] + [rank]
 
 
-def merged(weight: torch.Tensor, update: torch.Tensor) -> dict[str, dict[str, float]]:
-    """An update written into the NF4 layer it was trained on, in 16 bit and rounded to NF4 again.
+def merged(weight: torch.Tensor, update: torch.Tensor, form: BaseForm = "nf4") -> dict[str, dict[str, float]]:
+    """An update written into the layer it was trained on, in 16 bit and rounded to NF4.
 
     ``error``: root mean square of what is off in the merged weights over the update's own; ``output``: the same for
     the layer's output to normally distributed inputs, as the next layers see it.
     """
-    base = _rounded(weight.to(compute_dtype())).float()  # as the forward pass of training writes it out
+    base = _as_trained(weight.to(compute_dtype()), form).float()
     x = torch.randn(_TOKENS, weight.shape[1], generator=torch.Generator().manual_seed(0))
     whole = (base + update).to(compute_dtype())
     found = {}
-    for name, made in (("in 16 bit", whole), ("in NF4 again", _rounded(whole))):
+    for name, made in (("in 16 bit", whole), ("in NF4" if form in _NOT_4_BIT else "in NF4 again", _rounded(whole))):
         kept = made.float().sub_(base)
         found[name] = {"error": _relative(kept, update), "output": _relative(x @ kept.T, x @ update.T)}
     return found
@@ -301,6 +304,18 @@ def _rounded(values: torch.Tensor, kind: str = "nf4", *, double: bool = True) ->
     packed, state = quantization.quantize_4bit(values, blocksize=_BLOCK, quant_type=kind, compress_statistics=double)
     back: torch.Tensor = quantization.dequantize_4bit(packed, state)
     return back
+
+
+def _as_trained(weight: torch.Tensor, form: BaseForm) -> torch.Tensor:
+    """A layer's weights as the forward pass of training writes them out."""
+    if form == "16bit":
+        return weight
+    if form == "int8":
+        stored, scales, _ = quantization.int8_vectorwise_quant(weight.half())
+        written: torch.Tensor = quantization.int8_vectorwise_dequant(stored, scales)
+        return written
+    kind, _, single = form.partition("-")
+    return _rounded(weight, kind, double=not single)
 
 
 def _evenly_spaced(blocks: torch.Tensor) -> torch.Tensor:

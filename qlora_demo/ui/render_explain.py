@@ -47,6 +47,7 @@ def _beside(plan: MemoryPlan, parameters: int) -> str:
     return f"{memory(sum(each) * parameters)} with {WAYS[plan.way]} ({each[0]:g} + {each[1]:g} bytes a parameter)"
 
 
+_HELD = {"16bit": "16-bit", "int8": "8-bit", "nf4": "NF4", "fp4": "FP4"}
 LOOK = (
     '<p class="empty">Not computed yet. Choose a finished run and a layer, then press <b>Look into this layer</b>.</p>'
 )
@@ -136,12 +137,13 @@ def rounding(found: Facts) -> str:
         (f"merged {name}", percent(one["error"]), percent(one["output"])) for name, one in found["merged"].items()
     )
     head = ("this layer and its update", "off in the weights", "off in the layer's output")
+    held = _HELD[found["form"].partition("-")[0]]
     return (
-        "<p>The update, written into the NF4 layer it was trained on: what is off, as a share of the update itself. "
-        "Where rounding is off by as much as the update, nothing of what was learned is left for the logits.</p>"
+        f"<p>The update, written into the {held} layer it was trained on: what is off, as a share of the update "
+        "itself. Where rounding is off by as much as it, nothing of what was learned is left for the logits.</p>"
         + tables.html(tables.Table(head, rows))
-        + "<p>What merging costs and buys, in this layer, held as a chat on the processor holds it: the bytes, and one "
-        "token's pass through it, the median of passes taken in turn just now.</p>"
+        + "<p>What merging costs and buys beside the layer in NF4, each held as a chat on the processor holds it: the "
+        "bytes, and one token's pass through it, the median of passes taken in turn just now.</p>"
         + tables.html(tables.Table(("one token through this layer", "bytes", "time"), _of_a_token(found["token"])))
     )
 

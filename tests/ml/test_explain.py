@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import operator
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import bitsandbytes.functional as quantization
 import pytest
@@ -13,10 +14,14 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from qlora_demo.errors import ModelError
+from qlora_demo.config import TrainConfig
+from qlora_demo.errors import ModelError, RunError
 from qlora_demo.ml import explain, load
 from qlora_demo.ml.lora_linear import LoRALinear
 from qlora_demo.ml.packed import pack
+from qlora_demo.records import BaseForm
+from qlora_demo.services import Services
+from qlora_demo.ui import render_explain
 from tests.tiny import save_adapter
 
 
@@ -210,6 +215,37 @@ def test_a_small_update_is_kept_in_16_bit_and_lost_in_nf4() -> None:
     assert large["in 16 bit"]["output"] < 0.01
     tiny = explain.merged(weight, 1e-4 * small)
     assert 0.9 < tiny["in 16 bit"]["error"] <= 1, "it is lost where weights are not zero, and nothing else is off"
+
+
+@pytest.mark.parametrize("form", get_args(BaseForm))
+def test_a_merge_is_compared_with_the_layer_that_the_run_trained_on(tiny_model: Path, form: BaseForm) -> None:
+    source, name = str(tiny_model), "model.layers.0.mlp.up_proj"
+    weight = load.load_16bit(source).get_submodule(name).weight.detach()
+    base = load.load_16bit(source) if form == "16bit" else load.load_dequantized(source, form)
+    trained = explain._as_trained(weight, form).float()
+    assert torch.allclose(trained, base.get_submodule(name).weight.detach().float(), atol=2e-3, rtol=1e-2)
+    assert (trained == weight.float()).all() == (form == "16bit")
+
+
+def test_the_update_of_a_run_is_told_of_the_base_it_trained_on_and_dora_s_is_not(
+    services: Services, tiny_model: Path
+) -> None:
+    told = {}
+    for method, quantized in (("lora", "nf4"), ("lora-8bit", "nf4"), ("qlora", "fp4")):
+        run = services.runs.create(TrainConfig(model=str(tiny_model), method=method, bnb_4bit_quant_type=quantized))
+        save_adapter(tiny_model, run.adapter)
+        found = services.engine().explain_update(run.id, "model.layers.0.mlp.up_proj")
+        told[found["form"]] = re.search(r"into the (\S+) layer it was trained on", render_explain.rounding(found))
+        assert ("merged in NF4 again" in render_explain.rounding(found)) == (found["form"] == "fp4")
+    assert {form: there and there[1] for form, there in told.items()} == {
+        "16bit": "16-bit",
+        "int8": "8-bit",
+        "fp4": "FP4",
+    }
+    run = services.runs.create(TrainConfig(model=str(tiny_model), use_dora=True))
+    save_adapter(tiny_model, run.adapter)
+    with pytest.raises(RunError, match=f"run {run.id}: DoRA's update is more than B times A"):
+        services.engine().explain_update(run.id, "model.layers.0.mlp.up_proj")
 
 
 def test_what_one_token_takes_is_told_of_both_ways() -> None:
