@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -79,11 +79,15 @@ def pair_tag() -> str:
 
 
 def score_of(run: Run) -> float | None:
-    """The task's score: of the whole evaluation where there is one, else of the rows answered at the run's end."""
-    evaluation = read_result(run, "evaluation") or {}
-    figures = evaluation.get("variants", {}).get("adapter") or run.state.summary.get("score") or {}
-    value = figures.get("exact_match")
+    """The task's score: of the evaluation where one was ended, else of the rows answered at the run's end."""
+    value = _scored(run).get("exact_match")
     return float(value) if value is not None else None
+
+
+def _scored(run: Run) -> Mapping[str, Any]:
+    evaluation = read_result(run, "evaluation") or {}
+    whole = evaluation.get("variants", {}).get("adapter") if evaluation.get("complete") else None
+    return whole or run.state.summary.get("score") or {}
 
 
 def side_by_side(store: RunStore, runs: Sequence[Run]) -> Table:
@@ -93,7 +97,7 @@ def side_by_side(store: RunStore, runs: Sequence[Run]) -> Table:
         "method": [f"{run.config.method}, r {run.config.r}" for run in runs],
         "mean training loss": [_number(run.state.summary.get("train_loss"), ".4f") for run in runs],
         "held-out loss": [_number(run.state.summary.get("eval_loss"), ".4f") for run in runs],
-        "score (exact match)": [_share(score_of(run)) for run in runs],
+        "score (exact match)": [_score(run) for run in runs],
         "peak memory": [_memory(run.state.summary.get("peak_memory_bytes")) for run in runs],
         "median step": [_step(store.metrics(run.id)) for run in runs],
         "tokens/s": [_number(run.state.summary.get("tokens_per_second"), ",.0f") for run in runs],
@@ -116,5 +120,6 @@ def _memory(value: int | None) -> str:
     return "–" if value is None else memory(value)
 
 
-def _share(value: float | None) -> str:
-    return "–" if value is None else percent(value)
+def _score(run: Run) -> str:
+    value = score_of(run)
+    return "–" if value is None else f"{percent(value)} of {_scored(run).get('rows', '?')} rows"

@@ -17,7 +17,12 @@ from qlora_demo.services import Services
 @pytest.fixture
 def run(services: Services) -> Run:
     made = services.runs.create(TrainConfig())
-    summary = {"train_loss": 0.5, "eval_loss": 0.25, "peak_memory_bytes": 1 << 30, "score": {"exact_match": 0.75}}
+    summary = {
+        "train_loss": 0.5,
+        "eval_loss": 0.25,
+        "peak_memory_bytes": 1 << 30,
+        "score": {"rows": 16, "exact_match": 0.75},
+    }
     write_state(made.path, RunState("finished", summary=summary))
     return services.runs.get(made.id)
 
@@ -48,13 +53,16 @@ def test_runs_side_by_side(services: Services, run: Run) -> None:
     assert table.head == ("", run.id, other.id)
     rows = {name: cells for name, *cells in table.rows}
     assert rows["held-out loss"] == ["0.2500", "–"]
-    assert rows["score (exact match)"] == ["75.0%", "–"]
+    assert rows["score (exact match)"] == ["75.0% of 16 rows", "–"]
     assert rows["median step"] == ["2.0 s", "–"]
     assert rows["peak memory"] == ["1.0 GiB", "–"]
 
 
 def test_a_whole_evaluation_goes_before_the_score_at_the_end(run: Run) -> None:
-    save_result(run, "evaluation", {"variants": {"adapter": {"exact_match": 0.9}}})
+    evaluation = {"variants": {"adapter": {"exact_match": 0.9, "rows": 100}}}
+    save_result(run, "evaluation", evaluation, complete=False)
+    assert score_of(run) == 0.75
+    save_result(run, "evaluation", evaluation)
     assert score_of(run) == 0.9
 
 
