@@ -34,9 +34,10 @@ from ..runs import Run, RunStore
 from ..settings import Settings
 from ..sources import resolve
 from ..stored import require_room
+from .evaluate import Rows
 from .explain import explain_layer, explain_update, layer_names
 from .export import ExportTarget, export_adapter, export_merged
-from .judge import before_after, merge_fidelity
+from .judge import before_after, measurable, merge_fidelity
 from .limits import read_bandwidth
 from .load import device, ran_out
 from .preflight import preflight
@@ -208,9 +209,10 @@ class Engine:
         if what == "adapter":
             yield from export_adapter(self._variants.origin(adapter), out, written)
             return
-        rows = next(iter(self._heldout(run.id).values()))[:_FIDELITY_ROWS]
+        rows: Rows = next(iter(self._heldout(run.id).values()))[:_FIDELITY_ROWS]
         yield from (Step(progress) for progress in self._load([adapter], halt, "merge"))
         model = self._variants.loaded[adapter.name]
+        rows = measurable([model], rows)
         target = ExportTarget(onto, out, what == "merged-4bit")
         steps = export_merged(self._variants.origin(adapter), model, rows, target, written)
         yield from self._until(halt, "merge", steps)

@@ -5,16 +5,19 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.nn import functional
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..config import GenerationSettings
 from ..records import Message
 from ..scoring import Score, score, summarize
-from .generate import complete, encode, stop_ids
+from .generate import Activate, complete, encode, stop_ids
+from .load import context_length
 from .variants import Loaded
 
 Conversation = Sequence[Message]
@@ -72,7 +75,7 @@ class Divergence:
 def evaluate(loaded: Loaded, rows: Rows) -> Iterator[list[RowResult]]:
     """Yield the results of each batch of rows."""
     for batch in _batches(rows, _ANSWER_BATCH):
-        answers = greedy_answers(loaded, batch)
+        answers = greedy_answers(loaded.model, loaded.tokenizer, batch, loaded.activate)
         targets = reference_targets(loaded, batch)
         yield [
             RowResult(
@@ -154,10 +157,23 @@ def answer_span(loaded: Loaded, row: Conversation) -> slice:
     return slice(start, next((at + 1 for at in range(start, len(ids)) if ids[at] in stops), len(ids)))
 
 
-def greedy_answers(loaded: Loaded, rows: Rows) -> list[str]:
-    """The column's own answers to the rows' prompts."""
+def greedy_answers(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Rows, activate: Activate = nullcontext
+) -> list[str]:
+    """A model's own answers to the rows' prompts, some rows at a time."""
     settings = GenerationSettings(max_new_tokens=ANSWER_TOKENS)
-    return complete(loaded.model, loaded.tokenizer, [row[:-1] for row in rows], settings, loaded.activate)
+    asked = ([row[:-1] for row in batch] for batch in _batches(rows, _ANSWER_BATCH))
+    return [answer for batch in asked for answer in complete(model, tokenizer, batch, settings, activate)]
+
+
+def that_fit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Rows) -> list[Conversation]:
+    """The rows that are within the model's context, as is an answer to their prompt."""
+    longest = context_length(model)
+
+    def tokens(row: Conversation, answered: bool) -> int:
+        return encode(tokenizer, [row], answered)["input_ids"].shape[1]
+
+    return [row for row in rows if max(tokens(row, True), tokens(row[:-1], False) + ANSWER_TOKENS) <= longest]
 
 
 def _batches(rows: Rows, size: int) -> Iterator[Rows]:

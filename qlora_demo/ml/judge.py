@@ -9,9 +9,10 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 from ..columns import parse, title
+from ..errors import DataError
 from ..records import Column, MergeBase, Progress, Step
 from ..verdicts import fidelity_sentence
-from .evaluate import Divergence, RowResult, Rows, divergences, evaluate, fidelity_figures, figures
+from .evaluate import Divergence, RowResult, Rows, divergences, evaluate, fidelity_figures, figures, that_fit
 from .variants import Loaded
 
 Load = Callable[[Sequence[Column]], Iterator[Progress]]
@@ -20,6 +21,8 @@ Splits = Mapping[str, Rows]
 
 def before_after(columns: Sequence[Column], splits: Splits, loaded: dict[str, Loaded]) -> Generator[Step]:
     """Figures and rows of every column on every split; ``splits.{split}.{column}``, ``rows.{split}[].answers``."""
+    models = [loaded[column.name] for column in columns]
+    splits = {split: measurable(models, rows) for split, rows in splits.items()}
     found: dict[str, dict[str, list[RowResult]]] = {split: {} for split in splits}
     total = sum(map(len, splits.values())) * len(columns)
     done = 0
@@ -49,6 +52,7 @@ def merge_fidelity(
         yield from (Step(p) for p in load([adapter, merged]))
         models = loaded()
         if not reference:
+            rows = measurable([models[adapter.name]], rows)
             yield Step(Progress("the adapter model's answers", at / len(columns)))
             reference = [one for batch in evaluate(models[adapter.name], rows) for one in batch]
         yield Step(Progress(f"{title(merged)}: answers", (at + 0.3) / len(columns)))
@@ -58,6 +62,16 @@ def merge_fidelity(
         merges[merged.name] = _merge_figures(found, results, reference)
         verdict = {"merges": dict(merges), "sentence": fidelity_sentence(merges, len(bases))}
         yield Step(Progress(f"{title(merged)}: measured", (at + 1) / len(columns)), verdict)
+
+
+def measurable(models: Sequence[Loaded], rows: Rows) -> Rows:
+    """The rows that are within every model's context; raises `DataError` where none is."""
+    found = rows
+    for one in models:
+        found = that_fit(one.model, one.tokenizer, found)
+    if not found:
+        raise DataError(f"heldout: each of {len(rows)} rows and its answer exceed the model's context; train on others")
+    return found
 
 
 def _merge_figures(

@@ -60,7 +60,7 @@ class Reporter(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
         if "eval_loss" in logs:
             self.eval_loss = float(logs["eval_loss"])
-            self._check_heldout(control)
+            self._check_heldout(state, control)
             self._append(TrainMetrics(state.global_step, time.time(), eval_loss=self.eval_loss))
         elif "loss" in logs:
             self._check_loss(float(logs["loss"]), state.global_step, control)
@@ -104,11 +104,11 @@ class Reporter(TrainerCallback):
         if self.config.stop_on_divergence:
             control.should_training_stop = True
 
-    def _check_heldout(self, control: Any) -> None:
+    def _check_heldout(self, state: Any, control: Any) -> None:
         self._heldout.append(self.eval_loss or 0.0)
         patience = self.config.early_stopping_patience
         since_best = len(self._heldout) - 1 - self._heldout.index(min(self._heldout))
-        if patience and since_best >= patience:
+        if patience and since_best >= patience and state.global_step < state.max_steps:
             self.trouble = f"stopped early: {since_best} held-out losses were no better than {min(self._heldout):.4f}"
             control.should_training_stop = True
 

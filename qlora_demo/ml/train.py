@@ -28,7 +28,7 @@ import torch
 from trl import SFTTrainer
 
 from .. import logs
-from ..config import GenerationSettings, TrainConfig
+from ..config import TrainConfig
 from ..disk import is_full
 from ..errors import DemoError, DeviceBusy, OutOfMemory, RequestError, RunError, WorkError
 from ..gpu import Lease, device_info
@@ -52,8 +52,7 @@ from ..units import memory
 from .agree import is_main
 from .checkpoints import Checkpoints
 from .data import Splits, load_splits, rows_digest
-from .evaluate import ANSWER_TOKENS
-from .generate import complete
+from .evaluate import greedy_answers, that_fit
 from .load import device, ran_out
 from .machine import versions
 from .peak import peak_memory_bytes
@@ -169,6 +168,7 @@ def _finish(path: Path, config: TrainConfig, splits: Splits, trainer: SFTTrainer
         _save_adapter(path, config, trainer)
     early = trainer.state.global_step < trainer.state.max_steps
     status = "failed" if broken else "stopped" if early else "finished"
+    write_run_state(path, replace(read_state(path), summary=summary))
     if config.score_rows and not broken:
         summary["score"] = score_answers(trainer, splits.heldout["test"][: config.score_rows])
     _end(path, status, summary=summary, error=reporter.trouble)
@@ -182,11 +182,11 @@ def score_answers(trainer: SFTTrainer, rows: list[Any]) -> dict[str, Any]:
     talks = [row["messages"] for row in rows if "messages" in row]
     if not talks or not (is_main() or trainer.is_fsdp_enabled):
         return {}
-    settings = GenerationSettings(max_new_tokens=ANSWER_TOKENS)
-    model = trainer.accelerator.unwrap_model(trainer.model).eval()
-    asked = [talk[:-1] for talk in talks]
-    answers = complete(model, trainer.processing_class, asked, settings, contextlib.nullcontext)
-    return summarize([score(answer, talk[-1]["content"]) for answer, talk in zip(answers, talks, strict=True)])
+    model, tokenizer = trainer.accelerator.unwrap_model(trainer.model).eval(), trainer.processing_class
+    fitting = that_fit(model, tokenizer, talks)
+    answers = greedy_answers(model, tokenizer, fitting)
+    scores = [score(answer, talk[-1]["content"]) for answer, talk in zip(answers, fitting, strict=True)]
+    return summarize(scores) if scores else {}
 
 
 class EndState:

@@ -40,8 +40,8 @@ _EVA_BATCHES = 64
 
 class Trainer(SFTTrainer):
     """TRL's trainer, whose held-out loss is the mean over all trained tokens of the held-out rows: the library takes
-    the mean of its batches' means, which changes with the batch size.  On several ranks, rows that even out the last
-    batch count again."""
+    the mean of its batches' means, which changes with the batch size.  None where no token is trained.  On several
+    ranks, rows that even out the last batch count again."""
 
     def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         found = super().prediction_step(model, inputs, *args, **kwargs)
@@ -53,7 +53,9 @@ class Trainer(SFTTrainer):
         self._heldout = torch.zeros(2, dtype=torch.double, device=self.args.device)
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         loss, trained = self.accelerator.reduce(self._heldout).tolist()
-        output.metrics[f"{metric_key_prefix}_loss"] = loss / max(trained, 1)
+        output.metrics.pop(f"{metric_key_prefix}_loss", None)
+        if trained:
+            output.metrics[f"{metric_key_prefix}_loss"] = loss / trained
         return output
 
 

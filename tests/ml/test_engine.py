@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 from qlora_demo.columns import parse_all
 from qlora_demo.compose import build_services
 from qlora_demo.config import GenerationSettings
-from qlora_demo.errors import DeviceBusy, OutOfMemory, RequestError, WrongModel
+from qlora_demo.errors import DataError, DeviceBusy, OutOfMemory, RequestError, WrongModel
 from qlora_demo.gpu import Lease
 from qlora_demo.halt import Halt
 from qlora_demo.ml.generate import stream
@@ -163,6 +164,25 @@ def test_evaluate_scores_every_column_on_every_split(services: Services, run: Ru
     [first, _] = last.result["rows"]["hard"]
     assert (first["prompt"], first["reference"]) == ("q", '{"n": 1}')
     assert set(first["answers"]) == {"base", "adapter"}
+
+
+def test_a_row_that_is_longer_than_the_model_s_context_is_left_out_and_no_other(
+    services: Services, tiny_model: Path, tmp_path: Path
+) -> None:
+    run = run_with_rows(services, tiny_model, "qlora")
+    file = run.path / "heldout" / "test.jsonl"
+    rows = len(file.read_text("utf-8").splitlines())
+    long = {"messages": [{"role": "user", "content": "x" * 300}, {"role": "assistant", "content": "y"}]}
+    file.write_text(json.dumps(long) + "\n" + file.read_text("utf-8"), "utf-8")
+    *_, last = services.engine().evaluate(run.id, parse_all(["adapter"], run.id), None, Halt())
+    assert last.result["variants"]["adapter"]["rows"] == len(last.result["rows"]["test"]) == rows
+    *_, last = services.engine().fidelity(run.id, None, Halt())
+    assert last.result["merges"]["merged:dequantized"]["rows"] == rows
+    *_, last = services.engine().export(ExportRequest(run.id, "merged", None, tmp_path / "merged"), Halt())
+    assert last.result["verified"]
+    file.write_text(json.dumps(long) + "\n", "utf-8")
+    with pytest.raises(DataError, match="each of 1 rows and its answer exceed the model's context"):
+        list(services.engine().fidelity(run.id, None, Halt()))
 
 
 def test_a_stopped_evaluation_keeps_what_it_has(services: Services, run: Run) -> None:

@@ -152,7 +152,10 @@ def test_patience_and_divergence_remember_the_sittings_before(tmp_path: Path) ->
     earlier += [TrainMetrics(10, 10, eval_loss=0.5)]
     write_state(tmp_path, RunState("running"))
     reporter, control = Reporter(tmp_path, TrainConfig(early_stopping_patience=1), (), earlier), TrainerControl()
-    reporter.on_log(None, TrainerState(global_step=11), control, {"eval_loss": 0.6})
+    last = TrainerState(global_step=11, max_steps=11)
+    reporter.on_log(None, last, control, {"eval_loss": 0.7})
+    assert not control.should_training_stop and not reporter.trouble, "it is at its end anyway"
+    reporter.on_log(None, replace(last, max_steps=20), control, {"eval_loss": 0.6})
     assert control.should_training_stop and "no better than 0.5000" in reporter.trouble
     assert reporter._losses == [1.0] * 10
 

@@ -17,7 +17,7 @@ from qlora_demo.config import TrainConfig
 from qlora_demo.errors import DataError
 from qlora_demo.ml import load
 from qlora_demo.ml.data import load_splits
-from qlora_demo.ml.train import train
+from qlora_demo.ml.train import score_answers, train
 from qlora_demo.ml.trainer import adapters_to_fp32, build_trainer
 from qlora_demo.runs import Run
 from qlora_demo.services import Services
@@ -152,6 +152,24 @@ def test_only_answer_positions_are_projected_through_the_head(
     with torch.no_grad():
         trainer.compute_loss(trainer.model, batch)
     assert projected == [int((batch["labels"][:, 1:] != -100).sum())]
+
+
+def test_the_rows_answered_at_the_end_are_taken_some_at_a_time_and_none_that_is_too_long(
+    services: Services, config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    splits = load_splits(config)
+    trainer, _ = build_trainer(tmp_path, config, services.settings, splits)
+    batches: list[int] = []
+
+    def counted(model: Any, tokenizer: Any, conversations: Any, *rest: Any) -> list[str]:
+        batches.append(len(conversations))
+        return [""] * len(conversations)
+
+    monkeypatch.setattr("qlora_demo.ml.evaluate.complete", counted)
+    long = {"messages": [{"role": "user", "content": "x" * 300}, {"role": "assistant", "content": "y"}]}
+    assert score_answers(trainer, [long, *splits.train[:30]])["rows"] == sum(batches) == 30
+    assert batches == [25, 5]
+    assert score_answers(trainer, [long]) == {}
 
 
 def frozen_checksum(model: Any) -> str:

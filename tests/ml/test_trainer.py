@@ -51,6 +51,19 @@ def test_the_held_out_loss_is_the_mean_over_trained_tokens_whatever_the_batch(
     assert len(found) == 1
 
 
+def test_where_no_held_out_token_is_trained_there_is_no_held_out_loss(
+    services: Services, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"prompt": "q" + " long" * 40 * (at % 2), "completion": "x"} for at in range(12)]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    config = TrainConfig(model=str(tiny_model), dataset=str(file), **TINY)
+    splits = load_splits(config)
+    splits.heldout["test"] = [row for row in splits.train if "long" in str(row)][:2]
+    made, _ = trainer.build_trainer(tmp_path / "run", config, services.settings, splits)
+    assert "eval_loss" not in made.evaluate()
+
+
 def test_what_an_adapter_began_as_is_kept_whole_or_not_at_all(tmp_path: Path) -> None:
     config = TrainConfig(init_lora_weights="pissa", method="lora")
 
