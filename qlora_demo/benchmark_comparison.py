@@ -21,14 +21,15 @@ _FIGURES = {
     "frontier": ("longest_row", "largest_batch"),
     "inference": ("ttft_median_seconds", "tpot_median_seconds", "tokens_per_second"),
 }
-_ROW = ("model", "max_length", "lora_dropout", "use_dora", "optim", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant")
+_BASE = ("method", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant")
+_ROW = ("model", "max_length", "lora_dropout", "use_dora", "optim", *_BASE[1:])
 _STEP = ("per_device_train_batch_size", "gradient_accumulation_steps", "packing", "neftune_noise_alpha")
 _WAY = ("method", "init_lora_weights", "gradient_checkpointing", "score_rows")
 _CONFIG = {
     "training": (*_ROW, *_STEP, "r", "target_modules"),
     "rank": (*_ROW, *_STEP, *_WAY),
     "frontier": (*_ROW, "r", "target_modules"),
-    "inference": ("model", "r", "target_modules", "use_dora"),
+    "inference": ("model", "r", "target_modules", "use_dora", *_BASE),
 }
 """The training settings that a kind's figures depend on and its cases do not set."""
 _SCORED = ("dataset", "dataset_config", "dataset_split", "columns", "loss_on", "max_steps")
@@ -125,10 +126,11 @@ def _title(row: Row) -> str:
 
 
 def _ratios(older: Row, newer: Row, kind: str, comparable: bool) -> Iterable[tuple[str, ...]]:
+    alike = len({row["precision"] for row in (older, newer) if "precision" in row}) < 2
     for name in _FIGURES[kind]:
         label, form = COLUMNS[kind][name]
         before, after = older.get(name), newer.get(name)
         if before and after:
             capped = name in (*older.get("capped", ()), *newer.get("capped", ()))
-            ratio = f"{after / before:.2f}" if comparable and not capped else "–"
+            ratio = f"{after / before:.2f}" if comparable and alike and not capped else "–"
             yield label, cell(older, name, form), cell(newer, name, form), ratio

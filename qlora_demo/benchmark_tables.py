@@ -62,6 +62,7 @@ COLUMNS: dict[str, dict[str, tuple[str, Form]]] = {
         "generate_tpot_median_seconds": ("per token, generate()", duration),
         "over_generate": ("speed over generate()", _times),
         "decode": ("decoded by", str),
+        "precision": ("weights in", str),
         "model_bytes": ("weights", memory),
         "peak_bytes": ("peak", memory),
     },

@@ -23,6 +23,8 @@ Parallel = Literal["ddp", "fsdp"]
 ReportTo = Literal["none", "trackio", "tensorboard", "wandb"]
 Switch = Literal["auto", "on", "off"]
 Schedule = Literal["cosine", "linear", "constant_with_warmup"]
+MOST_TOKENS = 131_072
+"""Of a row."""
 ATTENTION_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP_MODULES = ("gate_proj", "up_proj", "down_proj")
 
@@ -84,7 +86,7 @@ class TrainConfig(Knobs):
         "Longest row (tokens)",
         "Tokens kept of one row; what is longer is cut at the end",
         ge=16,
-        le=131072,
+        le=MOST_TOKENS,
     )
     eval_rows: int = _knob(
         32, "Data", "Held-out rows", "Rows kept out of training to measure the held-out loss on", ge=1, le=10_000

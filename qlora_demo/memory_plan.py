@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from .config import ATTENTION_MODULES, TrainConfig, target_names
+from .config import ATTENTION_MODULES, MOST_TOKENS, TrainConfig, target_names
 from .errors import ConfigError
 from .memory import BITS_PER_WEIGHT, ModelShape, activation_bytes
 from .records import Lighter
@@ -33,7 +33,7 @@ _OVERHEAD: dict[Kind, tuple[int, str]] = {
 }
 _PAGED_FROM = 100_000
 _MARGIN = 0.05
-_MOST_ROWS, _MOST_TOKENS = 4096, 131072
+_MOST_ROWS = 4096
 _OPTIMIZER_BYTES = {"adamw_8bit": 2.0, "paged_adamw_8bit": 2.0, "paged_adamw_32bit": 8.0}
 """Of state per trained parameter; torch's AdamW keeps two values in the parameter's own type."""
 
@@ -124,7 +124,7 @@ def compare(
     def fits(changed: TrainConfig) -> bool:
         return planned(changed).total_bytes <= device_bytes
 
-    longest = min(_MOST_TOKENS, shape.positions or _MOST_TOKENS)
+    longest = min(MOST_TOKENS, shape.positions or MOST_TOKENS)
     others = [
         planned(config.changed(method=way, init_lora_weights="default"))
         for way in ("qlora", "lora")

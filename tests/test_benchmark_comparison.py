@@ -57,6 +57,7 @@ def test_another_model_and_batch_have_no_ratio_and_are_named() -> None:
     [
         *[("training", change) for change in ({"r": 8}, {"target_modules": "mlp"}, {"packing": True})],
         ("training", {"gradient_accumulation_steps": 8}),
+        *[("inference", change) for change in ({"method": "lora"}, {"bnb_4bit_quant_type": "fp4"})],
         ("rank", {"method": "lora"}),
         ("rank", {"gradient_checkpointing": "on"}),
         ("rank", {"score_rows": 4}),
@@ -74,7 +75,7 @@ def test_a_setting_that_figures_depend_on_leaves_no_ratio(kind: str, changes: di
         ("training", {"method": "lora", "gradient_checkpointing": "on", "learning_rate": 1e-3, "max_steps": 5}),
         ("rank", {"r": 8, "target_modules": "mlp", "dataset": "other", "max_steps": 5}),
         ("frontier", {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 1}),
-        ("inference", {"per_device_train_batch_size": 1, "max_length": 64, "method": "lora"}),
+        ("inference", {"per_device_train_batch_size": 1, "max_length": 64}),
     ],
 )
 def test_a_setting_that_the_cases_choose_themselves_is_none(kind: str, changes: dict[str, Any]) -> None:
@@ -124,6 +125,14 @@ def test_settings_that_a_file_does_not_tell_are_not_taken_for_the_same() -> None
     assert ratios(bare, bare) == {"1.00"} and contrast(bare, bare) == ""
     assert "Base model: not told against shape:llama-2-7b" in contrast(bare, result("training"))
     assert ratios(bare, result("training")) == {"–"}
+
+
+def test_columns_held_in_different_precisions_have_no_ratio() -> None:
+    def told(precision: str = "") -> dict[str, Any]:
+        return result("inference") | {"rows": [ANSWERED | ({"precision": precision} if precision else {})]}
+
+    assert ratios(told("bf16"), told("bf16")) == ratios(told(), told("nf4")) == {"1.00"}
+    assert ratios(told("bf16"), told("nf4")) == {"–"}
 
 
 def test_a_setting_that_an_old_file_does_not_know_is_its_default() -> None:

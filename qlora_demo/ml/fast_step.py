@@ -210,14 +210,15 @@ class FastPath:
         self._name = ""
         self._draft: tuple[FastStep, Iterator[str]] | None = None
         self._bucket = 0
+        self._too_large, self._lacking = 0, ""
         self._failed = ""
         self._refused = unsuitable(self._model) if self._recorders else "no CUDA device"
         self.want(START_TOKENS)
 
     def want(self, tokens: int) -> None:
-        """Have a step built for contexts of so many tokens, prompt and answer, if there is none."""
-        bucket = 1 << (tokens - 1).bit_length()
-        if bucket > self._bucket:
+        """Have a step built for contexts of so many tokens, prompt and answer, if there is none and room for it."""
+        bucket = _bucket(tokens)
+        if bucket > self._bucket and not self._is_too_large(bucket):
             self._bucket, self._draft = bucket, None
 
     def prepare(self, tokens: int = START_TOKENS) -> str:
@@ -263,7 +264,7 @@ class FastPath:
         """One piece; what is wrong with it, if anything."""
         if self._draft is None:
             if lacking := _no_room(self._model, self._bucket):
-                self._refused = lacking
+                self._settle_for_less(lacking)
                 return ""
             step = FastStep(self._model, self._bucket, self._recorders[0])
             self._draft = (step, step.build())
@@ -272,6 +273,16 @@ class FastPath:
         if problem is None:
             self._step, self._name, self._draft = step, self._recorders[0].name + self._failed, None
         return problem or ""
+
+    def _settle_for_less(self, lacking: str) -> None:
+        """The step that is there stays, or the first one is built, for what is shorter."""
+        self._too_large, self._lacking = self._bucket, lacking
+        self._bucket = self._step.bucket if self._step is not None else START_TOKENS
+        if self._is_too_large(self._bucket):
+            self._refused = lacking
+
+    def _is_too_large(self, bucket: int) -> bool:
+        return bool(self._too_large) and bucket >= self._too_large
 
     def _route(self, rows: int, tokens: int) -> Route:
         step = self._step
@@ -284,8 +295,14 @@ class FastPath:
             return f"{rows} rows at once"
         if self._step is not None and tokens <= self._step.bucket:
             return "the compiled step is answering another column"
+        if self._is_too_large(_bucket(tokens)):
+            return self._lacking
         self.want(tokens)
         return self._refused or f"the compiled step for {self._bucket:,} tokens is being built"
+
+
+def _bucket(tokens: int) -> int:
+    return 1 << (tokens - 1).bit_length()
 
 
 def recorders_for(device: torch.device) -> tuple[Recorder, ...]:

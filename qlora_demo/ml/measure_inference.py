@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import statistics
 import time
 from collections.abc import Iterator, Sequence
@@ -21,7 +23,7 @@ from ..columns import parse
 from ..config import GenerationSettings, TrainConfig
 from ..runs import RunStore
 from ..settings import Settings
-from ..sources import ADAPTER_FILES, resolve
+from ..sources import ADAPTER_FILES, BASE_FORM_FILE, resolve
 from .generate import decode
 from .limits import read_bandwidth
 from .load import compute_dtype, context_length, device, ran_out, read_config
@@ -55,9 +57,9 @@ def measure_inference(case: Case, options: BenchmarkConfig, settings: Settings) 
         loaded = variants.loaded[column.name]
         loaded.model.generation_config.eos_token_id = None
         bandwidth = read_bandwidth(device())
-        for tokens in options.numbers("prompt_tokens"):
-            for rows in options.numbers("batch_sizes"):
-                yield {"prompt_tokens": tokens, "batch": rows} | _row(loaded, options, (rows, tokens), bandwidth)
+        sizes = itertools.product(options.numbers("prompt_tokens"), options.numbers("batch_sizes"))
+        for tokens, rows in sorted(sizes, key=lambda size: size[1] > 1):  # one row first: a captured step is its alone
+            yield {"prompt_tokens": tokens, "batch": rows} | _row(loaded, options, (rows, tokens), bandwidth)
 
 
 def random_adapter(config: TrainConfig, settings: Settings, folder: Path) -> Path:
@@ -69,7 +71,7 @@ def random_adapter(config: TrainConfig, settings: Settings, folder: Path) -> Pat
     random = torch.Generator().manual_seed(_SEED)
     values = {
         name: torch.empty(meta.shape, dtype=compute_dtype()).normal_(std=_STD, generator=random)
-        for name, meta in get_peft_model_state_dict(adapted).items()
+        for name, meta in get_peft_model_state_dict(adapted, save_embedding_layers=False).items()
     }
     folder.mkdir(parents=True)
     kind = adapted.peft_config["default"]
@@ -77,6 +79,7 @@ def random_adapter(config: TrainConfig, settings: Settings, folder: Path) -> Pat
     kind.inference_mode = True
     kind.save_pretrained(folder)
     save_file(values, folder / ADAPTER_FILES[1], metadata={"format": "pt"})
+    (folder / BASE_FORM_FILE).write_text(json.dumps({"base_form": config.base_form}), "utf-8")
     return folder
 
 
@@ -84,8 +87,9 @@ def _row(loaded: Loaded, options: BenchmarkConfig, size: tuple[int, int], bandwi
     longest = context_length(loaded.model)
     if size[1] + options.new_tokens > longest:
         return {"fits": False, "error": f"the model's context of {longest} tokens is too short"}
+    if size[0] > 1:
+        loaded.weights.drop_steps()
     give_back()
-    reset_peak()
     try:
         return _figures(loaded, options, size, bandwidth)
     except (RuntimeError, MemoryError) as exc:
@@ -100,11 +104,14 @@ def _figures(loaded: Loaded, options: BenchmarkConfig, size: tuple[int, int], ba
     inputs = _prompts(loaded, size)
     if size[0] == 1:
         loaded.fast.prepare(size[1] + options.new_tokens)
+    reset_peak()
+    _decoded(loaded, inputs, options.new_tokens)
+    peak = peak_memory_bytes()
+    _generated(loaded, inputs, options.new_tokens)
     ours, theirs = [], []
-    for _ in range(1 + options.repeats):
+    for _ in range(options.repeats):
         ours.append(_decoded(loaded, inputs, options.new_tokens))
         theirs.append(_generated(loaded, inputs, options.new_tokens))
-    ours, theirs = ours[1:], theirs[1:]
     tpot = statistics.median(seconds for one in ours for seconds in one.passes)
     generate_tpot = statistics.median(one.per_token for one in theirs)
     return {
@@ -124,7 +131,8 @@ def _figures(loaded: Loaded, options: BenchmarkConfig, size: tuple[int, int], ba
         "over_generate": over_generate(ours, theirs),
         "model_bytes": loaded.resident.model_bytes,
         "read_bytes": loaded.resident.read_bytes,
-        "peak_bytes": peak_memory_bytes(),
+        "precision": loaded.resident.precision,
+        "peak_bytes": peak,
     }
 
 

@@ -17,7 +17,7 @@ from trl import SFTTrainer
 from ..benchmark_cases import WARM_UP_STEPS, Case, largest
 from ..benchmark_config import BenchmarkConfig
 from ..choices import Chosen, choose, refuse
-from ..config import TrainConfig
+from ..config import MOST_TOKENS, TrainConfig
 from ..errors import NoRoom
 from ..flops import train_flops
 from ..memory import ModelShape
@@ -96,7 +96,7 @@ def measure_frontier(case: Case, options: BenchmarkConfig, settings: Settings) -
     chosen = choose(case.config, shape, situation(loaded[0].config.model_type))
     reckoned = _compared(shape, case.config, chosen, budget)
     reckoned_row = _compared(shape, case.config.changed(per_device_train_batch_size=1), chosen, budget).longest_row
-    most = int(loaded[0].config.get_text_config().max_position_embeddings)
+    most = min(MOST_TOKENS, int(loaded[0].config.get_text_config().max_position_embeddings))
     longest = largest(lambda tokens: fits(1, tokens), reckoned_row, most, _GRAIN_TOKENS)
     batch = largest(lambda rows: fits(rows, case.config.max_length), reckoned.largest_batch, _MOST_ROWS, 1)
     found = {
@@ -232,13 +232,15 @@ def device_peak_bytes(peak: int) -> int:
 
 
 def _prepared(config: TrainConfig, options: BenchmarkConfig, settings: Settings) -> tuple[TrainConfig, Splits]:
-    if config.score_rows:
+    if config.score_rows and options.kind == "rank":
         return config.changed(eval_steps=_NEVER), load_splits(config)
     steps = WARM_UP_STEPS + options.steps
     rows = config.per_device_train_batch_size * config.gradient_accumulation_steps
     shape = shape_of(resolve(settings, config.model))
     made = full_rows(shape.vocab_size, rows * steps, config.max_length)
-    return config.changed(max_steps=steps, eval_steps=_NEVER, loss_on="all"), Splits(made, {"test": made[:1]})
+    return config.changed(max_steps=steps, eval_steps=_NEVER, loss_on="all", score_rows=0), Splits(
+        made, {"test": made[:1]}
+    )
 
 
 def _held_lower(asked: int, held: int) -> str:

@@ -52,6 +52,10 @@ class Weights:
             self._fast[origin] = FastPath(self.model, lambda: self.using(origin))
         return self._fast[origin]
 
+    def drop_steps(self) -> None:
+        """Give up the captured steps and their caches; who answers next begins anew."""
+        self._fast.clear()
+
     @contextmanager
     def using(self, origin: Origin | None) -> Iterator[None]:
         """One adapter on, or none, until somebody asks for another."""

@@ -262,7 +262,18 @@ def test_layers_are_traced_whole_and_once_for_all(model: Any, tokenizer: Any) ->
 def test_without_room_for_its_cache_no_step_is_built(plain: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fast_step, "_ROOM", 1e-9)
     reason = FastPath(plain, recorders=[Rerun()]).prepare(1 << 20)
-    assert reason.startswith("eager (a static cache of 1,048,576 tokens takes 256 MiB and ")
+    assert reason.startswith("eager (a static cache of 512 tokens takes 128 KiB and ")
+
+
+def test_a_context_whose_cache_has_no_room_leaves_shorter_ones_their_step(
+    plain: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    no_room = lambda model, bucket: "no room" if bucket > 1024 else ""  # noqa: E731
+    monkeypatch.setattr(fast_step, "_no_room", no_room)
+    fast = FastPath(plain, recorders=[Rerun()])
+    assert fast.prepare(4096) == "eager (no room)"
+    assert (fast.prepare(100), fast.prepare(1000), fast.prepare(2000)) == (READY, READY, "eager (no room)")
+    assert fast.route(1, 100).name == READY
 
 
 def test_a_batch_and_a_device_without_cuda_are_answered_eagerly_and_say_so(plain: Any, tokenizer: Any) -> None:

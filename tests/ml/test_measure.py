@@ -25,6 +25,7 @@ from qlora_demo.ml.peak import paged_bytes, peak_memory_bytes
 from qlora_demo.ml.room import free_and_total
 from qlora_demo.settings import Settings
 from qlora_demo.units import GIB
+from tests.ml.test_fast_step import Rerun
 
 TINY = TrainConfig(model="shape:tiny", max_length=64, r=4, target_modules="attention", method="lora")
 
@@ -203,3 +204,42 @@ def test_the_product_that_tells_the_rate_is_of_random_values(monkeypatch: pytest
     monkeypatch.setattr(limits, "_round", seen)
     assert limits.matmul_rate(device()) == 2 * 32**3
     assert found[0] not in (0.0, 32.0)
+
+
+def test_only_the_rank_benchmark_trains_the_settings_own_rows(home: Path) -> None:
+    config = TrainConfig(model="shape:tiny", score_rows=8, max_steps=1, max_length=64)
+    for kind, steps in (("training", 7), ("rank", 1)):
+        made, splits = measure_training._prepared(config, BenchmarkConfig(kind=kind), Settings(home))
+        assert (made.max_steps, made.score_rows) == (steps, 8 * (kind == "rank"))
+        assert ("input_ids" in splits.train[0]) == (kind == "training")
+
+
+@pytest.mark.parametrize("method", ["qlora", "lora"])
+def test_the_columns_of_a_random_adapter_are_held_as_the_settings_say(home: Path, method: Any) -> None:
+    config = TrainConfig(model="shape:tiny", method=method)
+    options = BenchmarkConfig(kind="inference", prompt_tokens="8,16", batch_sizes="1,2", new_tokens=2)
+    rows = list(measure_inference.measure_inference(Case("adapter", config, "adapter"), options, Settings(home)))
+    assert {row["precision"] for row in rows} == {"nf4" if method == "qlora" else "bf16"}
+    assert [(row["batch"], row["prompt_tokens"]) for row in rows] == [(1, 8), (1, 16), (2, 8), (2, 16)]
+
+
+def test_a_batch_is_measured_without_the_step_of_one_row(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[int] = []
+    decode = measure_inference._decoded
+    monkeypatch.setattr("qlora_demo.ml.fast_step.recorders_for", lambda device: [Rerun()])
+
+    def watched(loaded: Any, *rest: Any) -> Timed:
+        held.append(sum(path._step is not None for path in loaded.weights._fast.values()))
+        return decode(loaded, *rest)
+
+    monkeypatch.setattr(measure_inference, "_decoded", watched)
+    options = BenchmarkConfig(kind="inference", prompt_tokens="8", batch_sizes="2,1", new_tokens=2)
+    case = Case("base", TrainConfig(model="shape:tiny"), "base")
+    one, two = measure_inference.measure_inference(case, options, Settings(home))
+    assert (one["batch"], two["batch"]) == (1, 2)
+    assert held == [1] * 6 + [0] * 6
+
+
+def test_a_frontier_searches_no_longer_rows_than_a_run_may_have(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure_training, "MOST_TOKENS", 4096)
+    assert frontier(home, monkeypatch, 1 << 40)["longest_row"] == 4096
