@@ -113,5 +113,5 @@ class _Ended(Exception):
 
 def _data(config: TrainConfig) -> tuple[Any, ...]:
     """What a check depends on."""
-    rows = (config.dataset, config.dataset_config, config.dataset_split, config.columns)
+    rows = (config.dataset, config.dataset_config, config.dataset_split, config.columns, config.eval_rows, config.seed)
     return config.model, config.max_length, config.loss_on, *rows

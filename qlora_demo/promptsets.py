@@ -14,17 +14,20 @@ from .config import GenerationSettings
 from .errors import DataError
 from .halt import Halt
 from .records import AnswerRequest, Column, Message, Progress, Step
-from .row_formats import check_characters
+from .row_formats import check_characters, checked_turns
 from .services import Engine
 
+Prompt = str | tuple[Message, ...]
+"""A question, or a conversation that ends with one."""
 MOST = 1000
 """Prompts in one set."""
 _LARGEST = 1 << 24
 """Bytes of their file."""
 
 
-def read_prompts(path: Path) -> list[str]:
-    """The prompts of a file: one a line (.txt), a ``prompt`` column (.csv), ``prompt`` or ``messages`` (.jsonl).
+def read_prompts(path: Path) -> list[Prompt]:
+    """The prompts of a file: one a line (.txt), a ``prompt`` column (.csv), ``prompt`` or ``messages`` (.jsonl).  Of
+    messages the last answer is left out: a run's own held-out rows are such a file.
 
     Raises `DataError` naming the file and the line.
     """
@@ -38,20 +41,23 @@ def read_prompts(path: Path) -> list[str]:
     return checked(kinds.get(path.suffix.lower(), _from_lines)(text, path.name), path.name)
 
 
-def checked(prompts: Sequence[str], name: str) -> list[str]:
+def checked(prompts: Sequence[Prompt], name: str) -> list[Prompt]:
     """The prompts that are not empty; refused where there are none or too many."""
-    found = [prompt.strip() for prompt in prompts if prompt.strip()]
+    stripped = [prompt.strip() if isinstance(prompt, str) else prompt for prompt in prompts]
+    found = [prompt for prompt in stripped if prompt]
     if not 1 <= len(found) <= MOST:
         raise DataError(f"prompts: {name} holds {len(found)}; give 1 to {MOST}, one a line")
     for number, prompt in enumerate(found, 1):
-        check_characters(prompt, f"prompts: {name}, prompt {number}")
+        if isinstance(prompt, str):
+            check_characters(prompt, f"prompts: {name}, prompt {number}")
     return found
 
 
-def conversation(system: str, prompt: str) -> tuple[Message, ...]:
-    """One prompt, behind a system prompt where there is one."""
-    opening = ({"role": "system", "content": system},) if system.strip() else ()
-    return (*opening, {"role": "user", "content": prompt})
+def conversation(system: str, prompt: Prompt) -> tuple[Message, ...]:
+    """One prompt, behind a system prompt where there is one and the prompt has none of its own."""
+    turns: tuple[Message, ...] = ({"role": "user", "content": prompt},) if isinstance(prompt, str) else prompt
+    own = not system.strip() or turns[0]["role"] == "system"
+    return turns if own else ({"role": "system", "content": system}, *turns)
 
 
 def ask_all(
@@ -75,34 +81,48 @@ def ask_all(
         yield Step(Progress(text, len(done) / len(conversations)), {**head, "prompts": list(done)})
 
 
-def _from_lines(text: str, name: str) -> list[str]:
-    return text.splitlines()
+def _from_lines(text: str, name: str) -> list[Prompt]:
+    return list(text.split("\n"))
 
 
-def _from_csv(text: str, name: str) -> list[str]:
-    rows = csv.DictReader(io.StringIO(text, newline=""))
+def _from_csv(text: str, name: str) -> list[Prompt]:
+    rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
         if "prompt" not in (rows.fieldnames or ()):
             raise DataError(f"prompts: {name} has the columns {rows.fieldnames}; one must be called prompt")
-        return [row["prompt"] or "" for row in rows]
+        return [_from_cells(row, f"prompts: {name}, line {rows.line_num}") for row in rows]
     except csv.Error as exc:
-        raise DataError(f"prompts: {name}, line {rows.line_num}: {exc}; write a plain CSV file") from exc
+        raise DataError(f"prompts: {name}, line {rows.line_num + 1}: {exc}; write a plain CSV file") from exc
 
 
-def _from_jsonl(text: str, name: str) -> list[str]:
-    return [_from_json(line, f"{name}, line {at}") for at, line in enumerate(text.split("\n"), 1) if line.strip()]
+def _from_cells(row: dict[str | Any, Any], where: str) -> str:
+    if None in row:
+        raise DataError(f"{where}: has more cells than the head; put a prompt that holds a comma in quotes")
+    return row["prompt"] or ""
 
 
-def _from_json(line: str, where: str) -> str:
+def _from_jsonl(text: str, name: str) -> list[Prompt]:
+    lines = enumerate(text.split("\n"), 1)
+    return [_from_json(line, f"prompts: {name}, line {at}") for at, line in lines if line.strip()]
+
+
+def _from_json(line: str, where: str) -> Prompt:
     try:
         row = json.loads(line)
-        found = row["prompt"] if "prompt" in row else _last_user(row["messages"])
+        found = row["prompt"] if "prompt" in row else list(row["messages"])
     except (ValueError, TypeError, LookupError, RecursionError) as exc:
-        raise DataError(f'prompts: {where}: {exc!r}; write {{"prompt": "..."}}') from exc
+        raise DataError(f'{where}: {exc!r}; write {{"prompt": "..."}}') from exc
+    if "prompt" not in row:
+        return _asked(found, where)
     if not isinstance(found, str):
-        raise DataError(f"prompts: {where}: prompt is a {type(found).__name__}; write a text")
+        raise DataError(f"{where}: prompt is a {type(found).__name__}; write a text")
     return found
 
 
-def _last_user(messages: Any) -> Any:
-    return [message["content"] for message in messages if message["role"] == "user"][-1]
+def _asked(turns: list[Any], where: str) -> Prompt:
+    """What leads to a conversation's last answer; a question alone is told as text."""
+    answered = bool(turns) and isinstance(turns[-1], dict) and turns[-1].get("role") == "assistant"
+    messages = checked_turns(turns[:-1] if answered else turns, where)
+    if not messages or messages[-1]["role"] != "user":
+        raise DataError(f"{where}: messages ask nothing; end them with a user turn, and an answer or none")
+    return messages[0]["content"] if len(messages) == 1 else tuple(messages)

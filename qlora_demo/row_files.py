@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import IO, Any, TextIO
 
 from .errors import DataError
-from .row_formats import Row
+from .row_formats import Row, detect
 
 _LONGEST_ROW = 1 << 22
 """Bytes; the longest row that is trained, 131,072 tokens, is a tenth of it."""
 _LARGEST_JSON = 1 << 28
 """Bytes of a file that is read as a whole."""
 _PARQUET_ROWS, _PARQUET_BYTES = 1000, 1 << 26
+_NAMED = 5
+"""Lists of rows that an error names."""
 _TOO_LONG = f"is longer than {_LONGEST_ROW >> 20} MiB; split it"
 
 
@@ -83,12 +85,27 @@ def _json(path: Path) -> Iterator[FoundRow]:
         value = json.loads(path.read_text("utf-8-sig"))
     except (ValueError, RecursionError) as exc:
         raise DataError(f"dataset: {path}: not valid JSON ({exc}); correct it") from exc
+    for number, row in enumerate(_rows_in(value, path), 1):
+        yield _object(row, f"{path}, row {number}")
+
+
+def _rows_in(value: Any, path: Path) -> list[Any]:
+    """The rows that a file's value is or holds; the value itself where it is one row."""
     if isinstance(value, dict):
-        value = next((rows for rows in value.values() if isinstance(rows, list)), None)
+        if detect(value):
+            return [value]
+        lists = [name for name, rows in value.items() if _holds_objects(rows)]
+        if len(lists) > 1:
+            names = ", ".join(lists[:_NAMED])
+            raise DataError(f"dataset: {path} holds {len(lists)} lists of rows ({names}); give a file with one")
+        value = value[lists[0]] if lists else None
     if not isinstance(value, list):
         raise DataError(f"dataset: {path} is no list of rows; give a JSON list of objects")
-    for number, row in enumerate(value, 1):
-        yield _object(row, f"{path}, row {number}")
+    return value
+
+
+def _holds_objects(value: Any) -> bool:
+    return isinstance(value, list) and any(isinstance(one, dict) for one in value)
 
 
 def _object(value: Any, where: str) -> FoundRow:

@@ -3,8 +3,10 @@
 messages                         a list of role/content turns; or conversations (ShareGPT) with from/value
 prompt + completion              texts or turns; also instruction + output (alpaca), question + answer, query + response
 context                          joined to a prompt that is text: alpaca's input, a question's passage
-system                           the opening turn, unless the turns begin with one of their own
+system, system_prompt            the opening turn, unless the turns begin with one of their own
 text                             every token is trained
+
+What has no place in these is refused and not left out: tools and their calls, reasoning, weights of answers.
 """
 
 from __future__ import annotations
@@ -18,18 +20,25 @@ from .records import Message
 Row = dict[str, Any]
 _KNOWN: tuple[dict[str, tuple[str, ...]], ...] = (
     {"messages": ("messages", "conversations", "conversation", "dialog")},
-    {"prompt": ("prompt",), "completion": ("completion", "response", "answer")},
+    {
+        "prompt": ("prompt",),
+        "completion": ("completion", "response", "answer"),
+        "context": ("context", "input"),
+    },
     {"prompt": ("instruction",), "completion": ("output", "response"), "context": ("input", "context")},
     {
         "prompt": ("question", "query"),
         "completion": ("answer", "response", "output"),
-        "context": ("context", "passage"),
+        "context": ("context", "passage", "input"),
     },
     {"prompt": ("input",), "completion": ("output", "target", "label")},
     {"text": ("text", "content")},
 )
 """Meanings and the columns they go by, the likeliest first; a context may be missing."""
 _OPTIONAL = ("context", "system")
+_SYSTEM = ("system", "system_prompt")
+_UNREAD_COLUMNS = ("tools", "functions", "history")
+_UNREAD_IN_TURNS = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")
 _ROLES = {
     "human": "user",
     "user": "user",
@@ -47,8 +56,8 @@ def detect(columns: Iterable[str]) -> dict[str, str]:
     for known in _KNOWN:
         found = {meaning: next((there[n] for n in names if n in there), "") for meaning, names in known.items()}
         if all(found[meaning] or meaning in _OPTIONAL for meaning in found):
-            system = {"system": there["system"]} if "system" in there else {}
-            return {meaning: name for meaning, name in found.items() if name} | system
+            found["system"] = next((there[n] for n in _SYSTEM if n in there), "")
+            return {meaning: name for meaning, name in found.items() if name}
     return {}
 
 
@@ -57,21 +66,30 @@ def to_messages(row: Row, mapping: Mapping[str, str], where: str) -> Row:
 
     Raises `DataError` naming the place and the remedy.
     """
-    meant = {**detect(row), **mapping}
+    detected = {meaning: name for meaning, name in detect(row).items() if name not in mapping.values()}
+    meant = {**detected, **mapping}
     if missing := [name for name in meant.values() if name not in row]:
         raise DataError(f"{where}: has no column {missing[0]!r} (it has {', '.join(map(str, row))}); correct columns")
     if mapping:
         meant = _chosen(meant, mapping)
     if "messages" in meant or ("prompt" in meant and "completion" in meant):
+        _refuse_unread(row, [name for name in _UNREAD_COLUMNS if name not in meant.values()], where)
         turns = _from_messages(row, meant, where) if "messages" in meant else _from_pair(row, meant, where)
-        return {"messages": _opened(_checked(turns, where), _text(row, meant, "system", where), where)}
+        return {"messages": _opened(_answered(turns, where), _text(row, meant, "system", where), where)}
     if "text" in meant:
+        if not mapping and row.get("role") in _ROLES.values():
+            raise DataError(f"{where}: is one turn ({row['role']}); give a conversation's turns as one row's messages")
         text = row[meant["text"]]
         if not isinstance(text, str) or not text.strip():
             raise DataError(f"{where}: text is empty; remove the row or fill it")
         check_characters(text, f"{where}: text")
         return {"text": text}
     raise DataError(f"{where}: columns {', '.join(map(str, row)) or '(none)'} are not understood; use {FORMATS}")
+
+
+def checked_turns(turns: Iterable[Any], where: str) -> list[Message]:
+    """The turns as role and content; raises `DataError` naming the first that is none, or says more than is read."""
+    return [_checked_turn(turn, f"{where}, message {number}") for number, turn in enumerate(turns, 1)]
 
 
 def out_of_order(messages: Iterable[Message]) -> bool:
@@ -149,20 +167,39 @@ def _turn(role: str, content: Any) -> dict[str, Any]:
 
 
 def _from_sharegpt(turn: dict[str, Any]) -> dict[str, Any]:
-    return _turn(_ROLES.get(str(turn.get("from")), ""), turn.get("value"))
+    return turn | _turn(_ROLES.get(str(turn.get("from")), ""), turn.get("value"))
 
 
-def _checked(turns: list[Any], where: str) -> list[Message]:
+def _answered(turns: list[Any], where: str) -> list[Message]:
+    messages = checked_turns(turns, where)
     for number, turn in enumerate(turns, 1):
-        if not isinstance(turn, dict) or turn.get("role") not in ("system", "user", "assistant"):
-            raise DataError(f"{where}, message {number}: role is not system, user or assistant; correct it")
-        content, what = turn.get("content"), "answer" if turn["role"] == "assistant" else f"{turn['role']} text"
-        if content is not None and not isinstance(content, str):
-            raise DataError(f"{where}, message {number}: the {what} {_no_text(content)}")
-        if not content or not content.strip():
-            raise DataError(f"{where}, message {number}: has no {what}; remove the row or fill it")
-        check_characters(content, f"{where}, message {number}:")
-    if not turns or turns[-1]["role"] != "assistant":
-        last = turns[-1]["role"] if turns else "nothing"
+        weight = turn.get("weight")
+        if turn["role"] == "assistant" and isinstance(weight, int | float) and weight != 1:
+            place = f"{where}, message {number}"
+            raise DataError(f"{place}: weight is {weight}, but all answers are trained alike; leave weight or row out")
+    if not messages or messages[-1]["role"] != "assistant":
+        last = messages[-1]["role"] if messages else "nothing"
         raise DataError(f"{where}: has no answer (it ends with {last}); add an assistant message")
-    return [{"role": turn["role"], "content": turn["content"]} for turn in turns]
+    return messages
+
+
+def _checked_turn(turn: Any, where: str) -> Message:
+    if not isinstance(turn, dict) or turn.get("role") not in ("system", "user", "assistant"):
+        raise DataError(f"{where}: role is not system, user or assistant; correct it")
+    _refuse_unread(turn, _UNREAD_IN_TURNS, where)
+    role, content = turn["role"], turn.get("content")
+    what = "answer" if role == "assistant" else f"{role} text"
+    if content is not None and not isinstance(content, str):
+        raise DataError(f"{where}: the {what} {_no_text(content)}")
+    if not content or not content.strip():
+        raise DataError(f"{where}: has no {what}; remove the row or fill it")
+    check_characters(content, f"{where}:")
+    return {"role": role, "content": content}
+
+
+def _refuse_unread(holder: Mapping[str, Any], names: Iterable[str], where: str) -> None:
+    """Raise `DataError` where a row or a turn holds what would not be trained on and changes what the rest means."""
+    for name in names:
+        if holder.get(name) and holder[name] != "[]":
+            kind = type(holder[name]).__name__
+            raise DataError(f"{where}: {name} is not trained on (it is {kind}); write it into a turn, or leave it out")

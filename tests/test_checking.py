@@ -80,6 +80,8 @@ def test_runs_of_the_same_data_are_checked_once(store: RunStore) -> None:
         {"columns": "prompt=a, completion=b"},
         {"max_length": 64},
         {"loss_on": "assistant"},
+        {"seed": 1},
+        {"eval_rows": 4},
     ],
 )
 def test_runs_of_other_data_are_checked_each(store: RunStore, other: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from qlora_demo.services import Engine
             '{"prompt": "one"}\n\n'
             '{"messages": [{"role": "user", "content": "two"}, {"role": "assistant", "content": "x"}]}',
         ),
+        ("p.csv", "prompt\r\none\r\ntwo\r\n"),
     ],
 )
 def test_every_format(tmp_path: Path, name: str, text: str) -> None:
@@ -51,11 +53,20 @@ def usual_csv_fields() -> Iterator[None]:
         ("p.txt", b"x\n" * 1001, "p.txt holds 1001"),
         ("p.txt", b"\xff\xfe\x00", "cannot read .*p.txt"),
         ("p.csv", b"text\nhello\n", r"p.csv has the columns \['text'\]; one must be called prompt"),
-        ("p.csv", b"x" * 200_000, "p.csv, line 0: field larger than field limit .*; write a plain CSV file"),
+        ("p.csv", b"x" * 200_000, "p.csv, line 1: field larger than field limit .*; write a plain CSV file"),
         ("p.jsonl", b'{"prompt": "a"}\n{oops', "p.jsonl, line 2"),
         ("p.jsonl", b'{"prompt": 3}', "p.jsonl, line 1: prompt is a int; write a text"),
         ("p.jsonl", b'"text"', "p.jsonl, line 1"),
-        ("p.jsonl", b'{"messages": []}', "p.jsonl, line 1"),
+        ("p.csv", b'prompt\n"one\ntwo\n', "p.csv, line 2: unexpected end of data; write a plain CSV file"),
+        ("p.csv", b'prompt\n"one\n"two"\n', "p.csv, line 2: ',' expected after '\"'; write a plain CSV file"),
+        (
+            "p.csv",
+            b"prompt\none, two\n",
+            "p.csv, line 2: has more cells than the head; put a prompt that holds a comma",
+        ),
+        ("p.jsonl", b'{"messages": []}', "p.jsonl, line 1: messages ask nothing; end them with a user turn"),
+        ("p.jsonl", b'{"messages": [{"role": "assistant", "content": "x"}]}', "p.jsonl, line 1: messages ask nothing"),
+        ("p.jsonl", b'{"messages": [{"role": "tool", "content": "x"}]}', "p.jsonl, line 1, message 1: role is not"),
         ("p.jsonl", b"[" * 100_000, "p.jsonl, line 1"),
     ],
 )
@@ -66,6 +77,30 @@ def test_a_wrong_file_is_refused_with_its_line(
     path.write_bytes(content)
     with pytest.raises(DataError, match=message):
         read_prompts(path)
+
+
+def test_only_a_line_end_parts_lines(tmp_path: Path) -> None:
+    path = tmp_path / "p.txt"
+    path.write_text("one\u2028and\x0cmore\r\ntwo\x85\x1ethree\n", "utf-8")
+    assert read_prompts(path) == ["one\u2028and\x0cmore", "two\x85\x1ethree"]
+
+
+def test_a_run_s_held_out_rows_are_asked_as_they_stand_but_for_the_answer(tmp_path: Path) -> None:
+    system, first, answer, last = (
+        {"role": role, "content": text}
+        for role, text in (("system", "be brief"), ("user", "one"), ("assistant", "x"), ("user", "and then?"))
+    )
+    rows = [[system, first, answer, last, answer], [first, answer, last], [system, first, answer], [first]]
+    path = tmp_path / "test.jsonl"
+    path.write_text("\n".join(json.dumps({"messages": row}) for row in rows), "utf-8")
+    prompts = read_prompts(path)
+    assert [conversation("usual", prompt) for prompt in prompts] == [
+        (system, first, answer, last),
+        ({"role": "system", "content": "usual"}, first, answer, last),
+        (system, first),
+        ({"role": "system", "content": "usual"}, first),
+    ]
+    assert [conversation("", prompt) for prompt in prompts][1:] == [(first, answer, last), (system, first), (first,)]
 
 
 def test_a_file_that_is_missing_is_named(tmp_path: Path) -> None:

@@ -39,7 +39,9 @@ def load_splits(config: TrainConfig) -> Splits:
     """The rows a config asks for; raises `DataError` that names the file and the line or row."""
     if config.dataset == TICKETS.name:
         return bundled_splits()
-    rows = [usable(found, config) for found in iter_rows(config)]
+    rows: list[Row] = []
+    for found in iter_rows(config):
+        rows.append(usable(found, config, rows[0] if rows else None))
     if not rows:
         raise DataError(f"dataset: {config.dataset} holds no rows; give at least 2")
     if len(rows) < 2:
@@ -78,12 +80,17 @@ def iter_rows(config: TrainConfig) -> Iterator[FoundRow]:
             yield FoundRow(f"{name}, row {number}", row)
 
 
-def usable(found: FoundRow, config: TrainConfig) -> Row:
-    """A row as messages; raises `DataError` with its place where it cannot be used."""
+def usable(found: FoundRow, config: TrainConfig, first: Row | None = None) -> Row:
+    """A row as messages, or text; raises `DataError` with its place where it cannot be used, or is of the other kind
+    than the ``first`` row, where there is one."""
     where = f"dataset: {found.where}"
     if found.problem:
         raise DataError(f"{where}: {found.problem}")
-    return to_messages(found.row, column_mapping(config.columns), where)
+    row = to_messages(found.row, column_mapping(config.columns), where)
+    if first and row.keys() != first.keys():
+        kinds = ("text", "messages") if "text" in row else ("messages", "text")
+        raise DataError(f"{where}: is {kinds[0]} and the first row is {kinds[1]}; give each kind a data set of its own")
+    return row
 
 
 def heldout_places(count: int, config: TrainConfig) -> frozenset[int]:
@@ -93,22 +100,26 @@ def heldout_places(count: int, config: TrainConfig) -> frozenset[int]:
 
 
 def to_prompt_completion(row: Row) -> list[Row]:
-    """One training example per assistant turn: the turns before it as prompt, the turn itself as completion."""
+    """One training example per assistant turn: the turns before it as prompt, the turn itself as completion.  A turn
+    that opens the conversation is none: no template renders an empty prompt."""
     if "text" in row:
         return [row]
     messages = row["messages"]
     return [
         {"prompt": messages[:at], "completion": [message]}
         for at, message in enumerate(messages)
-        if message["role"] == "assistant"
+        if at and message["role"] == "assistant"
     ]
 
 
 def training_set(rows: Iterable[Row], loss_on: LossOn) -> Dataset:
     """What `SFTTrainer` takes; it trains completions only, what a template marks, or whole rows."""
-    if loss_on == "completion":
-        return Dataset.from_list([example for row in rows for example in to_prompt_completion(row)])
-    return Dataset.from_list(list(rows))
+    if loss_on != "completion":
+        return Dataset.from_list(list(rows))
+    examples = [example for row in rows for example in to_prompt_completion(row)]
+    if not examples:
+        raise DataError("dataset: all rows to train on, or all held-out ones, are an answer alone; add what it answers")
+    return Dataset.from_list(examples)
 
 
 def _read_hub(config: TrainConfig) -> Iterable[Any]:

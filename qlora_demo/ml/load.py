@@ -78,7 +78,8 @@ def sixteen_bit() -> Precision:
 
 
 def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
-    """The tokenizer, always with a chat template and a pad token."""
+    """The tokenizer, always with a chat template and a pad token, and never with padding or truncation of its own: the
+    file of one that was saved after a padded batch asks for both."""
     if is_shape(source):
         return shape_tokenizer(source)
     try:
@@ -89,6 +90,9 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
         tokenizer.chat_template = PLAIN_TEMPLATE
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.is_fast:
+        tokenizer.backend_tokenizer.no_padding()
+        tokenizer.backend_tokenizer.no_truncation()
     return tokenizer
 
 

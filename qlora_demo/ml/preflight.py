@@ -42,6 +42,9 @@ _KINDS = {
     "leak": "are held out and trained on as well",
     "encoding": "hold characters that were lost in a wrong encoding",
     "order": "have turns out of order",
+    "unasked": "begin with an answer to nothing, which is not trained on",
+    "untrained": "are all that is trained on, and are dropped: raise max_length or give other rows",
+    "unmeasured": "are all that is held out, and are dropped: raise max_length or give other rows",
     "stop": "end without a trained stop token: answers may not end",
 }
 
@@ -79,6 +82,8 @@ class _Seen:
     lengths: list[int] = field(default_factory=list)
     digests: list[int] = field(default_factory=list)
     places: list[str] = field(default_factory=list)
+    kept: list[bool] = field(default_factory=list)
+    first: Row | None = None
     mapping: dict[str, str] = field(default_factory=dict)
     rendered: list[Pieces] = field(default_factory=list)
 
@@ -129,11 +134,13 @@ def _look_at(batch: Sequence[FoundRow], config: TrainConfig, tokenizer: Any, see
         seen.mapping = seen.mapping or detect(found.row) | column_mapping(config.columns)
         place = found.where.rpartition(", ")[2]
         try:
-            rows.append(_rendered(place, usable(found, config), config, tokenizer))
+            row = usable(found, config, seen.first)
+            seen.first = seen.first or row
+            rows.append(_rendered(place, row, config, tokenizer))
         except DataError as exc:
             seen.note("unusable", str(exc).removeprefix("dataset: ").replace(found.where, place), fatal=True)
     for one, (length, kept) in zip(rows, _measured(tokenizer, rows, config.max_length), strict=True):
-        _look_at_row(one, seen)
+        _look_at_row(one, config, seen)
         seen.lengths.append(length)
         _look_at_end(one, kept if length > config.max_length else None, config, tokenizer, seen)
         if len(seen.rendered) < _RENDERED and tokenizer.is_fast:
@@ -147,12 +154,21 @@ def _rendered(where: str, row: Row, config: TrainConfig, tokenizer: Any) -> _Ren
         return _Rendered(where, row, row["text"] if row["text"].endswith(stop) else row["text"] + stop)
     try:
         if config.loss_on != "assistant":
+            _render_prompts(row, config, tokenizer)
             return _Rendered(where, row, str(tokenizer.apply_chat_template(row["messages"], tokenize=False)))
         how = {"chat_template": tokenizer.get_chat_template(), **tokenizer.special_tokens_map}
         texts, marks = render_jinja_template([row["messages"]], return_assistant_tokens_mask=True, **how)
         return _Rendered(where, row, texts[0], marks[0])
     except TemplateError as exc:
         raise DataError(f"{where}: the model's chat template refuses it ({exc}); correct its turns") from exc
+
+
+def _render_prompts(row: Row, config: TrainConfig, tokenizer: Any) -> None:
+    """Render what training would of a row whose turns are out of order: a template may take it as a whole and refuse
+    the turns before one of its answers."""
+    if config.loss_on == "completion" and out_of_order(row["messages"]):
+        for example in to_prompt_completion(row):
+            _prompt(tokenizer, example)
 
 
 def _measured(tokenizer: Any, rows: Sequence[_Rendered], max_length: int) -> Iterator[tuple[int, int]]:
@@ -169,7 +185,7 @@ def _measured(tokenizer: Any, rows: Sequence[_Rendered], max_length: int) -> Ite
         yield len(ids), len(tokenizer.decode(ids[:max_length]))
 
 
-def _look_at_row(one: _Rendered, seen: _Seen) -> None:
+def _look_at_row(one: _Rendered, config: TrainConfig, seen: _Seen) -> None:
     row = json.dumps(one.row, sort_keys=True).encode("utf-8", "surrogatepass")
     seen.digests.append(int.from_bytes(hashlib.blake2b(row, digest_size=8).digest(), "big"))
     seen.places.append(one.where)
@@ -177,6 +193,8 @@ def _look_at_row(one: _Rendered, seen: _Seen) -> None:
         seen.note("encoding", one.where)
     if "messages" in one.row and out_of_order(one.row["messages"]):
         seen.note("order", one.where)
+    if config.loss_on == "completion" and _is_unasked(one.row):
+        seen.note("unasked", one.where)
 
 
 def _look_at_end(one: _Rendered, cut: int | None, config: TrainConfig, tokenizer: Any, seen: _Seen) -> None:
@@ -185,6 +203,7 @@ def _look_at_end(one: _Rendered, cut: int | None, config: TrainConfig, tokenizer
     kept = len(one.text) if cut is None else cut
     begun = [span for span in _answers(one, cut is None, config, tokenizer) if span[0] < kept]
     dropped = not begun and config.loss_on != "all"
+    seen.kept.append(not dropped)
     if cut is not None:
         seen.note("dropped" if dropped else "cut", one.where)
     answer, stop = one.text[begun[-1][0] : min(begun[-1][1], kept)] if begun else "", tokenizer.eos_token
@@ -199,17 +218,38 @@ def _answers(one: _Rendered, whole: bool, config: TrainConfig, tokenizer: Any) -
     stop = tokenizer.eos_token or ""
     if config.loss_on == "assistant" and "messages" in one.row:
         return one.marks
+    examples = to_prompt_completion(one.row)
+    if config.loss_on == "completion" and not examples:
+        return []
     if "text" in one.row or (whole and (stop not in one.text or one.text.rstrip().endswith(stop))):
         return [(0, len(one.text))]
-    return [(len(_prompt(tokenizer, example)), len(one.text)) for example in to_prompt_completion(one.row)]
+    opening = [0] if config.loss_on == "all" and _is_unasked(one.row) else []
+    return [(at, len(one.text)) for at in (*opening, *(len(_prompt(tokenizer, example)) for example in examples))]
+
+
+def _is_unasked(row: Row) -> bool:
+    return "messages" in row and row["messages"][0]["role"] == "assistant"
 
 
 def _look_at_all(config: TrainConfig, seen: _Seen) -> None:
-    """What only shows across rows: the same row twice, the same row on both sides of the split."""
-    if config.dataset == TICKETS.name:
+    """What only shows across rows: the same row twice, the same row on both sides of the split, nothing left of one."""
+    count, bundled = len(seen.digests), config.dataset == TICKETS.name
+    held = frozenset() if bundled or count < 2 else heldout_places(count, config)
+    trained = frozenset(range(count)) - held
+    if not bundled:
+        _look_at_copies(trained, held, seen)
+    if count < 2 and "unusable" not in seen.problems:
+        seen.note("unusable", f"{config.dataset} holds {count} usable rows; give at least 2", fatal=True)
+    if "unusable" in seen.problems:  # mended, the rows are split otherwise
         return
-    held = heldout_places(len(seen.digests), config) if len(seen.digests) > 1 else frozenset()
-    outside = {digest for at, digest in enumerate(seen.digests) if at not in held}
+    for kind, side in (("untrained", trained), ("unmeasured", held)):
+        if not any(seen.kept[at] for at in side):
+            for at in sorted(side):
+                seen.note(kind, seen.places[at], fatal=True)
+
+
+def _look_at_copies(trained: frozenset[int], held: frozenset[int], seen: _Seen) -> None:
+    outside = {seen.digests[at] for at in trained}
     before: set[int] = set()
     for at, digest in enumerate(seen.digests):
         if digest in before:
@@ -217,10 +257,6 @@ def _look_at_all(config: TrainConfig, seen: _Seen) -> None:
         before.add(digest)
         if at in held and digest in outside:
             seen.note("leak", seen.places[at])
-    if len(seen.lengths) < 2 and "unusable" not in seen.problems:
-        seen.note("unusable", f"{config.dataset} holds {len(seen.lengths)} usable rows; give at least 2", fatal=True)
-    elif "dropped" in seen.problems and seen.problems["dropped"].count == len(seen.lengths):
-        seen.problems["dropped"].fatal = True
 
 
 def _result(config: TrainConfig, seen: _Seen) -> dict[str, Any]:
@@ -288,6 +324,8 @@ def _chosen(tokenizer: Any, row: Row, config: TrainConfig, count: int) -> list[b
     if config.loss_on == "assistant" and "messages" in row:
         how = {"tokenize": True, "return_dict": True, "return_assistant_tokens_mask": True}
         return list(map(bool, tokenizer.apply_chat_template(row["messages"], **how)["assistant_masks"]))
-    example = to_prompt_completion(row)[-1] if config.loss_on == "completion" else row
-    prompt = len(tokenizer(_prompt(tokenizer, example), add_special_tokens=False)["input_ids"])
+    examples = to_prompt_completion(row) if config.loss_on == "completion" else [row]
+    if not examples:
+        return [False] * count
+    prompt = len(tokenizer(_prompt(tokenizer, examples[-1]), add_special_tokens=False)["input_ids"])
     return [at >= prompt for at in range(count)]

@@ -1,4 +1,4 @@
-"""Every accepted format comes out as the same messages; every bad row is named with its place."""
+"""Every kind of file gives the same rows; they are split, told apart, and named with their place where they are bad."""
 
 from __future__ import annotations
 
@@ -13,20 +13,11 @@ from qlora_demo.config import TrainConfig
 from qlora_demo.errors import DataError
 from qlora_demo.ml import data
 from qlora_demo.row_files import iter_file
-from qlora_demo.row_formats import detect, out_of_order, to_messages
 
-SYSTEM = {"role": "system", "content": "s"}
 QUESTION = {"role": "user", "content": "q"}
 ANSWER = {"role": "assistant", "content": "a"}
-SAME = [
-    {"messages": [QUESTION, ANSWER]},
-    {"prompt": "q", "completion": "a"},
-    {"prompt": [QUESTION], "completion": [ANSWER]},
-    {"instruction": "q", "input": "", "output": "a"},
-    {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
-    {"Question": "q", "Answer": "a"},
-    {"question": "q", "context": None, "response": "a", "id": 7},
-]
+TALK = {"messages": [QUESTION, ANSWER]}
+PAIR = {"prompt": "q", "completion": "a"}
 
 
 def read(name: str) -> list[dict[str, Any]]:
@@ -40,20 +31,6 @@ def read(name: str) -> list[dict[str, Any]]:
     return [one.row for one in found]
 
 
-@pytest.mark.parametrize("row", SAME, ids=lambda row: " ".join(row))
-def test_each_format_becomes_the_same_messages(row: dict[str, Any]) -> None:
-    assert to_messages(row, {}, "rows") == {"messages": [QUESTION, ANSWER]}
-
-
-def test_an_alpaca_input_joins_the_instruction() -> None:
-    row = to_messages({"instruction": "sum up", "input": "long text", "output": "a"}, {}, "rows")
-    assert row["messages"][0]["content"] == "sum up\n\nlong text"
-
-
-def test_plain_text_is_kept_whole() -> None:
-    assert to_messages({"text": "all of it"}, {}, "rows") == {"text": "all of it"}
-
-
 def test_each_assistant_turn_is_one_example_with_the_turns_before_it_as_prompt() -> None:
     more = {"role": "user", "content": "again"}
     examples = data.to_prompt_completion({"messages": [QUESTION, ANSWER, more, ANSWER]})
@@ -61,42 +38,12 @@ def test_each_assistant_turn_is_one_example_with_the_turns_before_it_as_prompt()
     assert all(example["completion"] == [ANSWER] for example in examples)
 
 
-@pytest.mark.parametrize(
-    ("row", "message"),
-    [
-        ({"messages": []}, "row 1: holds no messages"),
-        ({"messages": "hello"}, "row 1: holds no messages"),
-        ({"prompt": "q", "completion": "a", "messages": 3}, "row 1: holds no messages"),
-        ({"messages": [QUESTION]}, r"row 1: has no answer \(it ends with user\)"),
-        ({"messages": [QUESTION, {"role": "assistant", "content": " "}]}, "row 1, message 2: has no answer"),
-        ({"messages": [{"role": "robot", "content": "q"}, ANSWER]}, "row 1, message 1: role is not"),
-        ({"prompt": "q", "completion": None}, "row 1, message 2: has no answer"),
-        ({"conversations": "q"}, "row 1: holds no messages"),
-        ({"conversations": [{"value": "q"}]}, "row 1, message 1: role is not"),
-        ({"text": ""}, "row 1: text is empty"),
-        ({"prompt": "q", "completion": 7}, r"row 1, message 2: the answer is no text \(it is int\); write it as text"),
-        (
-            {"messages": [{"role": "user", "content": ["q"]}, ANSWER]},
-            r"message 1: the user text is no text \(it is list",
-        ),
-        ({"Question": {"de": "q"}, "answer": "a"}, r"row 1: prompt \(column 'Question'\) is no text \(it is dict\)"),
-        (
-            {"instruction": "q", "input": 3, "output": "a"},
-            r"context \(column 'input'\) is no text \(it is int\); write",
-        ),
-        ({"prompt": "q", "completion": "a", "system": False}, r"row 1: system \(column 'system'\) is no text"),
-        ({"messages": [QUESTION, ANSWER], "system": ["s"]}, r"row 1: system \(column 'system'\) is no text"),
-        ({"messages": [QUESTION, ANSWER], "system": "\ud800"}, "row 1: system holds half a character"),
-        (
-            {"instruction": [QUESTION], "context": "c", "output": "a"},
-            r"row 1: context \(column 'context'\) has no place beside a list of turns; write it into a turn, or",
-        ),
-        ({"a": 1, "b": 2}, "row 1: columns a, b are not understood; use messages"),
-    ],
-)
-def test_a_bad_row_is_named_with_its_number(row: dict[str, Any], message: str) -> None:
-    with pytest.raises(DataError, match=message):
-        to_messages(row, {}, "rows.jsonl, row 1")
+def test_an_answer_to_nothing_is_no_example() -> None:
+    opened = {"messages": [ANSWER, QUESTION, ANSWER]}
+    (example,) = data.training_set([opened], "completion")
+    assert (example["prompt"], example["completion"]) == ([ANSWER, QUESTION], [ANSWER])
+    with pytest.raises(DataError, match="are an answer alone; add what it answers"):
+        data.training_set([{"messages": [ANSWER]}], "completion")
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".tsv", ".parquet"])
@@ -179,100 +126,39 @@ def test_one_row_is_too_few(tmp_path: Path) -> None:
         data.load_splits(TrainConfig(dataset=str(path)))
 
 
+@pytest.mark.parametrize(
+    ("odd", "at", "message"),
+    [
+        ({"text": "t"}, 2, "line 3: is text and the first row is messages; give each kind a data set of its own"),
+        ({"text": "t"}, 0, "line 2: is messages and the first row is text; give each kind a data set of its own"),
+    ],
+)
+def test_text_among_conversations_is_named(tmp_path: Path, odd: dict[str, Any], at: int, message: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    rows = [odd if place == at else TALK for place in range(4)]
+    path.write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    with pytest.raises(DataError, match=message):
+        data.load_splits(TrainConfig(dataset=str(path)))
+
+
+def test_a_json_file_of_one_conversation_is_one_row(tmp_path: Path) -> None:
+    path = tmp_path / "one.json"
+    path.write_text(json.dumps(TALK), "utf-8")
+    assert read(str(path)) == [TALK]
+
+
+def test_the_rows_of_a_json_file_are_its_only_list_of_objects(tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps({"tags": ["a"], "data": [PAIR]}), "utf-8")
+    assert read(str(path)) == [PAIR]
+    path.write_text(json.dumps({"train": [PAIR], "test": [PAIR]}), "utf-8")
+    with pytest.raises(DataError, match=r"rows\.json holds 2 lists of rows \(train, test\); give a file with one"):
+        read(str(path))
+
+
 def test_the_bundled_task_has_both_held_out_splits() -> None:
     splits = data.load_splits(TrainConfig())
     assert {name: len(rows) for name, rows in splits.heldout.items()} == {"test": 100, "hard": 100}
-
-
-@pytest.mark.parametrize(
-    ("mapping", "row", "expected"),
-    [
-        (
-            {"prompt": "frage", "completion": "antwort"},
-            {"frage": "q", "antwort": "a"},
-            {"messages": [QUESTION, ANSWER]},
-        ),
-        ({"completion": "b"}, {"prompt": "q", "completion": "x", "b": "a"}, {"messages": [QUESTION, ANSWER]}),
-        ({"text": "prompt"}, {"prompt": "q", "completion": "a"}, {"text": "q"}),
-        (
-            {"prompt": "p", "completion": "c"},
-            {"messages": [ANSWER], "p": "q", "c": "a"},
-            {"messages": [QUESTION, ANSWER]},
-        ),
-    ],
-)
-def test_what_is_said_by_hand_goes_before_what_was_detected(
-    mapping: dict[str, str], row: dict[str, Any], expected: dict[str, Any]
-) -> None:
-    assert to_messages(row, mapping, "rows") == expected
-
-
-def test_a_column_that_is_not_there_is_named() -> None:
-    with pytest.raises(DataError, match="has no column 'frage' \\(it has a, b\\); correct columns"):
-        to_messages({"a": "q", "b": "a"}, {"prompt": "frage", "completion": "b"}, "rows")
-
-
-def test_a_context_stands_behind_the_question_and_a_system_prompt_before_it() -> None:
-    row = {"question": "q", "context": "passage", "answer": "a", "system": "be brief"}
-    messages = to_messages(row, {}, "rows")["messages"]
-    assert [(m["role"], m["content"]) for m in messages] == [
-        ("system", "be brief"),
-        ("user", "q\n\npassage"),
-        ("assistant", "a"),
-    ]
-
-
-@pytest.mark.parametrize(
-    "row",
-    [
-        {"messages": [QUESTION, ANSWER], "System": "s"},
-        {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}], "system": "s"},
-        {"messages": [SYSTEM, QUESTION, ANSWER], "system": "another"},
-        {"conversation": [{"from": "system", "value": "s"}, QUESTION, ANSWER], "system": "another"},
-        {"prompt": [QUESTION], "completion": "a", "system": "s"},
-        {"prompt": [SYSTEM, QUESTION], "completion": [ANSWER], "system": "another"},
-        {"messages": [SYSTEM, QUESTION, ANSWER], "system": None},
-        {"prompt": [SYSTEM, QUESTION], "completion": "a", "system": " "},
-    ],
-)
-def test_a_system_column_opens_turns_that_have_no_system_turn_of_their_own(row: dict[str, Any]) -> None:
-    assert to_messages(row, {}, "rows") == {"messages": [SYSTEM, QUESTION, ANSWER]}
-
-
-def test_a_system_column_named_by_hand_opens_the_turns() -> None:
-    row = {"talk": [QUESTION, ANSWER], "rules": "s"}
-    assert to_messages(row, {"messages": "talk", "system": "rules"}, "rows") == {"messages": [SYSTEM, QUESTION, ANSWER]}
-
-
-def test_a_context_named_by_hand_has_no_place_beside_messages() -> None:
-    row = {"messages": [QUESTION, ANSWER], "passage": "p"}
-    with pytest.raises(DataError, match=r"rows: context \(column 'passage'\) has no place beside a list of turns"):
-        to_messages(row, {"context": "passage"}, "rows")
-    assert to_messages(row | {"passage": " "}, {"context": "passage"}, "rows") == {"messages": [QUESTION, ANSWER]}
-
-
-def test_a_context_that_belongs_to_other_columns_than_the_chosen_messages_is_left_out() -> None:
-    row = {"talk": [QUESTION, ANSWER], "question": "x", "answer": "y", "context": "z"}
-    assert to_messages(row, {"messages": "talk"}, "rows") == {"messages": [QUESTION, ANSWER]}
-
-
-def test_columns_that_mean_nothing_are_not_guessed_at() -> None:
-    assert detect(["a", "b"]) == {}
-    assert detect(["Instruction", "Input", "Output"]) == {
-        "prompt": "Instruction",
-        "completion": "Output",
-        "context": "Input",
-    }
-
-
-def test_turns_that_do_not_take_turns_are_seen() -> None:
-    system = {"role": "system", "content": "s"}
-    assert not out_of_order([system, QUESTION, ANSWER, QUESTION, ANSWER])
-    assert (
-        out_of_order([ANSWER])
-        and out_of_order([QUESTION, QUESTION, ANSWER])
-        and out_of_order([QUESTION, system, ANSWER])
-    )
 
 
 def test_a_hub_data_set_is_read_with_its_configuration_and_split(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,9 @@ import pytest
 from qlora_demo.config import TrainConfig
 from qlora_demo.errors import ConfigError, DataError
 from qlora_demo.halt import Halt
-from qlora_demo.ml.data import load_splits
+from qlora_demo.ml.data import heldout_places, load_splits
+from qlora_demo.ml.generate import encode
+from qlora_demo.ml.load import load_tokenizer
 from qlora_demo.ml.preflight import preflight
 from qlora_demo.ml.trainer import build_trainer
 from qlora_demo.services import Services
@@ -97,6 +99,67 @@ def test_a_row_on_both_sides_of_the_split_is_a_leak(check: Any) -> None:
 def test_nothing_left_to_train_is_fatal(check: Any) -> None:
     found = check([pair("word " * 80, "a")] * 5)
     assert "are dropped" in found["fatal"]
+
+
+LONG = pair("word " * 80, "a")
+DROPPED = "are dropped: raise max_length or give other rows"
+
+
+def test_one_side_of_the_split_that_is_dropped_is_fatal(check: Any) -> None:
+    held = sorted(heldout_places(20, TrainConfig(eval_rows=4)))
+    assert not check([LONG if at == held[0] else row for at, row in enumerate(GOOD)])["fatal"], "another is left"
+    found = check([LONG if at in held else row for at, row in enumerate(GOOD)])
+    assert (found["problems"][0]["kind"], found["problems"][0]["count"]) == ("unmeasured", len(held))
+    assert f"line {held[0] + 1} (2 rows are all that is held out, and {DROPPED})" in found["fatal"]
+    found = check([row if at in held else LONG for at, row in enumerate(GOOD)])
+    assert f"(18 rows are all that is trained on, and {DROPPED})" in found["fatal"]
+
+
+HELLO = {"role": "assistant", "content": "hello"}
+OPENED = {"messages": [HELLO, {"role": "user", "content": "ask"}, {"role": "assistant", "content": "say"}]}
+
+
+def test_an_answer_to_nothing_is_told_and_the_rest_is_trained(
+    services: Services, check: Any, tiny_model: Path, tmp_path: Path
+) -> None:
+    rows = [OPENED, {"messages": [HELLO]}, *GOOD[:9]]
+    assert "unasked" not in problems(check(rows, loss_on="all"))
+    assert "are all that is trained on" in check([{"messages": [HELLO]}] * 4)["fatal"]
+    found = check(rows, eval_rows=1)
+    assert (problems(found), found["fatal"]) == ({"unasked": 2, "order": 2}, "")
+    assert [text for text, trained in found["rendered"][0] if trained] == ["say<|im_end|>\n"]
+    assert not any(trained for _, trained in found["rendered"][1])
+    config = TrainConfig(model=str(tiny_model), dataset=str(tmp_path / "rows.jsonl"), eval_rows=1, max_length=64, r=4)
+    trainer, _ = build_trainer(tmp_path / "run", config, services.settings, load_splits(config))
+    assert len(trainer.train_dataset) == 9
+
+
+def test_text_among_conversations_is_fatal(check: Any) -> None:
+    found = check([*GOOD, {"text": "t"}, {"text": "u"}])
+    assert problems(found) == {"unusable": 2}
+    assert "line 21: is text and the first row is messages; give each kind a data set of its own" in found["fatal"]
+
+
+def test_a_prompt_that_the_template_refuses_alone_is_told(check: Any, with_template: Callable[[str], str]) -> None:
+    refusing = "{% if messages[-1]['role'] == 'system' %}{{ raise_exception('no question') }}{% endif %}"
+    model = with_template(f"{refusing}{TURN}<|im_end|>{{% endfor %}}")
+    row = {"messages": [{"role": "system", "content": "s"}, *OPENED["messages"]]}
+    assert "line 21: the model's chat template refuses it (no question)" in check([*GOOD, row], model=model)["fatal"]
+    assert not check([*GOOD, row], model=model, loss_on="all")["fatal"]
+
+
+def test_lengths_are_the_rows_own_where_the_model_s_file_asks_for_padding(
+    check: Any, tiny_model: Path, tmp_path: Path
+) -> None:
+    rows, folder = [*GOOD, pair("q", "word " * 80)], tmp_path / "padding"
+    shutil.copytree(tiny_model, folder)
+    tokenizer = load_tokenizer(str(folder))
+    encode(tokenizer, [[{"role": "user", "content": text}] for text in ("a", "bcd")])
+    tokenizer.backend_tokenizer.enable_truncation(20)
+    tokenizer.save_pretrained(folder)
+    kept = json.loads((folder / "tokenizer.json").read_text("utf-8"))
+    assert kept["padding"] and kept["truncation"]
+    assert check(rows, model=str(folder)) == check(rows)
 
 
 @pytest.fixture

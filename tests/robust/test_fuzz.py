@@ -28,7 +28,7 @@ from qlora_demo.gpu import Lease
 from qlora_demo.history import read_note, side_by_side
 from qlora_demo.jobs import read_result
 from qlora_demo.knobs import field_names
-from qlora_demo.promptsets import read_prompts
+from qlora_demo.promptsets import conversation, read_prompts
 from qlora_demo.records import RunState, TrainMetrics
 from qlora_demo.row_files import iter_file
 from qlora_demo.row_formats import detect, out_of_order, to_messages
@@ -134,8 +134,9 @@ def test_a_set_of_prompts_is_read_or_refused_by_name(suffix: str, content: bytes
         except DataError as exc:
             assert path.name in str(exc)
         else:
-            assert all(prompt.strip() for prompt in prompts)
-            "".join(prompts).encode()
+            asked = [turn["content"] for prompt in prompts for turn in conversation("", prompt)]
+            assert prompts and all(text.strip() for text in asked)
+            "".join(asked).encode()
 
 
 def show(store: RunStore, name: str) -> None:
