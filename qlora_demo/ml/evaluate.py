@@ -167,13 +167,16 @@ def greedy_answers(
 
 
 def that_fit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Rows) -> list[Conversation]:
-    """The rows that are within the model's context, as is an answer to their prompt."""
+    """The rows that ask something and are within the model's context, as is an answer to them."""
     longest = context_length(model)
 
     def tokens(row: Conversation, answered: bool) -> int:
         return encode(tokenizer, [row], answered)["input_ids"].shape[1]
 
-    return [row for row in rows if max(tokens(row, True), tokens(row[:-1], False) + ANSWER_TOKENS) <= longest]
+    def fits(row: Conversation) -> bool:
+        return max(tokens(row, True), tokens(row[:-1], False) + ANSWER_TOKENS) <= longest
+
+    return [row for row in rows if len(row) > 1 and fits(row)]
 
 
 def _batches(rows: Rows, size: int) -> Iterator[Rows]:

@@ -29,8 +29,8 @@ from ..records import BaseForm
 from .load import compute_dtype, four_bit, keep_exact, tensor_bytes
 from .lora_linear import LoRALinear
 from .packed import pack_layer
+from .rounding import BLOCK, as_trained, evenly_spaced, largest, rounded
 
-_BLOCK = 64
 _BINS = 64
 _PART = 1 << 20
 _TOKENS = 64
@@ -112,11 +112,11 @@ def merged(weight: torch.Tensor, update: torch.Tensor, form: BaseForm = "nf4") -
     ``error``: root mean square of what is off in the merged weights over the update's own; ``output``: the same for
     the layer's output to normally distributed inputs, as the next layers see it.
     """
-    base = _as_trained(weight.to(compute_dtype()), form).float()
+    base = as_trained(weight.to(compute_dtype()), form).float()
     x = torch.randn(_TOKENS, weight.shape[1], generator=torch.Generator().manual_seed(0))
     whole = (base + update).to(compute_dtype())
     found = {}
-    for name, made in (("in 16 bit", whole), ("in NF4" if form in _NOT_4_BIT else "in NF4 again", _rounded(whole))):
+    for name, made in (("in 16 bit", whole), ("in NF4" if form in _NOT_4_BIT else "in NF4 again", rounded(whole))):
         kept = made.float().sub_(base)
         found[name] = {"error": _relative(kept, update), "output": _relative(x @ kept.T, x @ update.T)}
     return found
@@ -176,7 +176,7 @@ def histogram(weight: torch.Tensor) -> dict[str, list[float]]:
     """The layer's weights over their block's largest one, binned: the bins' middles ``at``, and their ``share``."""
     counts = torch.zeros(_BINS)
     for blocks in _parts(weight):
-        counts += torch.histc(blocks / _largest(blocks), _BINS, -1.0, 1.0)
+        counts += torch.histc(blocks / largest(blocks), _BINS, -1.0, 1.0)
     middles = [(-1 + (2 * at + 1) / _BINS) for at in range(_BINS)]
     return {"at": middles, "share": (counts / counts.sum()).tolist()}
 
@@ -192,9 +192,9 @@ def level_share(layer: Linear4bit) -> list[float]:
 def errors(weight: torch.Tensor) -> dict[str, float]:
     """Root mean square error over the weights' own, in blocks of 64: NF4, FP4, and evenly spaced int4."""
     ways: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-        "nf4": lambda blocks: _rounded(blocks, "nf4", double=False),
-        "fp4": lambda blocks: _rounded(blocks, "fp4", double=False),
-        "int4 (absmax)": _evenly_spaced,
+        "nf4": lambda blocks: rounded(blocks, "nf4", double=False),
+        "fp4": lambda blocks: rounded(blocks, "fp4", double=False),
+        "int4 (absmax)": evenly_spaced,
     }
     off, own = dict.fromkeys(ways, 0.0), 0.0
     for blocks in _parts(weight):
@@ -206,8 +206,8 @@ def errors(weight: torch.Tensor) -> dict[str, float]:
 
 def bits(weight: torch.Tensor, layer: Linear4bit) -> dict[str, float]:
     """Bits per weight by arithmetic and as stored, without double quantization and with it, as the layer has it."""
-    found = {"arithmetic, single": 4 + 32 / _BLOCK, "arithmetic, double": 4 + 8 / _BLOCK + 32 / (_BLOCK * 256)}
-    single = (quantization.quantize_4bit(part, blocksize=_BLOCK, quant_type="nf4") for part in _parts(weight))
+    found = {"arithmetic, single": 4 + 32 / BLOCK, "arithmetic, double": 4 + 8 / BLOCK + 32 / (BLOCK * 256)}
+    single = (quantization.quantize_4bit(part, blocksize=BLOCK, quant_type="nf4") for part in _parts(weight))
     found["stored, single"] = 8 * sum(_stored_bytes(*part) for part in single) / weight.numel()
     found["stored, double"] = 8 * _stored_bytes(layer.weight, layer.weight.quant_state) / weight.numel()
     return found
@@ -290,37 +290,9 @@ def _peak() -> Iterator[Callable[[], int]]:
 
 def _parts(weight: torch.Tensor) -> Iterator[torch.Tensor]:
     """The weights in fp32 in blocks of 64, some at a time: whole copies of a large layer would take gigabytes."""
-    flat = weight.flatten()[: weight.numel() // _BLOCK * _BLOCK]
+    flat = weight.flatten()[: weight.numel() // BLOCK * BLOCK]
     for at in range(0, len(flat), _PART):
-        yield flat[at : at + _PART].float().view(-1, _BLOCK)
-
-
-def _largest(blocks: torch.Tensor) -> torch.Tensor:
-    return blocks.abs().amax(1, keepdim=True).clamp(min=1e-30)
-
-
-def _rounded(values: torch.Tensor, kind: str = "nf4", *, double: bool = True) -> torch.Tensor:
-    """The values as they come back from a 4-bit type."""
-    packed, state = quantization.quantize_4bit(values, blocksize=_BLOCK, quant_type=kind, compress_statistics=double)
-    back: torch.Tensor = quantization.dequantize_4bit(packed, state)
-    return back
-
-
-def _as_trained(weight: torch.Tensor, form: BaseForm) -> torch.Tensor:
-    """A layer's weights as the forward pass of training writes them out."""
-    if form == "16bit":
-        return weight
-    if form == "int8":
-        stored, scales, _ = quantization.int8_vectorwise_quant(weight.half())
-        written: torch.Tensor = quantization.int8_vectorwise_dequant(stored, scales)
-        return written
-    kind, _, single = form.partition("-")
-    return _rounded(weight, kind, double=not single)
-
-
-def _evenly_spaced(blocks: torch.Tensor) -> torch.Tensor:
-    scale = _largest(blocks) / 7
-    return (blocks / scale).round().clamp(-7, 7) * scale
+        yield flat[at : at + _PART].float().view(-1, BLOCK)
 
 
 def _relative(made: torch.Tensor, given: torch.Tensor) -> float:

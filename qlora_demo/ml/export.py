@@ -74,6 +74,8 @@ def export_merged(origin: Origin, adapter: Loaded, rows: Rows, target: ExportTar
         expected = _logits(model, adapter.tokenizer, rows[0])
         yield Step(Progress(f"saving to {out}", 0.6))
         model.save_pretrained(draft)
+        if adapter.tokenizer.is_fast:
+            adapter.tokenizer.backend_tokenizer.no_padding()  # which it was asked for here
         adapter.tokenizer.save_pretrained(draft)
         (draft / "README.md").write_text(card(measured), "utf-8")
         del model, merged

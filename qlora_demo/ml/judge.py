@@ -65,12 +65,12 @@ def merge_fidelity(
 
 
 def measurable(models: Sequence[Loaded], rows: Rows) -> Rows:
-    """The rows that are within every model's context; raises `DataError` where none is."""
+    """The rows that every model can be asked; raises `DataError` where there is none."""
     found = rows
     for one in models:
         found = that_fit(one.model, one.tokenizer, found)
     if not found:
-        raise DataError(f"heldout: each of {len(rows)} rows and its answer exceed the model's context; train on others")
+        raise DataError(f"heldout: none of {len(rows)} rows asks something within the model's context; train on others")
     return found
 
 

@@ -173,15 +173,17 @@ def test_a_row_that_is_longer_than_the_model_s_context_is_left_out_and_no_other(
     file = run.path / "heldout" / "test.jsonl"
     rows = len(file.read_text("utf-8").splitlines())
     long = {"messages": [{"role": "user", "content": "x" * 300}, {"role": "assistant", "content": "y"}]}
-    file.write_text(json.dumps(long) + "\n" + file.read_text("utf-8"), "utf-8")
+    useless = json.dumps(long) + "\n" + json.dumps({"messages": long["messages"][1:]}) + "\n"
+    file.write_text(useless + file.read_text("utf-8"), "utf-8")
     *_, last = services.engine().evaluate(run.id, parse_all(["adapter"], run.id), None, Halt())
     assert last.result["variants"]["adapter"]["rows"] == len(last.result["rows"]["test"]) == rows
     *_, last = services.engine().fidelity(run.id, None, Halt())
     assert last.result["merges"]["merged:dequantized"]["rows"] == rows
     *_, last = services.engine().export(ExportRequest(run.id, "merged", None, tmp_path / "merged"), Halt())
     assert last.result["verified"]
-    file.write_text(json.dumps(long) + "\n", "utf-8")
-    with pytest.raises(DataError, match="each of 1 rows and its answer exceed the model's context"):
+    assert json.loads((tmp_path / "merged" / "tokenizer.json").read_text("utf-8"))["padding"] is None
+    file.write_text(useless, "utf-8")
+    with pytest.raises(DataError, match="none of 2 rows asks something within the model's context"):
         list(services.engine().fidelity(run.id, None, Halt()))
 
 

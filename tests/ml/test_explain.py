@@ -16,7 +16,7 @@ from torch import nn
 
 from qlora_demo.config import TrainConfig
 from qlora_demo.errors import ModelError, RunError
-from qlora_demo.ml import explain, load
+from qlora_demo.ml import explain, load, rounding
 from qlora_demo.ml.lora_linear import LoRALinear
 from qlora_demo.ml.packed import pack
 from qlora_demo.records import BaseForm
@@ -222,7 +222,7 @@ def test_a_merge_is_compared_with_the_layer_that_the_run_trained_on(tiny_model: 
     source, name = str(tiny_model), "model.layers.0.mlp.up_proj"
     weight = load.load_16bit(source).get_submodule(name).weight.detach()
     base = load.load_16bit(source) if form == "16bit" else load.load_dequantized(source, form)
-    trained = explain._as_trained(weight, form).float()
+    trained = rounding.as_trained(weight, form).float()
     assert torch.allclose(trained, base.get_submodule(name).weight.detach().float(), atol=2e-3, rtol=1e-2)
     assert (trained == weight.float()).all() == (form == "16bit")
 
