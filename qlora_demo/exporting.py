@@ -27,7 +27,7 @@ def base_for(run: Run, what: ExportKind, onto: MergeBase | None) -> MergeBase:
 
 def facts(runs: RunStore, run: Run, what: ExportKind, onto: MergeBase, fidelity: dict[str, Any]) -> CardFacts:
     """What the model card tells; ``fidelity`` is what was measured on the very model that is saved."""
-    precision = {"adapter": "adapter", "merged": "bf16", "merged-4bit": "nf4"}[what]
+    precision = {"adapter": "adapter", "merged": "16bit", "merged-4bit": "nf4"}[what]
     measured = {"sentence": "", "merges": {f"{what}:{onto}": fidelity}} if fidelity else None
     return CardFacts(
         run=run.id,
@@ -48,9 +48,9 @@ def card(known: CardFacts) -> str:
     return adapter_card(known) if known.precision == "adapter" else merged_card(known)
 
 
-def lines(runs: RunStore, run: Run, what: ExportKind, onto: MergeBase, folder: Path) -> dict[str, str]:
-    """How an exported folder is loaded: ``vllm`` and ``transformers``."""
-    return loading_lines(facts(runs, run, what, onto, {}), str(folder))
+def lines(runs: RunStore, run: Run, what: ExportKind, onto: MergeBase, where: tuple[Path, str]) -> dict[str, str]:
+    """How an exported folder is loaded, ``vllm`` and ``transformers``; ``where``: the folder, and its resolved base."""
+    return loading_lines(facts(runs, run, what, onto, {}), str(where[0]), where[1])
 
 
 def push(hub: Hub, folder: Path, repo: str, token: str) -> Iterator[Step]:

@@ -27,6 +27,8 @@ T = TypeVar("T")
 SUFFIXES = frozenset({".safetensors", ".json", ".md", ".txt", ".model", ".jinja"})
 """What is published; nothing among it can run code where it is loaded."""
 
+_MODEL = ("*.safetensors", "*.safetensors.index.json", "*config.json", "base_form.json")
+"""What a push takes away where it brings none: beside a merge, a former adapter would be put on it once more."""
 _TOKEN = re.compile(r"[!-~]+")
 _STATUS = re.compile(r"HTTP status (?:client|server) error \((\d{3})")
 """How hf_xet, which sends the weights, tells in the text of a ConnectionError what it was answered."""
@@ -122,7 +124,7 @@ def _push(api: HfApi, folder: Path, repo_id: str, private: bool, report: Report)
     report(Progress(f"opening the repository {repo_id}"))
     repo = _open(api, repo_id, private)
     report(Progress(f"uploading {memory(folder_bytes(folder))} to {repo}"))
-    address = api.upload_folder(repo_id=repo, folder_path=folder).commit_url
+    address = api.upload_folder(repo_id=repo, folder_path=folder, delete_patterns=list(_MODEL)).commit_url
     report(Progress(f"uploaded to {repo}", 1.0))
     return address
 

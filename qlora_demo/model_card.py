@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from .catalog import BUNDLED_DATASETS, BUNDLED_MODELS
 from .hub import is_repo_id
 from .units import memory
 
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM takes for --max-lora-rank, besides 1."""
 
-_DATA_FILES = {".jsonl", ".json", ".csv", ".parquet"}
+_DATA_FILES = {".jsonl", ".json", ".csv", ".tsv", ".parquet"}
 _PYTHON_4_BIT = """\
 quantized = BitsAndBytesConfig(
     load_in_4bit=True,
@@ -85,7 +86,7 @@ class CardFacts:
     versions: dict[str, str]
     evaluation: dict[str, Any] | None
     fidelity: dict[str, Any] | None
-    precision: Literal["adapter", "bf16", "nf4"]
+    precision: Literal["adapter", "16bit", "nf4"]
     onto: Literal["original", "dequantized", ""]
 
 
@@ -111,35 +112,35 @@ def merged_card(facts: CardFacts) -> str:
         f"{_method(facts.config)} on {_code(facts.dataset)} (run {_code(facts.run)}), merged in 16 bit onto "
         f"{_onto(facts)}"
     )
-    after = ", then quantized to 4-bit NF4." if facts.precision == "nf4" else ", in bf16."
+    after = ", then quantized to 4-bit NF4." if facts.precision == "nf4" else "."
     return _card(facts, "transformers", f"# {_code(facts.model)}, tuned and merged", what + after)
 
 
-def loading_lines(facts: CardFacts, folder: str) -> dict[str, str]:
-    """What loads the folder, or a repository that holds the same: ``vllm`` for a shell, ``transformers`` for Python."""
-    return {"vllm": _vllm(facts, folder), "transformers": _python(facts, folder)}
+def loading_lines(facts: CardFacts, folder: str, base: str) -> dict[str, str]:
+    """What loads the folder, or a repository that holds the same: ``vllm`` for a shell, ``transformers`` for Python.
+    ``base``: what `from_pretrained` takes for an adapter's base."""
+    return {"vllm": _vllm(facts, folder, base), "transformers": _python(facts, folder, base)}
 
 
-def _vllm(facts: CardFacts, folder: str) -> str:
-    if facts.precision == "bf16":
-        return f"vllm serve {shlex.quote(folder)} --dtype bfloat16"
+def _vllm(facts: CardFacts, folder: str, base: str) -> str:
+    if facts.precision == "16bit":
+        return f"vllm serve {shlex.quote(folder)}"
     if facts.precision == "nf4":
         return f"vllm serve {shlex.quote(folder)} --quantization bitsandbytes"
     if facts.config.get("use_dora"):
         return "# vLLM takes no DoRA adapter: export the merged model and serve that"
     rank = next(rank for rank in VLLM_RANKS if rank >= _saved_rank(facts.config))
     module = shlex.quote(f"{facts.run}={folder}")
-    return f"vllm serve {shlex.quote(facts.model)} --enable-lora --lora-modules {module} --max-lora-rank {rank}"
+    return f"vllm serve {shlex.quote(base)} --enable-lora --lora-modules {module} --max-lora-rank {rank}"
 
 
-def _python(facts: CardFacts, folder: str) -> str:
+def _python(facts: CardFacts, folder: str, base: str) -> str:
     if facts.precision != "adapter":
         return f"""\
-import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 folder = {folder!r}
-model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, device_map="auto")
+model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", device_map="auto")
 {_GENERATE}"""
     config = _quantizing(facts.config)
     quantize = "quantization_config=quantized, " if config else ""
@@ -150,7 +151,7 @@ from peft import PeftModel
 from transformers import {names}
 
 folder = {folder!r}
-{config}base = AutoModelForCausalLM.from_pretrained({facts.model!r}, {quantize}dtype=torch.bfloat16, device_map="auto")
+{config}base = AutoModelForCausalLM.from_pretrained({base!r}, {quantize}dtype=torch.bfloat16, device_map="auto")
 model = PeftModel.from_pretrained(base, folder)
 {_GENERATE}"""
 
@@ -194,24 +195,31 @@ def _card(facts: CardFacts, library: str, title: str, what: str) -> str:
 
 def _front_matter(facts: CardFacts, library: str) -> str:
     values: dict[str, Any] = {
-        "base_model": facts.model if is_repo_id(facts.model) else None,
+        "base_model": facts.model if _is_on_hub(facts.model) else None,
         "library_name": library,
         "pipeline_tag": "text-generation",
-        "datasets": [facts.dataset] if _is_hub_dataset(facts.dataset) else None,
+        "datasets": [facts.dataset] if _is_on_hub(facts.dataset) else None,
         "tags": list(dict.fromkeys(["lora", facts.config["method"]])),
     }
     lines = [f"{name}: {json.dumps(value)}" for name, value in values.items() if value is not None]
     return "\n".join(["---", *lines, "---", "", ""])
 
 
-def _is_hub_dataset(name: str) -> bool:
-    return is_repo_id(name) and Path(name).suffix not in _DATA_FILES
+def _is_on_hub(name: str) -> bool:
+    """Whether a name is a hub id: it is no name of our catalog, and nothing here goes by it."""
+    ours = name in BUNDLED_MODELS or name in BUNDLED_DATASETS
+    return is_repo_id(name) and not ours and Path(name).suffix not in _DATA_FILES and not Path(name).exists()
 
 
 def _loading(facts: CardFacts) -> list[str]:
-    lines = loading_lines(facts, "FOLDER")
+    bundled = facts.model in BUNDLED_MODELS
+    lines = loading_lines(facts, "FOLDER", "BASE" if bundled else facts.model)
     where = "Put this folder's path, or the name of the hub repository that holds it, for FOLDER."
     if facts.precision == "adapter":
+        if bundled:
+            where += (
+                f" {_code(facts.model)} is on no hub: put the folder that `python -m qlora_demo fetch` names for BASE."
+            )
         where += f" Ask vLLM for the model {_code(facts.run)}; under the base's name it answers without the adapter."
     return ["## Loading", where, _fenced("bash", lines["vllm"]), _fenced("python", lines["transformers"])]
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import struct
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -24,6 +26,7 @@ ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 BASE_FORM_FILE = "base_form.json"
 """Beside an adapter's own files: how the base that it was trained on was stored, which they do not say."""
 _DIGEST_BYTES = 4096
+_SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 _DAMAGED = (OSError, ValueError, TypeError, KeyError, RecursionError, struct.error)
 _LARGEST_HEADER = 100_000_000
 """Bytes; safetensors itself reads no larger one."""
@@ -144,7 +147,7 @@ def weights_digest(source: str) -> str:
             raise not_given(source, exc) from exc
     seen = hashlib.blake2b(digest_size=8)
     try:
-        for path in sorted(folder.glob("*.safetensors")):
+        for path in _weight_files(folder):
             _digest_file(path, seen)
     except _DAMAGED as exc:
         raise ModelError(f"model: {folder}: a safetensors file is damaged ({exc}); fetch the model again") from exc
@@ -155,7 +158,7 @@ def linear_layers(source: str) -> list[str]:
     """Full names of the layers with a matrix of weights, but the embeddings, of a resolved base model that is a folder;
     none where it is not: its files are elsewhere."""
     try:
-        headers = [_header(path) for path in sorted(Path(source).glob("*.safetensors"))]
+        headers = [_header(path) for path in _weight_files(Path(source))]
         matrices = [name for header in headers for name, facts in header.items() if len(facts["shape"]) == 2]
     except _DAMAGED as exc:
         raise ModelError(f"model: {source}: a safetensors file is damaged ({exc}); fetch the model again") from exc
@@ -175,6 +178,18 @@ def not_given(source: str, exc: Exception) -> ModelError:
         f"({type(exc).__name__}: {' '.join(str(exc).split())[:200]}); "
         f"give {known_models()}, a folder, or a hub id that can be reached"
     )
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The files that the library reads of a model's folder: others may hold the same weights once more."""
+    names = [path.name for path in folder.glob("*.safetensors")]
+    return [folder / name for name in weight_names(names)]
+
+
+def weight_names(names: Collection[str]) -> list[str]:
+    """Those of a model's safetensors files that the library reads, sorted."""
+    own = sorted(name for name in names if name == "model.safetensors" or _SHARD.fullmatch(name))
+    return own or sorted(names)
 
 
 def _header(path: Path) -> dict[str, Any]:

@@ -125,9 +125,12 @@ class HubServer:
         return 200, {"result": 1}
 
     def commit(self, repo: str, lines: list[dict[str, Any]]) -> Answer:
-        """Write the files of one commit."""
+        """Write the files of one commit, and take away those that it takes away."""
         for line in lines:
             value, path = line["value"], self.root / repo / str(line["value"].get("path"))
+            if line["key"] == "deletedFile":
+                path.unlink()
+                continue
             path.parent.mkdir(parents=True, exist_ok=True)
             if line["key"] == "file":
                 path.write_bytes(base64.b64decode(value["content"]))

@@ -80,6 +80,17 @@ def test_every_byte_arrives_by_git_lfs_where_xet_is_off(
     assert any(request.startswith("PUT /large/") for request in server.requests)
 
 
+def test_a_model_takes_the_place_of_the_one_that_was_there(server: HubServer, folder: Path, tmp_path: Path) -> None:
+    before = tmp_path / "before"
+    before.mkdir()
+    for name in ("config.json", "adapter_model.safetensors", "base_form.json", "model-00001-of-00002.safetensors"):
+        (before / name).write_text("{}", "utf-8")
+    (before / "NOTES.md").write_text("mine", "utf-8")
+    _push(server, before)
+    _push(server, folder)
+    assert server.files("ada/tickets") == _content(folder) | {"NOTES.md": b"mine"}
+
+
 def test_a_second_push_of_the_same_files_gives_the_same_address(server: HubServer, folder: Path) -> None:
     assert _push(server, folder) == _push(server, folder)
     assert sum("/commit/" in request for request in server.requests) == 1

@@ -14,6 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
+from qlora_demo.catalog import SMOLLM2, TICKETS
 from qlora_demo.model_card import CardFacts, adapter_card, loading_lines, merged_card
 
 FACTS = CardFacts(
@@ -52,7 +53,7 @@ FACTS = CardFacts(
     precision="adapter",
     onto="",
 )
-MERGED = replace(FACTS, precision="bf16", onto="dequantized")
+MERGED = replace(FACTS, precision="16bit", onto="dequantized")
 NF4 = replace(FACTS, precision="nf4", onto="original")
 BARE = replace(FACTS, config={"r": 8, "method": "lora"}, summary={}, versions={}, evaluation=None, fidelity=None)
 
@@ -92,6 +93,20 @@ def test_what_is_on_no_hub_is_not_in_the_front_matter_but_in_the_text(model: str
     assert set(_front_matter(card)) == {"library_name", "pipeline_tag", "tags"}
     assert f"`{' '.join(model.split())}`, trained by" in card
     assert f"on `{' '.join(dataset.split())}` (run" in card
+
+
+def test_the_bundled_model_and_task_are_told_of_as_what_is_on_no_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = adapter_card(replace(FACTS, model=SMOLLM2.name, dataset=TICKETS.name))
+    assert set(_front_matter(card)) == {"library_name", "pipeline_tag", "tags"}
+    assert "from_pretrained('BASE', " in card and "vllm serve BASE " in card
+    assert "put the folder that `python -m qlora_demo fetch` names for BASE" in card
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models" / "small").mkdir(parents=True)
+    card = adapter_card(replace(FACTS, model="models/small", dataset="rows.tsv"))
+    assert set(_front_matter(card)) == {"library_name", "pipeline_tag", "tags"}
+    assert "from_pretrained('models/small', " in card
 
 
 def _rows(card: str) -> list[list[str]]:
@@ -145,7 +160,7 @@ def test_a_missing_figure_leaves_its_cell_empty() -> None:
 
 
 def test_a_merged_card_says_onto_what_and_in_which_precision() -> None:
-    assert "merged in 16 bit onto the base as stored in 4-bit NF4, dequantized, in bf16." in merged_card(MERGED)
+    assert "merged in 16 bit onto the base as stored in 4-bit NF4, dequantized." in merged_card(MERGED)
     assert "merged in 16 bit onto the original base, then quantized to 4-bit NF4." in merged_card(NF4)
 
 
@@ -156,25 +171,25 @@ def test_an_adapter_s_card_says_where_the_two_ways_of_loading_differ() -> None:
     assert "Ask vLLM" not in merged_card(MERGED)
 
 
-@pytest.mark.parametrize("facts", [FACTS, MERGED, NF4], ids=["adapter", "bf16", "nf4"])
+@pytest.mark.parametrize("facts", [FACTS, MERGED, NF4], ids=["adapter", "16bit", "nf4"])
 def test_the_card_holds_the_loading_lines_that_the_page_shows(facts: CardFacts) -> None:
     card = adapter_card(facts) if facts.precision == "adapter" else merged_card(facts)
     blocks = [(token.info, token.content) for token in MarkdownIt().parse(card) if token.type == "fence"]
-    lines = loading_lines(facts, "FOLDER")
+    lines = loading_lines(facts, "FOLDER", facts.model)
     assert blocks == [("bash", lines["vllm"] + "\n"), ("python", lines["transformers"])]
 
 
 @pytest.mark.parametrize("folder", ["/out/a b", "it's", "$(rm -rf ~)", "a;b`c`", "-x y", 'q"q'])
 def test_a_shell_hands_vllm_the_folder_as_it_is(folder: str) -> None:
-    assert shlex.split(loading_lines(MERGED, folder)["vllm"]) == ["vllm", "serve", folder, "--dtype", "bfloat16"]
-    assert shlex.split(loading_lines(NF4, folder)["vllm"]) == [
+    assert shlex.split(loading_lines(MERGED, folder, "b")["vllm"]) == ["vllm", "serve", folder]
+    assert shlex.split(loading_lines(NF4, folder, "b")["vllm"]) == [
         "vllm",
         "serve",
         folder,
         "--quantization",
         "bitsandbytes",
     ]
-    assert shlex.split(loading_lines(replace(FACTS, model=folder), folder)["vllm"]) == [
+    assert shlex.split(loading_lines(FACTS, folder, folder)["vllm"]) == [
         *("vllm", "serve", folder, "--enable-lora"),
         *("--lora-modules", f"20261124-060000-qlora-ab12={folder}"),
         *("--max-lora-rank", "32"),
@@ -186,14 +201,14 @@ def test_a_shell_hands_vllm_the_folder_as_it_is(folder: str) -> None:
     [(1, 8), (8, 8), (9, 16), (16, 16), (33, 64), (65, 128), (129, 256), (256, 256), (257, 320), (512, 512)],
 )
 def test_the_rank_is_the_smallest_that_vllm_takes(r: int, rank: int) -> None:
-    assert loading_lines(replace(FACTS, config={"r": r, "method": "lora"}), "f")["vllm"].endswith(
+    assert loading_lines(replace(FACTS, config={"r": r, "method": "lora"}), "f", "b")["vllm"].endswith(
         f"--max-lora-rank {rank}"
     )
 
 
 @given(st.text(), st.sampled_from([FACTS, BARE, MERGED, NF4]))
 def test_python_compiles_and_names_the_folder_as_it_is(folder: str, facts: CardFacts) -> None:
-    code = compile(loading_lines(replace(facts, model=folder), folder)["transformers"], "card", "exec")
+    code = compile(loading_lines(facts, folder, folder)["transformers"], "card", "exec")
     assert folder in code.co_consts
 
 
@@ -247,14 +262,14 @@ INT8 = replace(BARE, config={"r": 4, "method": "lora-8bit"})
         (MERGED, "LlamaForCausalLM Linear bfloat16"),
         (NF4, "LlamaForCausalLM Linear4bit bfloat16 nf4 True"),
     ],
-    ids=["adapter on NF4", "adapter on FP4", "adapter on 8 bit", "adapter on 16 bit", "bf16", "nf4"],
+    ids=["adapter on NF4", "adapter on FP4", "adapter on 8 bit", "adapter on 16 bit", "16bit", "nf4"],
 )
 @pytest.mark.filterwarnings("ignore:MatMul8bitLt")
 def test_the_python_lines_really_load_and_answer(
     tiny_model: Path, tmp_path: Path, facts: CardFacts, loaded: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = _export(tiny_model, tmp_path / "it's out", facts)
-    code = loading_lines(replace(facts, model=str(tiny_model)), str(folder))["transformers"]
+    code = loading_lines(facts, str(folder), str(tiny_model))["transformers"]
     made: dict[str, Any] = {}
     exec(compile(code, "card", "exec"), made)
     assert capsys.readouterr().out.strip()
@@ -284,14 +299,14 @@ def _look(model: Any) -> str:
 def test_a_card_says_how_the_base_was_stored(config: dict[str, Any], words: str) -> None:
     facts = replace(BARE, config={"r": 8, **config})
     assert f"trained by {words}" in adapter_card(facts)
-    assert f"trained by {words}" in merged_card(replace(facts, precision="bf16", onto="original"))
+    assert f"trained by {words}" in merged_card(replace(facts, precision="16bit", onto="original"))
 
 
 def test_vllm_is_told_the_rank_that_is_saved_and_is_given_no_dora_adapter() -> None:
     doubled = replace(BARE, config={"r": 16, "method": "lora", "init_lora_weights": "pissa"})
-    assert loading_lines(doubled, "f")["vllm"].endswith("--max-lora-rank 32")
+    assert loading_lines(doubled, "f", "b")["vllm"].endswith("--max-lora-rank 32")
     dora = replace(BARE, config={"r": 16, "method": "qlora", "use_dora": True})
-    assert loading_lines(dora, "f")["vllm"].startswith("# vLLM takes no DoRA adapter")
+    assert loading_lines(dora, "f", "b")["vllm"].startswith("# vLLM takes no DoRA adapter")
     assert "vLLM as started below" not in adapter_card(dora)
 
 

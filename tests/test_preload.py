@@ -19,6 +19,7 @@ from .hub_server import OWNERS_TOKEN, HubServer
 def hub(hub_server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HubServer:
     """A hub with one model, in safetensors and in what nobody needs."""
     files = {"config.json": b"{}", "model.safetensors": b"w" * 300, "pytorch_model.bin": b"x", "onnx/model.json": b"y"}
+    files["consolidated.safetensors"] = b"w" * 300
     for name, data in files.items():
         path = hub_server.root / "ada/tiny" / name
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,15 @@ from qlora_demo.config import TrainConfig
 from qlora_demo.errors import AdapterError, ModelError, RunError
 from qlora_demo.records import Column
 from qlora_demo.services import Services
-from qlora_demo.sources import adapter_bytes, find_adapter, origin_of, shape_of, weights_digest
+from qlora_demo.sources import (
+    adapter_bytes,
+    find_adapter,
+    linear_layers,
+    origin_of,
+    shape_of,
+    weight_names,
+    weights_digest,
+)
 
 
 def test_a_run_names_its_base_its_method_and_what_it_was_trained_on(services: Services, tiny_model: Path) -> None:
@@ -84,6 +92,16 @@ def test_the_shape_is_read_from_the_config_alone(tiny_model: Path, tmp_path: Pat
     assert shape_of(str(tmp_path)).num_hidden_layers == 2
     with pytest.raises(ModelError, match="'nobody/nothing' is no bundled model and no folder"):
         shape_of("nobody/nothing")
+
+
+def test_what_else_lies_beside_a_model_s_weights_is_none_of_it(tiny_model: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_model, tmp_path / "model")
+    before, layers = weights_digest(str(tmp_path / "model")), linear_layers(str(tmp_path / "model"))
+    shutil.copy(tiny_model / "model.safetensors", tmp_path / "model" / "consolidated.safetensors")
+    assert (weights_digest(str(tmp_path / "model")), linear_layers(str(tmp_path / "model"))) == (before, layers)
+    sharded = ["model-00002-of-00002.safetensors", "model-00001-of-00002.safetensors", "consolidated.safetensors"]
+    assert weight_names(sharded) == sorted(sharded)[1:]
+    assert weight_names(["pytorch.safetensors"]) == ["pytorch.safetensors"]
 
 
 def test_the_digest_tells_models_of_one_shape_apart(tiny_model: Path, tmp_path: Path) -> None:

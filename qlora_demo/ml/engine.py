@@ -37,7 +37,7 @@ from ..stored import require_room
 from .evaluate import Rows
 from .explain import explain_layer, explain_update, layer_names
 from .export import ExportTarget, export_adapter, export_merged
-from .judge import before_after, measurable, merge_fidelity
+from .judge import before_after, merge_fidelity
 from .limits import read_bandwidth
 from .load import device, ran_out
 from .preflight import preflight
@@ -196,7 +196,7 @@ class Engine:
             require_room(self.settings.home, self.settings.limits)
         onto = base_for(run, request.what, request.onto)
         out = (request.out or export_folder(run, request.what, onto)).expanduser().resolve()
-        load = {"load": lines(self.runs, run, request.what, onto, out)}
+        load = {"load": lines(self.runs, run, request.what, onto, (out, resolve(self.settings, run.config.model)))}
         with closing(self._exported(run, request.what, onto, out, halt)) as steps:
             for step in steps:
                 yield Step(step.progress, step.result and step.result | load)
@@ -209,10 +209,9 @@ class Engine:
         if what == "adapter":
             yield from export_adapter(self._variants.origin(adapter), out, written)
             return
-        rows: Rows = next(iter(self._heldout(run.id).values()))[:_FIDELITY_ROWS]
+        rows: Rows = next(iter(self.runs.heldout(run.id).values()), [])[:_FIDELITY_ROWS]
         yield from (Step(progress) for progress in self._load([adapter], halt, "merge"))
         model = self._variants.loaded[adapter.name]
-        rows = measurable([model], rows)
         target = ExportTarget(onto, out, what == "merged-4bit")
         steps = export_merged(self._variants.origin(adapter), model, rows, target, written)
         yield from self._until(halt, "merge", steps)

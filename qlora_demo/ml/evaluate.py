@@ -166,15 +166,17 @@ def greedy_answers(
     return [answer for batch in asked for answer in complete(model, tokenizer, batch, settings, activate)]
 
 
-def that_fit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Rows) -> list[Conversation]:
-    """The rows that ask something and are within the model's context, as is an answer to them."""
+def that_fit(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Rows, answer_tokens: int = 0
+) -> list[Conversation]:
+    """The rows that ask something and are within the model's context, as is an answer of so many tokens to them."""
     longest = context_length(model)
 
     def tokens(row: Conversation, answered: bool) -> int:
         return encode(tokenizer, [row], answered)["input_ids"].shape[1]
 
     def fits(row: Conversation) -> bool:
-        return max(tokens(row, True), tokens(row[:-1], False) + ANSWER_TOKENS) <= longest
+        return max(tokens(row, True), tokens(row[:-1], False) + answer_tokens) <= longest
 
     return [row for row in rows if len(row) > 1 and fits(row)]
 

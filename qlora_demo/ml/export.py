@@ -15,9 +15,9 @@ from transformers.trainer_utils import align_special_tokens
 from ..disk import draft_folder, require_free
 from ..errors import WrongModel
 from ..memory import weight_bytes
-from ..records import MergeBase, Progress, Step
+from ..records import MergeBase, Message, Progress, Step
 from ..sources import Origin, shape_of
-from .evaluate import Conversation, Rows, divergences, fidelity_figures
+from .evaluate import Conversation, Rows, divergences, fidelity_figures, that_fit
 from .generate import encode
 from .load import device, keep_exact, load_quantized
 from .merge import load_merged
@@ -37,6 +37,8 @@ class ExportTarget:
     four_bit: bool
 
 
+_NONE: list[list[Message]] = [[{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]]
+"""What is saved is still held to give what it gave, where a run has no row to measure it on."""
 _FITS = 1.5
 """The merged weights times this must be free: the base is dequantized, and a layer merged, beside them."""
 
@@ -70,7 +72,8 @@ def export_merged(origin: Origin, adapter: Loaded, rows: Rows, target: ExportTar
             model = _quantized(model, draft / "bf16", on)
         yield Step(Progress("comparing with the adapter model", 0.4))
         merged = replace(adapter, weights=Weights(model, "", 0.0), adapter=None)
-        measured = fidelity_figures(list(divergences(merged, adapter, rows)))
+        rows = that_fit(adapter.model, adapter.tokenizer, rows) or _NONE
+        measured = fidelity_figures(list(divergences(merged, adapter, rows))) if rows is not _NONE else {}
         expected = _logits(model, adapter.tokenizer, rows[0])
         yield Step(Progress(f"saving to {out}", 0.6))
         model.save_pretrained(draft)
@@ -82,7 +85,8 @@ def export_merged(origin: Origin, adapter: Loaded, rows: Rows, target: ExportTar
         yield Step(Progress("reloading and comparing what was saved", 0.8))
         _verify(draft, expected, adapter.tokenizer, rows[0])
     what = "merged-4bit" if four_bit else "merged"
-    result = {"path": str(out), "what": what, "onto": onto, "fidelity": measured, "verified": True}
+    result = {"path": str(out), "what": what, "onto": onto, "verified": True}
+    result |= {"fidelity": measured} if measured else {}
     yield Step(Progress(f"saved to {out}", 1.0), result)
 
 

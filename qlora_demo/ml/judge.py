@@ -12,7 +12,17 @@ from ..columns import parse, title
 from ..errors import DataError
 from ..records import Column, MergeBase, Progress, Step
 from ..verdicts import fidelity_sentence
-from .evaluate import Divergence, RowResult, Rows, divergences, evaluate, fidelity_figures, figures, that_fit
+from .evaluate import (
+    ANSWER_TOKENS,
+    Divergence,
+    RowResult,
+    Rows,
+    divergences,
+    evaluate,
+    fidelity_figures,
+    figures,
+    that_fit,
+)
 from .variants import Loaded
 
 Load = Callable[[Sequence[Column]], Iterator[Progress]]
@@ -22,7 +32,8 @@ Splits = Mapping[str, Rows]
 def before_after(columns: Sequence[Column], splits: Splits, loaded: dict[str, Loaded]) -> Generator[Step]:
     """Figures and rows of every column on every split; ``splits.{split}.{column}``, ``rows.{split}[].answers``."""
     models = [loaded[column.name] for column in columns]
-    splits = {split: measurable(models, rows) for split, rows in splits.items()}
+    given = splits
+    splits = {split: measurable(models, rows) for split, rows in given.items()}
     found: dict[str, dict[str, list[RowResult]]] = {split: {} for split in splits}
     total = sum(map(len, splits.values())) * len(columns)
     done = 0
@@ -32,7 +43,9 @@ def before_after(columns: Sequence[Column], splits: Splits, loaded: dict[str, Lo
             for batch in evaluate(loaded[column.name], rows):
                 results += batch
                 done += len(batch)
+                left = len(given[split]) - len(rows)
                 text = f"{split}: {title(column)}, {len(results)} of {len(rows)} rows"
+                text += f"; {left} left out, which do not fit" if left else ""
                 yield Step(Progress(text, done / total), _document(found, splits))
 
 
@@ -68,7 +81,7 @@ def measurable(models: Sequence[Loaded], rows: Rows) -> Rows:
     """The rows that every model can be asked; raises `DataError` where there is none."""
     found = rows
     for one in models:
-        found = that_fit(one.model, one.tokenizer, found)
+        found = that_fit(one.model, one.tokenizer, found, ANSWER_TOKENS)
     if not found:
         raise DataError(f"heldout: none of {len(rows)} rows asks something within the model's context; train on others")
     return found

@@ -52,7 +52,7 @@ from ..units import memory
 from .agree import is_main
 from .checkpoints import Checkpoints
 from .data import Splits, load_splits, rows_digest
-from .evaluate import greedy_answers, that_fit
+from .evaluate import ANSWER_TOKENS, greedy_answers, that_fit
 from .load import device, ran_out
 from .machine import versions
 from .peak import peak_memory_bytes
@@ -183,7 +183,7 @@ def score_answers(trainer: SFTTrainer, rows: list[Any]) -> dict[str, Any]:
     if not talks or not (is_main() or trainer.is_fsdp_enabled):
         return {}
     model, tokenizer = trainer.accelerator.unwrap_model(trainer.model).eval(), trainer.processing_class
-    fitting = that_fit(model, tokenizer, talks)
+    fitting = that_fit(model, tokenizer, talks, ANSWER_TOKENS)
     answers = greedy_answers(model, tokenizer, fitting)
     scores = [score(answer, talk[-1]["content"]) for answer, talk in zip(answers, fitting, strict=True)]
     return summarize(scores) if scores else {}

@@ -17,6 +17,7 @@ from peft import EvaConfig, LoraConfig, PeftModel, initialize_lora_eva_weights
 from transformers import AutoModelForCausalLM
 from trl import SFTConfig, SFTTrainer
 
+from ..catalog import BUNDLED_MODELS
 from ..choices import Chosen, Situation, choose, refuse, refuse_targets
 from ..config import TrainConfig, target_names
 from ..errors import ConfigError, DataError
@@ -25,7 +26,7 @@ from ..memory_plan import Kind
 from ..records import Choice
 from ..runs import CHECKPOINTS
 from ..settings import Settings
-from ..sources import BASE_FORM_FILE, resolve
+from ..sources import ADAPTER_FILES, BASE_FORM_FILE, resolve
 from .agree import is_main
 from .data import Splits, training_set
 from .kernels import fuse_layers, fused_kernels_trouble, triton_trouble
@@ -120,8 +121,16 @@ def save_adapter(
     changed_base = config.init_lora_weights in ("pissa", "olora")
     initial = {"path_initial_model_for_weight_conversion": str(path / INITIAL)} if changed_base else {}
     model.save_pretrained(draft, state_dict=weights, **initial)
+    if config.model in BUNDLED_MODELS:
+        _name_base(draft / ADAPTER_FILES[0], config.model)
     trainer.processing_class.save_pretrained(draft)
     (draft / BASE_FORM_FILE).write_text(json.dumps({"base_form": config.base_form}), "utf-8")
+
+
+def _name_base(path: Path, name: str) -> None:
+    """Have an adapter name its base as every home knows it; where it lies is this machine's."""
+    told = json.loads(path.read_text("utf-8")) | {"base_model_name_or_path": name}
+    path.write_text(json.dumps(told, indent=2, sort_keys=True), "utf-8")
 
 
 def check_targets(source: str, config: TrainConfig) -> None:

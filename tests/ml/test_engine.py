@@ -187,6 +187,26 @@ def test_a_row_that_is_longer_than_the_model_s_context_is_left_out_and_no_other(
         list(services.engine().fidelity(run.id, None, Halt()))
 
 
+@pytest.mark.parametrize("rows", ["", '{"text": "no chat"}\n'])
+def test_a_run_without_a_row_to_compare_on_is_merged_and_verified_all_the_same(
+    services: Services, tiny_model: Path, tmp_path: Path, rows: str
+) -> None:
+    run = run_with_rows(services, tiny_model, "qlora")
+    for split in ("test", "hard"):
+        (run.path / "heldout" / f"{split}.jsonl").write_text(rows, "utf-8")
+    *_, last = services.engine().export(merging(run, tmp_path), Halt())
+    assert last.result["verified"] and "fidelity" not in last.result
+    assert "KL" not in (tmp_path / "merged" / "README.md").read_text("utf-8")
+
+
+def test_an_export_asks_for_no_room_to_answer(services: Services, tiny_model: Path, tmp_path: Path) -> None:
+    run = run_with_rows(services, tiny_model, "qlora")
+    long = {"messages": [{"role": "user", "content": "x" * 200}, {"role": "assistant", "content": "y"}]}
+    (run.path / "heldout" / "test.jsonl").write_text(json.dumps(long) + "\n", "utf-8")
+    *_, last = services.engine().export(merging(run, tmp_path), Halt())
+    assert last.result["fidelity"]["rows"] == 1
+
+
 def test_a_stopped_evaluation_keeps_what_it_has(services: Services, run: Run) -> None:
     halt = Halt()
     result: dict[str, Any] = {}

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from trl import SFTConfig
 
 from qlora_demo import choices
+from qlora_demo.catalog import SMOLLM2
 from qlora_demo.choices import Situation, choose, refuse
 from qlora_demo.config import TrainConfig
 from qlora_demo.errors import ConfigError, ModelError
@@ -79,6 +80,26 @@ def test_what_an_adapter_began_as_is_kept_whole_or_not_at_all(tmp_path: Path) ->
     model.save_pretrained = Path.mkdir
     trainer._initialise(tmp_path, config, SimpleNamespace(model=model))
     assert [one.name for one in tmp_path.iterdir()] == [trainer.INITIAL]
+
+
+def test_an_adapter_names_the_bundled_model_as_every_home_knows_it(services: Services, tmp_path: Path) -> None:
+    config = TrainConfig(model=SMOLLM2.name)
+
+    def save(draft: Path, **_: Any) -> None:
+        draft.mkdir(exist_ok=True)
+        (draft / "adapter_config.json").write_text('{"base_model_name_or_path": "/home/ada/model", "r": 4}', "utf-8")
+
+    saves = SimpleNamespace(save_pretrained=save)
+    made = SimpleNamespace(
+        accelerator=SimpleNamespace(unwrap_model=lambda _: saves), model=None, processing_class=saves
+    )
+    trainer.save_adapter(tmp_path, config.changed(model="/home/ada/model"), made, tmp_path / "theirs", None)
+    assert json.loads((tmp_path / "theirs" / "adapter_config.json").read_text())["base_model_name_or_path"][0] == "/"
+    saves.save_pretrained(tmp_path / "own")
+    made.processing_class = SimpleNamespace(save_pretrained=lambda _: None)
+    trainer.save_adapter(tmp_path, config, made, tmp_path / "own", None)
+    told = json.loads((tmp_path / "own" / "adapter_config.json").read_text())
+    assert told == {"base_model_name_or_path": SMOLLM2.name, "r": 4}
 
 
 def test_a_processor_runs_no_kernels_of_a_gpu() -> None:
