@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -20,9 +21,12 @@ from qlora_demo.halt import Halt
 from qlora_demo.knobs import field_names
 from qlora_demo.records import Answer, AnswerRequest, Progress, Step
 from qlora_demo.services import OnDemand, Services
+from qlora_demo.status import AppStatus
 from qlora_demo.ui.chat import Chat, verbatim
 from qlora_demo.ui.controls import fill
+from qlora_demo.ui.page import build_page
 from qlora_demo.ui.talk import Talk, from_html, messages
+from tests.calls import Client, numbers, opened, quietly
 from tests.queueing import until
 
 NAMES = ["base", "adapter"]
@@ -31,10 +35,13 @@ VISITOR: Any = SimpleNamespace(session_hash="visitor", request=None)
 
 
 class Parrot:
-    """An engine that answers with how often it was asked; busy, or stopped while it loads, where that is asked for."""
+    """An engine that answers with how often it was asked; busy, or stopped while it loads, where that is asked for.
+    ``heard`` is what it was given, ``meanwhile`` what happens while it answers."""
 
     def __init__(self) -> None:
         self.asked = 0
+        self.heard: list[list[str]] = []
+        self.meanwhile: Callable[[], object] = lambda: None
         self.busy = self.stopped = False
         self.error = ""
 
@@ -53,6 +60,9 @@ class Parrot:
             return
         self.asked += 1
         said = "" if self.error else f"answer {self.asked}"
+        self.heard.append([said["content"] for said in request.conversations[request.columns[-1].name]])
+        yield tuple(Answer(one.name, said[:4]) for one in request.columns)
+        self.meanwhile()
         yield tuple(Answer(one.name, said, finish="stop", error=self.error) for one in request.columns)
 
 
@@ -65,10 +75,14 @@ class Tab:
         self.chat = Chat(replace(services, engine=OnDemand(made)), list(SAMPLING))
         self.run = services.runs.create(TrainConfig()).id
         self.talk, self.box, self.blind = Talk(), "", False
+        self.names = NAMES
 
     def ask(self, text: str) -> None:
-        for box, talk, *_ in self.chat.ask(text, VISITOR, *self.choices()):
-            self.box, self.talk = box, self._kept(talk)
+        self.take(self.chat.ask(text, VISITOR, *self.choices()))
+
+    def take(self, steps: Iterator[list[Any]]) -> None:
+        for box, talk, *_ in steps:
+            self.box, self.talk = box if isinstance(box, str) else self.box, self._kept(talk)
 
     def press(self, steps: Iterator[list[Any]]) -> None:
         for talk, *_ in steps:
@@ -76,7 +90,7 @@ class Tab:
 
     def choices(self) -> list[Any]:
         settings = fill(GenerationSettings(), SAMPLING)
-        return [self.run, NAMES, "", self.blind, "in turn", self.talk, *settings]
+        return [self.run, self.names, "", self.blind, "in turn", self.talk, *settings]
 
     def said(self, name: str = "base") -> list[str]:
         return [turn["content"] for turn in messages(self.talk, name)]
@@ -135,8 +149,7 @@ def test_a_job_that_begins_while_a_prompt_waits_gives_it_back(tab: Tab) -> None:
     steps = tab.chat.ask("two", VISITOR, *tab.choices())
     next(steps)
     with job(tab, "fidelity"), pytest.raises(DeviceBusy, match=r"fidelity of .* is at work"):
-        for tab.box, talk, *_ in steps:
-            tab.talk = tab._kept(talk)
+        tab.take(steps)
     assert (tab.said(), tab.box) == (["one", "answer 1"], "two")
 
 
@@ -190,7 +203,7 @@ def test_what_is_cleared_while_it_is_answered_is_not_shown_again(tab: Tab, drawn
         next(steps)
     tab.chat.forget(VISITOR)
     *_, (box, talk, *_) = steps
-    assert (box, talk) == ("", Talk())
+    assert (box, talk) == (gr.skip(), Talk())
     tab.talk = Talk()
     tab.ask("three")
     assert tab.said() == ["three", f"answer {tab.engine.asked}"]
@@ -200,10 +213,98 @@ def test_what_waits_for_a_vote_is_not_taken_back(tab: Tab) -> None:
     tab.blind = True
     tab.ask("two")
     assert tab.talk.blind and tab.talk.comparison
-    for button in (tab.chat.retry(VISITOR, *tab.choices()), tab.chat.edit(0, 0, "x", VISITOR, *tab.choices())):
+    buttons = (
+        tab.chat.retry(VISITOR, *tab.choices()),
+        tab.chat.edit(0, 0, "x", VISITOR, *tab.choices()),
+        tab.chat.again(0, VISITOR, *tab.choices()),
+    )
+    for button in buttons:
         with pytest.raises(DemoError, match="wait for a vote"):
             tab.press(button)
-        assert tab.said() == ["one", "answer 1", "two", "answer 2"]
+        assert tab.said() == tab.said("adapter") == ["two", "answer 2"]
+
+
+def test_the_box_is_emptied_once_for_the_next_prompt_is_typed_while_an_answer_grows(tab: Tab) -> None:
+    first, *later = [box for box, *_ in tab.chat.ask("two", VISITOR, *tab.choices())]
+    assert first == "" and len(later) > 3
+    assert all(box == gr.skip() for box in later)
+
+
+@pytest.mark.parametrize("then", ["ask", "retry", "again"])
+@pytest.mark.parametrize("answers", [True, False])
+def test_what_is_asked_while_an_answer_is_being_stopped_begins_where_that_ends(
+    tab: Tab, then: str, answers: bool
+) -> None:
+    """The page shows what is in ``tab.talk`` when the second button is pressed."""
+    second = threading.Thread(target=lambda: press(*tab.choices()))
+
+    def press(*choices: Any) -> None:
+        asked = {"ask": lambda: tab.chat.ask("three", VISITOR, *choices)}
+        asked |= {"retry": lambda: tab.chat.retry(VISITOR, *choices)}
+        asked |= {"again": lambda: tab.chat.again(1, VISITOR, *choices)}
+        list(asked[then]())
+
+    def stop() -> None:
+        tab.engine.meanwhile = lambda: None
+        tab.engine.stopped = False
+        tab.chat.halt(VISITOR)
+        second.start()
+        second.join(0.3)
+
+    if answers:
+        tab.engine.meanwhile = stop
+        tab.ask("two")
+        kept = ["one", "answer 1", "two", "answer 2"]
+    else:
+        steps = tab.chat.again(1, VISITOR, *tab.choices())
+        tab.talk = next(steps)[0]
+        stop()
+        tab.press(steps)
+        kept = ["one", "answer 1"]
+    second.join()
+    assert tab.engine.heard[-1] == {"ask": [*kept, "three"]}.get(then, kept[:-1])
+
+
+def report_of(tab: Tab) -> list[dict[str, str]]:
+    """The answers of each conversation that was kept."""
+    found = json.loads((tab.chat.services.runs.path(tab.run) / "results/conversations.json").read_text("utf-8"))
+    return [{name: one["text"] for name, one in kept["answers"].items()} for kept in found["conversations"]]
+
+
+def test_a_report_keeps_whole_answers_to_the_prompt_and_no_others(tab: Tab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gr, "Info", lambda text: None)
+
+    def keep() -> None:
+        with pytest.raises(ConfigError, match="report: an answer still grows; wait for it or press Stop"):
+            tab.chat.keep(tab.talk)
+
+    tab.engine.meanwhile = keep
+    tab.names = ["base", "merged"]
+    tab.ask("two")
+    tab.press(tab.chat.again(1, VISITOR, *tab.choices()))
+    tab.chat.keep(tab.talk)
+    assert report_of(tab) == [{"base": "answer 2", "merged": "answer 3"}]
+
+
+def test_a_page_that_was_forgotten_still_gives_its_examples(tab: Tab) -> None:
+    rows = {"messages": [{"role": "user", "content": "an example"}, {"role": "assistant", "content": "x"}]}
+    folder = tab.chat.services.runs.path(tab.run) / "heldout"
+    folder.mkdir()
+    (folder / "test.jsonl").write_text(json.dumps(rows) + "\n", "utf-8")
+    page = opened(tab.chat.services)
+    [example] = numbers(page, "example")
+    with Client(str(page.local_url)) as client:
+        assert client.call(example, [0, tab.run])["output"]["data"] == ["an example"]
+        for wrong in (1, -1, None, "x"):
+            [told] = client.call(example, [wrong, tab.run])["told"]
+            assert f"example: {wrong!r} is none of 1" in told
+    page.close()
+
+
+def test_no_formula_is_made_of_what_is_said(services: Services) -> None:
+    page = quietly(lambda: build_page(services, AppStatus()))
+    chats = [part for part in page.blocks.values() if isinstance(part, gr.Chatbot)]
+    assert len(chats) == 4 and all(chat.latex_delimiters == [] for chat in chats)
 
 
 def test_the_base_model_alone_is_offered_as_such_and_has_no_report(services: Services) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from html import escape
 from pathlib import Path
@@ -16,14 +18,17 @@ import pytest
 from qlora_demo.benchmark_config import BenchmarkConfig
 from qlora_demo.compose import build_services
 from qlora_demo.config import TrainConfig
-from qlora_demo.errors import ConfigError, DataError
-from qlora_demo.records import RunState
+from qlora_demo.errors import ConfigError, DataError, FetchError
+from qlora_demo.halt import Halt
+from qlora_demo.records import Progress, RunState, Step
 from qlora_demo.runs import write_state
 from qlora_demo.services import Services
 from qlora_demo.ui.discreet import Discreet
-from tests.calls import Client, opened, values
+from tests.calls import Client, numbers, opened, values
+from tests.queueing import until
 
 PASSWORD = "correct horse"
+ADDRESS = "https://huggingface.co/ada/not-public/commit/1"
 HOME = Path("/data/qlora & demo")
 SHAPE = {"num_attention_heads": 4, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "vocab_size": 9}
 FILE = f"{HOME}/uploads/mine.jsonl"
@@ -62,6 +67,37 @@ def test_nothing_that_a_page_shows_or_does_tells_visitors_where_the_home_lies(se
     assert "uploads/mine.jsonl" in shown and "models/mine" in shown
     assert (str(services.settings.home) in shown) == (role == "operator")
     assert role == "operator" or str(services.settings.home) not in told
+
+
+@pytest.mark.parametrize("error", ["", "upload: 403 at the hub"])
+def test_what_a_job_did_and_where_is_for_operators(services: Services, error: str) -> None:
+    run = services.runs.create(TrainConfig())
+    guarded = build_services(replace(services.settings, password=PASSWORD))
+    page = opened(guarded)
+    polls = numbers(page, "poll", "redraw")
+    lines = [f"push of {run.id}: goes on", f"push of {run.id}: {'failed' if error else 'ended'}"]
+
+    def job_line(client: Client) -> set[str]:
+        return {client.call(one, values(page.fns[one], judge_run=run.id))["output"]["data"][0] for one in polls}
+
+    go = threading.Event()
+
+    def work(halt: Halt) -> Iterator[Step]:
+        yield Step(Progress(f"sent to {ADDRESS}", 0.5))
+        go.wait()
+        if error:
+            raise FetchError(error)
+
+    with Client(str(page.local_url)) as operator, Client(str(page.local_url)) as visitor:
+        operator.sign_in(PASSWORD)
+        guarded.jobs.start("push", run.id, work, models=False)
+        until(lambda: ADDRESS in "".join(job_line(operator)))
+        assert job_line(visitor) == {f"<p>{lines[0]}</p>"}
+        go.set()
+        until(lambda: not guarded.jobs.going)
+        assert (error or ADDRESS) in "".join(job_line(operator))
+        assert job_line(visitor) == {f"<p>{lines[1]}</p>"}
+    page.close()
 
 
 def test_text_in_whatever_form_is_told_from_the_home_on_and_files_and_states_are_left() -> None:

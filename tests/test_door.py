@@ -190,6 +190,17 @@ def test_another_site_cannot_use_an_operator_s_session(operator: Client, site: s
     assert operator.http.post("/gradio_api/upload", files={"files": b"x"}, headers=headers).status_code == status
 
 
+@pytest.mark.parametrize("headers", [{"sec-fetch-site": "cross-site"}, {"origin": "https://evil.example"}])
+def test_another_site_s_page_signs_nobody_out_or_in(
+    app: SimpleNamespace, operator: Client, visitor: Client, headers: dict[str, str]
+) -> None:
+    for who, form in ((operator, "sign-out"), (visitor, "sign-in")):
+        answer = who.http.post(f"/{form}", data={"password": PASSWORD}, headers=headers)
+        assert answer.status_code == 403 and "set-cookie" not in answer.headers
+        assert answer.json()["detail"] == f"{form}: another site's page asked for it; do it on the app's own page"
+    assert operator.http.post("/gradio_api/upload", files={"files": b"x"}).status_code == 200
+
+
 @pytest.fixture(scope="module")
 def open_app(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The address of a launched app on which everyone is an operator."""

@@ -12,7 +12,7 @@ from qlora_demo.errors import ConfigError
 from qlora_demo.presets import LAPTOP
 from qlora_demo.services import Services
 from qlora_demo.ui.benchmark_tab import Bench
-from qlora_demo.ui.evaluate_tab import _limit
+from qlora_demo.ui.evaluate_tab import _from_zero, _limit
 from qlora_demo.ui.explain_tab import Explain
 
 
@@ -38,6 +38,10 @@ def test_rows_are_all_where_none_are_named_and_never_none() -> None:
     for wrong in (0, -5, 1.5):
         with pytest.raises(ConfigError, match=f"rows: {wrong:g} is not allowed"):
             _limit(wrong)
+
+
+def test_a_page_before_the_first_is_the_first() -> None:
+    assert [_from_zero(typed) for typed in (None, -7, 0, 1, 3)] == [0, 0, 0, 0, 2]
 
 
 def test_the_layer_that_is_shown_first_has_an_update(services: Services) -> None:

@@ -53,7 +53,7 @@ def test_a_listener_wired_past_the_gate_is_caught() -> None:
 
 
 VISITORS = """
-    _groups_of again ask asked change choose_run columns compare differences edit forget found greedy halt layer
+    _groups_of again ask asked change choose_run columns compare differences edit example forget found greedy halt layer
     layers ledger look new_seed open open_to place plan poll redraw refresh retry size talk_to vote where who <lambda>
 """
 COUNTED = "again ask edit layer retry vote"
@@ -66,6 +66,16 @@ def test_visitors_may_use_these_handlers_and_no_others_and_those_that_cost_are_c
     handlers = [handler for handler in every if getattr(handler, "needs", "") == "visitor"]
     assert {handler.__name__ for handler in handlers} <= set(VISITORS.split())
     assert {handler.__name__ for handler in handlers if handler.counted} == set(COUNTED.split())
+
+
+def test_a_page_s_own_timers_outlive_its_session_and_operators_stand_still_for_visitors(home: Path) -> None:
+    services = build_services(replace(Settings(home), password="correct horse"))
+    page = quietly(lambda: build_page(services, AppStatus()))
+    ticking: list[Any] = [one for one in page.fns.values() if any(event == "tick" for _, event in one.targets)]
+    assert {one.fn.needs for one in ticking} == {"visitor"}
+    blocks: dict[int, Any] = page.blocks
+    still = [one for one in ticking if not all(blocks[timer].active for timer, _ in one.targets)]
+    assert sorted(str(one.outputs[0].elem_id) for one in still) == ["guide", "live"]
 
 
 def test_a_handler_s_own_special_parameters_still_arrive() -> None:

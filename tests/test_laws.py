@@ -327,7 +327,7 @@ page = qlora_demo.ui.page.build_page(build_services(Settings(Path({str(tmp_path)
 print(type(page).__name__, *sorted({ENGINE_LIBRARIES!r} & set(sys.modules)))
 """
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert (done.stdout.split(), done.returncode) == (["Blocks"], 0), done.stderr
+    assert (done.stdout.split(), done.returncode) == (["Page"], 0), done.stderr
 
 
 def test_the_readme_maps_every_module(code: Sources) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from qlora_demo.compose import build_services
 from qlora_demo.config import TrainConfig
 from qlora_demo.jobs import Job
 from qlora_demo.records import DeviceInfo, Progress, RunState
@@ -76,6 +78,24 @@ def test_the_tab_is_drawn_when_it_is_opened(services: Services) -> None:
     page.close()
 
 
+def test_whose_session_has_ended_is_told_so_in_the_tab_and_sees_no_more_than_any_visitor(services: Services) -> None:
+    """A refused timer would pop an error up every few seconds, on a page that somebody left open."""
+    page = opened(build_services(replace(services.settings, password="correct horse")))
+    looks = [number for number, one in page.fns.items() if _draws(one, "live")]
+    with Client(str(page.local_url)) as operator, Client(str(page.local_url)) as visitor:
+        operator.sign_in("correct horse")
+        seen = [operator.call(look, [])["output"]["data"][0] for look in looks]
+        assert len(seen) == 2 and all("waiting" in one for one in seen)
+        operator.http.post("/sign-out")
+        said = [one.call(look, [])["output"]["data"] for one in (operator, visitor) for look in looks]
+    told = "This is for operators, and you are not signed in, or no longer; reload the page."
+    assert said == [[f'<p class="bad">{told}</p>']] * 4
+    page.close()
+
+
 def _draws_live_on_select(handler: Any) -> bool:
-    drawn = [part.elem_id for part in handler.outputs]
-    return "live" in drawn and any(event == "select" for _, event in handler.targets)
+    return _draws(handler, "live") and any(event == "select" for _, event in handler.targets)
+
+
+def _draws(handler: Any, part: str) -> bool:
+    return part in [one.elem_id for one in handler.outputs]

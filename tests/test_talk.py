@@ -10,7 +10,18 @@ import pytest
 from qlora_demo.columns import parse_all
 from qlora_demo.errors import ConfigError
 from qlora_demo.records import Answer
-from qlora_demo.ui.talk import Stops, Talk, conversation, cut_before, messages, settle, take_back, with_prompt
+from qlora_demo.ui.talk import (
+    Stops,
+    Talk,
+    ask_again,
+    conversation,
+    copied,
+    cut_before,
+    messages,
+    settle,
+    take_back,
+    with_prompt,
+)
 
 BOTH = ["base", "adapter"]
 
@@ -20,10 +31,19 @@ def chosen(run: str, names: Sequence[str], system: str, *, blind: bool = False) 
     return Talk(run, system, blind=blind, columns=parse_all(names, run))
 
 
-def answered(talk: Talk, text: str) -> Talk:
-    """The talk after every asked column said `text`."""
+def answered(talk: Talk, text: str, failing: Sequence[str] = ()) -> Talk:
+    """The talk after every asked column said `text`, or failed."""
     talk.answers |= {name: Answer(name, text, finish="stop") for name in talk.asked}
+    talk.answers |= {name: Answer(name, error="no room") for name in failing}
     settle(talk)
+    return talk
+
+
+def asked(*prompts: tuple[str, Sequence[str]], failing: Sequence[str] = ()) -> Talk:
+    """A talk of these prompts, each to its columns; the first fails in some."""
+    talk = Talk()
+    for at, (text, names) in enumerate(prompts):
+        talk = answered(with_prompt(talk, text, chosen("run", names, "")), text.upper(), () if at else failing)
     return talk
 
 
@@ -65,10 +85,26 @@ def test_retry_takes_the_last_prompt_back_once() -> None:
         take_back(Talk())
 
 
+def test_retry_takes_nothing_back_that_only_reads_the_same() -> None:
+    talk = asked(("hi", BOTH))
+    talk = answered(with_prompt(talk, "hi", chosen("run", BOTH, "")), "HI", ["adapter"])
+    take_back(talk)
+    assert texts(talk, "base") == texts(talk, "adapter") == ["hi", "HI"]
+
+
 def test_one_column_alone_is_asked_again() -> None:
     talk = answered(with_prompt(Talk(), "one", chosen("run", BOTH, "")), "first")
-    assert take_back(talk, ["adapter"]) == "one"
-    assert (texts(talk, "base"), texts(talk, "adapter")) == (["one", "first"], [])
+    ask_again(talk, 1)
+    assert (texts(talk, "base"), texts(talk, "adapter")) == (["one", "first"], ["one"])
+    assert (talk.asked, talk.ended) == (("adapter",), False)
+    assert answered(talk, "again").ended
+    assert (texts(talk, "base"), texts(talk, "adapter")) == (["one", "first"], ["one", "again"])
+
+
+def test_answers_are_those_to_the_last_prompt() -> None:
+    """What is kept in the report, and compared in the bars, stands under it."""
+    talk = asked(("one", BOTH), ("two", ["base", "merged"]))
+    assert {name: answer.text for name, answer in talk.answers.items()} == {"base": "TWO", "merged": "TWO"}
 
 
 def test_an_edited_prompt_is_forgotten_with_what_followed_in_every_column() -> None:
@@ -80,6 +116,32 @@ def test_an_edited_prompt_is_forgotten_with_what_followed_in_every_column() -> N
     assert texts(talk, "base") == []
 
 
+@pytest.mark.parametrize(
+    ("names", "failing", "place", "message", "left"),
+    [
+        (["base"], [], 0, 2, (["one", "ONE"], [])),
+        (["base"], [], 1, 0, (["one", "ONE"], [])),
+        (BOTH, ["adapter"], 0, 4, (["one", "ONE", "two", "TWO"], ["two", "TWO"])),
+        (BOTH, ["adapter"], 1, 1, (["one", "ONE"], [])),
+    ],
+)
+def test_an_edited_prompt_is_found_in_columns_with_another_history(
+    names: Sequence[str], failing: Sequence[str], place: int, message: int, left: tuple[list[str], list[str]]
+) -> None:
+    talk = asked(("one", names), ("two", BOTH), ("three", BOTH), failing=failing)
+    cut_before(talk, place, message)
+    assert (texts(talk, "base"), texts(talk, "adapter")) == left
+    with pytest.raises(ConfigError, match="edit: this column has no message 9; edit a prompt that is shown"):
+        cut_before(talk, place, 9)
+
+
+def test_a_blind_prompt_begins_anew_so_that_nothing_tells_whose_column_it_is() -> None:
+    talk = asked(("one", BOTH))
+    hidden = with_prompt(copied(talk), "two", chosen("run", BOTH, "", blind=True))
+    assert texts(hidden, "base") == texts(hidden, "adapter") == ["two"]
+    assert texts(with_prompt(talk, "two", chosen("run", BOTH, "")), "base") == ["one", "ONE", "two"]
+
+
 def test_blind_columns_are_shuffled_for_each_prompt_and_wait_for_a_vote() -> None:
     names = ["base", "adapter", "merged", "merged-4bit"]
     orders = set()
@@ -88,8 +150,10 @@ def test_blind_columns_are_shuffled_for_each_prompt_and_wait_for_a_vote() -> Non
         orders.add(tuple(column.name for column in talk.columns))
         assert sorted(orders.copy().pop()) == sorted(names)
     assert len(orders) > 5
-    with pytest.raises(ConfigError, match="vote: the last answers wait for a vote"):
-        with_prompt(talk, "two", chosen("run", names, ""))
+    talk = answered(talk, "first")
+    for more in (lambda: with_prompt(talk, "two", chosen("run", names, "")), lambda: ask_again(talk, 0)):
+        with pytest.raises(ConfigError, match="vote: the last answers wait for a vote"):
+            more()
 
 
 def test_nothing_to_ask_is_refused() -> None:

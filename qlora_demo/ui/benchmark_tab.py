@@ -160,13 +160,13 @@ def _named(which: str | None) -> str:
     return which
 
 
-def _groups_of(kind: BenchmarkKind) -> list[Any]:
+def _groups_of(kind: BenchmarkKind | None) -> list[Any]:
     return [gr.Group(visible=_shows(kind, group)) for group in _GROUPS.values()]
 
 
-def _shows(kind: BenchmarkKind, group: str) -> bool:
+def _shows(kind: BenchmarkKind | None, group: str) -> bool:
     """Whether a group of options is of this kind; ranks are timed as training is."""
-    return _GROUPS[kind] == group or (kind == "rank" and group == "Training")
+    return (kind is not None and _GROUPS[kind] == group) or (kind == "rank" and group == "Training")
 
 
 def _filled(options: controls.Controls, values: dict[str, Any]) -> list[Any]:

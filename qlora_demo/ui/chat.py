@@ -7,37 +7,57 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import gradio as gr
 
 from .. import columns as grammar
-from .. import tickets, visiting
+from .. import visiting
 from ..access import Visitor
 from ..answers import kept
-from ..catalog import BUNDLED_MODELS, DEFAULT_COLUMNS, VARIANTS
+from ..catalog import BUNDLED_MODELS, DEFAULT_COLUMNS
 from ..config import GenerationSettings
-from ..errors import ConfigError, DemoError, RunError
-from ..halt import Halt
-from ..records import Answer, AnswerRequest, Message
+from ..errors import ConfigError, DemoError
+from ..records import Answer, AnswerRequest, Message, Order
 from ..reporting import keep_conversation
-from ..runs import RunStore
 from ..services import Services
 from ..votes import NewComparison
 from . import controls
 from . import render_answers as show
 from .gate import visitor_of
 from .listed import renewed
-from .talk import Stops, Talk, as_html, conversation, copied, cut_before, messages, settle, take_back, with_prompt
+from .run_choices import column_choices, examples, needed_run
+from .talk import (
+    Stop,
+    Stops,
+    Talk,
+    as_html,
+    ask_again,
+    conversation,
+    copied,
+    cut_before,
+    messages,
+    settle,
+    take_back,
+    with_prompt,
+)
 
 SLOTS = range(grammar.MOST)
-_EXAMPLES = 6
-_OTHER_RUNS = 20
-_SPLITS: tuple[tickets.Split, ...] = ("test", "hard")
 _SEED_IDLE = "The temperature is 0: every column takes its likeliest token, whatever the seed. Raise it to draw."
-OWN_COLUMNS = ("base", "adapter", "merged", "merged:original", "merged-4bit")
-"""What a run offers; others can be typed."""
+
+
+@dataclass(frozen=True)
+class Press:
+    """One press of a button that asks: what was said ``before``, what is chosen now (``fresh``), and its end."""
+
+    asker: Visitor
+    before: Talk
+    fresh: Talk
+    settings: GenerationSettings
+    order: Order
+    halt: Stop
 
 
 class Chat:
@@ -49,48 +69,41 @@ class Chat:
         self.stops = Stops()
 
     def ask(self, text: str, request: gr.Request, *choices: Any) -> Iterator[list[Any]]:
-        """One more prompt to every chosen column; it stays in its box where nothing answers."""
-        before, fresh, settings, order = self._read(choices)
-        talk = with_prompt(before, text or "", fresh)
-        shown: list[Any] = []
-        try:
-            for shown in self._answer(talk, before, settings, order, request):
-                yield ["", *shown]
-        except DemoError:
-            yield [text, *self.draw(before)]
-            raise
-        if talk.forgotten:
-            return
-        if not _answered(talk):
-            yield [text, *self.draw(before)]
-        elif all(answer.error for answer in _answers(talk)):
-            yield [text, *[gr.skip()] * len(shown)]
+        """One more prompt to every chosen column.  Its box is emptied once, for the next may be typed into it
+        meanwhile; where nothing answers it is given back."""
+        with self._pressed(request, choices) as press:
+            talk = with_prompt(press.before, text or "", press.fresh)
+            box: Any = ""
+            shown: list[Any] = []
+            try:
+                for shown in self._answer(talk, press):
+                    yield [box, *shown]
+                    box = gr.skip()
+            except DemoError:
+                yield [text, *self.draw(press.before)]
+                raise
+            if not press.halt.forgotten and all(answer.error for answer in _answers(talk)):
+                yield [text, *[gr.skip()] * len(shown)]
 
     def retry(self, request: gr.Request, *choices: Any) -> Iterator[list[Any]]:
         """The last prompt once more, to the columns that are chosen now."""
-        before, fresh, settings, order = self._read(choices)
-        talk = copied(before)
-        talk = with_prompt(talk, take_back(talk), fresh)
-        yield from self._answer(talk, before, settings, order, request)
+        with self._pressed(request, choices) as press:
+            talk = copied(press.before)
+            yield from self._answer(with_prompt(talk, take_back(talk), press.fresh), press)
 
     def again(self, place: int, request: gr.Request, *choices: Any) -> Iterator[list[Any]]:
         """The last prompt once more, in one column only."""
-        before, _, settings, order = self._read(choices)
-        column = before.slot(place)
-        if column is None or column.name not in before.answers:
-            raise ConfigError("prompt", "this column has no answer yet; send a prompt first")
-        talk = replace(copied(before), asked=(column.name,))
-        text = take_back(talk, [column.name])
-        talk.turns[column.name].append({"role": "user", "content": text})
-        talk.answers.pop(column.name)
-        yield from self._answer(talk, before, settings, order, request)
+        with self._pressed(request, choices) as press:
+            talk = copied(press.before)
+            ask_again(talk, place)
+            yield from self._answer(talk, press)
 
     def edit(self, place: int, message: int, text: str, request: gr.Request, *choices: Any) -> Iterator[list[Any]]:
         """Another wording of an earlier prompt; what followed it is forgotten in every column."""
-        before, fresh, settings, order = self._read(choices)
-        talk = copied(before)
-        cut_before(talk, place, message)
-        yield from self._answer(with_prompt(talk, text, fresh), before, settings, order, request)
+        with self._pressed(request, choices) as press:
+            talk = copied(press.before)
+            cut_before(talk, place, message)
+            yield from self._answer(with_prompt(talk, text, press.fresh), press)
 
     def halt(self, request: gr.Request) -> None:
         """Stop this visitor's answer after the pass it is in."""
@@ -125,6 +138,8 @@ class Chat:
         if talk.run in BUNDLED_MODELS:
             raise ConfigError("report", f"only runs have one, and {talk.run} is not trained yet; train it, then ask")
         run = self.services.runs.get(needed_run(talk.run))
+        if not talk.ended:
+            raise ConfigError("report", "an answer still grows; wait for it or press Stop")
         count = keep_conversation(run, talk.system, talk.prompt, list(talk.answers.values()))
         gr.Info(
             f"The report of {run.id} holds {count} conversation{'s' * (count > 1)} now; make it on the Evaluate tab."
@@ -141,6 +156,13 @@ class Chat:
             gr.Dataset(samples=[[text] for text in prompts]),
             *self.draw(Talk()),
         ]
+
+    def example(self, index: Any, run: str | None) -> str:
+        """One of a run's examples, from the disk: the server may have forgotten what it showed."""
+        prompts, _ = examples(self.services.runs, run)
+        if not isinstance(index, int) or not 0 <= index < len(prompts):
+            raise ConfigError("example", f"{index!r} is none of {len(prompts)}; choose the run again")
+        return prompts[index]
 
     def place(self, run: str | None, names: list[str], request: gr.Request) -> list[Any]:
         """The placement of the chosen columns, and as many slots as there are columns."""
@@ -185,52 +207,54 @@ class Chat:
             feet.append(show.slot_foot(talk.answers.get(column.name) if column else None, talk.blind))
         return [*heads, *chats, *feet]
 
-    def _read(self, choices: Any) -> tuple[Talk, Talk, GenerationSettings, Any]:
-        """What was said so far, what is chosen now, how to draw, in which order."""
-        run, names, system, blind, order, talk, *values = choices
-        settings = controls.read(GenerationSettings, self.sampling, values)
-        columns = grammar.parse_all(names or [], needed_run(run))
-        fresh = Talk(run, system or "", blind=bool(blind), columns=columns)
-        return talk, fresh, settings, order
+    @contextmanager
+    def _pressed(self, request: gr.Request, choices: Sequence[Any]) -> Iterator[Press]:
+        """What is asked, read when this visitor's last answer has ended: that one may still be at what was said."""
+        with self.stops.one(_visitor(request)) as halt:
+            run, names, system, blind, order, talk, *values = choices
+            settings = controls.read(GenerationSettings, self.sampling, values)
+            columns = grammar.parse_all(names, needed_run(run))
+            fresh = Talk(run, system or "", blind=bool(blind), columns=columns)
+            yield Press(self._asker(request), talk.instead or talk, fresh, settings, order, halt)
 
-    def _answer(
-        self, talk: Talk, before: Talk, settings: GenerationSettings, order: Any, request: gr.Request
-    ) -> Iterator[list[Any]]:
-        """Draw the talk as its columns answer; what was said `before` stands again where none does."""
-        asker = self._asker(request)
+    def _answer(self, talk: Talk, press: Press) -> Iterator[list[Any]]:
+        """Draw the talk as its columns answer; what was said before stands again where none does."""
         asked = tuple(column for column in talk.columns if column.name in talk.asked)
         conversations = {column.name: conversation(talk, column.name) for column in asked}
-        if asker.role == "visitor":
+        if press.asker.role == "visitor":
             visiting.finished_only(self.services.runs, asked)
-            visiting.short_enough(self.services.settings.limits, settings, list(conversations.values()))
+            visiting.short_enough(self.services.settings.limits, press.settings, list(conversations.values()))
         if talk.blind:
             self.services.votes.require_room()
         self.services.jobs.require_models()
-        halt = self.stops.new(_visitor(request))
+        stands = press.before
         try:
-            with self.services.waiting.turn(asker, halt) as places:
-                yield self.draw(talk)
-                for place in places:
-                    yield [gr.skip(), show.queued(place), *[gr.skip()] * (len(self.draw(talk)) - 2)]
-                if not halt.is_set():
-                    self.services.jobs.require_models()
-                    if asker.role == "visitor":
-                        visiting.evicts_nothing(self.services, asked)
-                    yield from self._stream(talk, AnswerRequest(asked, conversations, settings, order), halt)
-            if halt.forgotten:
-                talk.forgotten = True
-                yield self.draw(Talk())  # what was on its way to the page when it was cleared is cleared as well
-                return
+            yield from self._turn(talk, AnswerRequest(asked, conversations, press.settings, press.order), press)
+            settle(talk)
+            if press.halt.forgotten:  # what was on its way to the page when it was cleared is cleared as well
+                stands = Talk()
+            elif _answers(talk):
+                stands = self._kept(talk, press.settings)
         except DemoError:
-            yield self.draw(before)
+            yield self.draw(press.before)
             raise
         finally:
-            halt.set()
-            self.stops.done(_visitor(request))
-            settle(talk)
-        yield self.draw(self._kept(talk, settings) if _answered(talk) else before)
+            talk.instead = None if stands is talk else stands
+        yield self.draw(stands)
 
-    def _stream(self, talk: Talk, request: AnswerRequest, halt: Halt) -> Iterator[list[Any]]:
+    def _turn(self, talk: Talk, request: AnswerRequest, press: Press) -> Iterator[list[Any]]:
+        """Wait for the models' thread, then have them answer."""
+        with self.services.waiting.turn(press.asker, press.halt) as places:
+            yield self.draw(talk)
+            for place in places:
+                yield [gr.skip(), show.queued(place), *[gr.skip()] * (len(self.draw(talk)) - 2)]
+            if not press.halt.is_set():
+                self.services.jobs.require_models()
+                if press.asker.role == "visitor":
+                    visiting.evicts_nothing(self.services, request.columns)
+                yield from self._stream(talk, request, press.halt)
+
+    def _stream(self, talk: Talk, request: AnswerRequest, halt: Stop) -> Iterator[list[Any]]:
         """Load what is asked, then answer; both are seen as they go."""
         rest = [gr.skip()] * (len(self.draw(talk)) - 2 - len(self.draw_slots(talk, "")))
         for progress in self.services.engine().load(request.columns, halt):
@@ -260,43 +284,9 @@ class Chat:
         return replace(talk, comparison=self.services.votes.add(new))
 
 
-def column_choices(runs: RunStore, run: str | None) -> list[tuple[str, str]]:
-    """What columns can be chosen: the run's own, then the adapters of others; of a bundled model, the base."""
-    if not run:
-        return []
-    if run in BUNDLED_MODELS:
-        return [(VARIANTS["base"], "base")]
-    others = [other.id for other in runs.all() if other.has_adapter and other.id != run]
-    texts = [*OWN_COLUMNS, *(f"adapter@{other}" for other in others[:_OTHER_RUNS])]
-    return [(grammar.title(grammar.parse(text, run), run), text) for text in texts]
-
-
 def verbatim(turns: Sequence[Message]) -> list[dict[str, Any]]:
     """Messages as a `gr.Chatbot` shows them unchanged: of a plain string it strips the margin and widens the tabs."""
     return [{"role": turn["role"], "content": [{"type": "text", "text": as_html(turn["content"])}]} for turn in turns]
-
-
-def examples(runs: RunStore, run: str | None) -> tuple[list[str], str]:
-    """Held-out prompts of a run, and the system prompt it was trained with; before any run, the bundled task's."""
-    if not run:
-        return [], ""
-    rows = [row for split in _heldout(runs, run) for row in split[: _EXAMPLES // 2]]
-    prompts = [next((m["content"] for m in reversed(row) if m["role"] == "user"), "") for row in rows]
-    systems = [m["content"] for row in rows for m in row if m["role"] == "system"]
-    return [text for text in prompts if text], systems[0] if systems else ""
-
-
-def _heldout(runs: RunStore, run: str) -> list[list[list[Message]]]:
-    if run not in BUNDLED_MODELS:
-        return list(runs.heldout(run).values())
-    return [[row["messages"] for row in tickets.rows(split, _EXAMPLES // 2)] for split in _SPLITS]
-
-
-def needed_run(run: str | None) -> str:
-    """The run that is chosen; refused where none is."""
-    if not run:
-        raise RunError("run: none is finished yet; train one on the Train tab, it takes minutes")
-    return run
 
 
 def new_seed(temperature: float | None) -> int:
@@ -329,12 +319,8 @@ def _compared(talk: Talk) -> list[Any]:
     return [gr.update(choices=choices, value=left), gr.update(choices=choices, value=right), shown]
 
 
-def _answered(talk: Talk) -> bool:
-    """Whether any column that was asked has said something, if only why it could not."""
-    return bool(_answers(talk))
-
-
 def _answers(talk: Talk) -> list[Answer]:
+    """Of the columns that were asked and have said something, if only why they could not."""
     return [talk.answers[name] for name in talk.asked if name in talk.answers]
 
 

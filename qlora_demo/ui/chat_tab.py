@@ -60,7 +60,7 @@ def build(services: Services, gate: Gate) -> SimpleNamespace:
     for picked in (left, right):
         gate.on(picked.input, chat.differences, [parts.talk, left, right], shown, needs="visitor")
     gate.on(parts.names.change, chat.place, *placing, needs="visitor")
-    gate.on(parts.examples.click, lambda sample: sample[0], parts.examples, parts.prompt, needs="visitor")
+    gate.on(parts.examples.click, chat.example, [parts.examples, parts.run], parts.prompt, needs="visitor")
     gate.on(parts.new_seed.click, new_seed, parts.sampling["temperature"], parts.sampling["seed"], needs="visitor")
     gate.on(parts.greedy.click, greedy, None, parts.sampling["temperature"], needs="visitor")
     parts.asking = asking
@@ -151,7 +151,9 @@ def _draw() -> SimpleNamespace:
             scale=4,
         )
         with gr.Column(scale=1, min_width=130):
-            parts.blind = gr.Checkbox(label="Blind", info="hide who is who until the vote", elem_id="blind")
+            parts.blind = gr.Checkbox(
+                label="Blind", info="a new conversation, names hidden until the vote", elem_id="blind"
+            )
             parts.free = gr.Button("Free memory", elem_id="free", size="sm")
     parts.placement = gr.HTML(elem_id="placement")
     with gr.Accordion("System prompt and sampling", open=False):
@@ -202,6 +204,7 @@ def _draw_chat(place: int) -> gr.Chatbot:
         show_label=False,
         elem_id=f"chat-{place}",
         render_markdown=False,
+        latex_delimiters=[],
         feedback_options=None,
         editable="user",
         buttons=["copy"],
@@ -232,4 +235,6 @@ def _draw_prompt(parts: SimpleNamespace) -> None:
         parts.greedy = gr.Button("All greedy", size="sm", elem_id="greedy")
         parts.keep = gr.Button("Add to report", size="sm", elem_id="keep")
     label = "Prompts this run never trained on"
-    parts.examples = gr.Dataset(components=[gr.Textbox(visible=False)], samples=[], label=label, elem_id="examples")
+    parts.examples = gr.Dataset(
+        components=[gr.Textbox(visible=False)], samples=[], type="index", label=label, elem_id="examples"
+    )

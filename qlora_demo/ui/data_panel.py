@@ -37,7 +37,15 @@ def wire(services: Services, parts: SimpleNamespace, chosen: controls.Controls, 
     def check(*values: Any) -> Iterator[str]:
         yield from look(services, controls.read(TrainConfig, list(chosen), values))
 
-    gate.on(parts.button.click, check, list(chosen.values()), parts.found, needs="operator")
+    gate.on(
+        parts.button.click,
+        check,
+        list(chosen.values()),
+        parts.found,
+        needs="operator",
+        trigger_mode="always_last",
+        concurrency_limit=None,
+    )
 
 
 def look(services: Services, config: TrainConfig) -> Iterator[str]:
@@ -61,8 +69,12 @@ def follow(services: Services, made: Sequence[Run]) -> Iterator[str]:
     """Draw how far the check of started runs is, which share their data, and what it found; what is wrong but lets
     them train is told in a line.  One that was refused trained nothing: why is told, and nothing of it is kept."""
     for run in made:
+        drawn = ""
         while _is_read(services, run):
-            yield f"<p>{services.checks.progress(run.id)}</p>"
+            said = services.checks.progress(run.id) or "Waiting for other data to be read"
+            if said != drawn:  # another start's check may draw in the same place
+                yield f"<p>{said}</p>"
+            drawn = said
             time.sleep(_POLL_SECONDS)
     known = [now for run in made if (now := _still(services.runs, run))]
     if not known:

@@ -69,6 +69,8 @@ class Door:
         try:
             self._check_name(headers)
             if scope["method"] == "POST" and path in ("/sign-in", "/sign-out"):
+                if not _is_own(headers):
+                    raise _Refused(403, f"{path[1:]}: another site's page asked for it; do it on the app's own page")
                 await self._sign(path, scope, receive, send)
                 return
             checked = await self._checked(path, headers, visitor, receive)

@@ -25,10 +25,10 @@ from ..records import ExportKind, ExportRequest, MergeBase
 from ..reporting import gather
 from ..services import Services
 from . import render_results as show
-from .chat import OWN_COLUMNS, column_choices, examples, needed_run
 from .gate import Gate, visitor_of
 from .listed import listed, renewed
 from .offered import offered
+from .run_choices import column_choices, examples, needed_run
 
 _POLL_SECONDS = 2
 _WHICH = ["all", "best", "worst", "most changed"]
@@ -90,7 +90,7 @@ class Judge:
     def ask(self, run: str | None, names: list[str], text: str, file: str | None) -> str:
         """Every column's greedy answer to every prompt of a set."""
         columns = grammar.parse_all(names, needed_run(run))
-        prompts = read_prompts(Path(file)) if file else checked(text.splitlines(), "the box")
+        prompts = read_prompts(Path(file)) if file else checked(text.split("\n"), "the box")
         _, system = examples(self.services.runs, run)
         asked = [conversation(system, prompt) for prompt in prompts]
         settings = GenerationSettings()
@@ -121,25 +121,25 @@ class Judge:
         """What changed since the page was last drawn."""
         *_, seen = where
         if self._marks(where) == seen:
-            return [self._job(), *[gr.skip()] * 8]
+            return [self._job(request), *[gr.skip()] * 8]
         return self.redraw(request, *where)
 
     def redraw(self, request: gr.Request, *where: Any) -> list[Any]:
         """Everything, from what is stored."""
         run, split, which, page, prompts_page, _ = where
         if not run:
-            return [self._job(), *[gr.skip()] * 7, None]
+            return [self._job(request), *[gr.skip()] * 7, None]
         found = self.services.runs.get(run)
         evaluation, prompts = read_result(found, "evaluation"), read_result(found, "prompts")
         splits = list((evaluation or {}).get("splits", {}))
         shown = split if split in splits else next(iter(splits), None)
         return [
-            self._job(),
+            self._job(request),
             show.evaluation(evaluation),
             renewed([(name, name) for name in splits], shown, split),
-            show.rows_shown(evaluation, shown, which, int(page or 1) - 1),
+            show.rows_shown(evaluation, shown, which, _from_zero(page)),
             show.fidelity(read_result(found, "fidelity")),
-            show.prompts_shown(prompts, int(prompts_page or 1) - 1),
+            show.prompts_shown(prompts, _from_zero(prompts_page)),
             show.votes(self.services.votes.tally(run)),
             show.exported(read_result(found, "export")) if self._is_operator(request) else "",
             self._marks((run, shown, which, page, prompts_page)),
@@ -147,13 +147,15 @@ class Judge:
 
     def _start(self, kind: str, run: str | None, work: Work, *, models: bool = True) -> str:
         self.services.jobs.start(kind, needed_run(run), work, models=models)
-        return self._job()
+        return show.job(self.services.jobs.last)
 
     def _is_operator(self, request: gr.Request) -> bool:
         return visitor_of(self.services.access, request).role == "operator"
 
-    def _job(self) -> str:
-        return show.job(self.services.jobs.last)
+    def _job(self, request: gr.Request) -> str:
+        """Where something was put and why it failed is for operators."""
+        last = self.services.jobs.last
+        return show.job(last) if self._is_operator(request) else show.job_alone(last)
 
     def _marks(self, where: Any) -> list[Any]:
         """Changes whenever something that is drawn does."""
@@ -170,6 +172,11 @@ def _files(paths: Sequence[Path]) -> gr.File:
     return gr.File([offered(path) for path in paths] or None, visible=bool(paths))
 
 
+def _from_zero(page: int | None) -> int:
+    """A page's number, as it is typed, counted from 0; there is none before the first."""
+    return max(page or 1, 1) - 1
+
+
 def _limit(value: float | None) -> int | None:
     if value is None:
         return None
@@ -182,8 +189,7 @@ def _draw() -> SimpleNamespace:
     parts = SimpleNamespace(seen=gr.State(None))
     with gr.Row():
         parts.run = listed(label="Finished run", elem_id="judge-run", scale=3, interactive=True)
-        parts.names = gr.Dropdown(
-            list(OWN_COLUMNS),
+        parts.names = listed(
             value=list(DEFAULT_COLUMNS),
             label="Columns (one to four)",
             multiselect=True,
@@ -225,7 +231,7 @@ def _draw_evaluation(parts: SimpleNamespace) -> None:
     with gr.Row():
         parts.split = listed(label="Split", elem_id="split", interactive=True)
         parts.which = gr.Radio(_WHICH, value="all", label="Rows", elem_id="which")
-        parts.page = gr.Number(1, label="Page", precision=0, minimum=1, elem_id="rows-page")
+        parts.page = gr.Number(1, label="Page", precision=0, elem_id="rows-page")
     parts.rows = gr.HTML(show.rows_shown(None, None, "all", 0), elem_id="rows")
 
 
@@ -237,7 +243,7 @@ def _draw_prompts(parts: SimpleNamespace) -> None:
         )
     with gr.Row():
         parts.ask = gr.Button("Ask all columns", elem_id="ask-all")
-        parts.prompts_page = gr.Number(1, label="Page", precision=0, minimum=1, elem_id="prompts-page")
+        parts.prompts_page = gr.Number(1, label="Page", precision=0, elem_id="prompts-page")
     parts.prompts_table = gr.HTML(show.prompts_shown(None, 0), elem_id="prompts")
 
 

@@ -17,10 +17,10 @@ from ..planning import plan_training
 from ..runs import Run
 from ..services import Services
 from . import render_explain as show
-from .chat import needed_run
 from .gate import Gate
 from .listed import listed
 from .render_training import problem
+from .run_choices import needed_run
 
 _SHAPE = "llama-2-7b"
 Looked = dict[str, Any] | None
@@ -51,7 +51,7 @@ class Explain:
     def __init__(self, services: Services) -> None:
         self.services = services
 
-    def open(self, r: int, looked: Looked, shape: str, method: str, card: str) -> list[str]:
+    def open(self, r: int, looked: Looked, shape: str, method: str, card: str | None) -> list[str]:
         """What needs no model."""
         return [self.size(r, looked), *self.ledger(shape, method, card)]
 
@@ -81,11 +81,11 @@ class Explain:
         *update, looked = self._update(chosen, name)
         return [*update, show.nf4(facts), show.bits(facts), show.one_pass(facts), looked, self.size(r, looked)]
 
-    def ledger(self, shape: str, method: str, card: str) -> list[str]:
+    def ledger(self, shape: str, method: str, card: str | None) -> list[str]:
         """The memory of training a shape on a card, part by part; what of it pages, and what may be computed again."""
         try:
             config = TrainConfig(model=shape, method=method, max_length=512, target_modules="attention")
-            size = parse_memory(card)
+            size = parse_memory(card or "")
             found, kept, recomputed = (
                 plan_training(self.services.settings, config.changed(gradient_checkpointing=switch), size)
                 for switch in ("auto", "off", "on")

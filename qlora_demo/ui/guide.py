@@ -18,8 +18,8 @@ from .. import guide
 from ..guide import Stage, Standing
 from ..services import Services
 from . import render_guide as show
-from .chat import examples
 from .gate import Gate, visitor_of
+from .run_choices import examples
 from .talk import Talk
 
 _POLL_SECONDS = 3
@@ -98,7 +98,8 @@ def wire(
         return visitor_of(services.access, request).role == "operator"
 
     def look(seen: Seen, request: gr.Request) -> list[Any]:
-        """Where nothing changed, what is seen is left alone: a button may have added to it meanwhile."""
+        """Where nothing changed, what is seen is left alone: a button may have added to it meanwhile.  An operator's
+        page goes on looking when its session has ended."""
         *shown, after = _drawn(services, seen, operates(request))
         return [*shown, gr.skip() if after == seen else after]
 
@@ -108,7 +109,9 @@ def wire(
         return _drawn(services, _with(seen, stage) if talk.answers else seen, operates(request))
 
     drawn = [parts.box, parts.line, *parts.buttons, parts.seen]
-    gate.on(gr.Timer(_POLL_SECONDS).tick, look, parts.seen, drawn, needs="operator", concurrency_limit=None)
+    timer = gr.Timer(_POLL_SECONDS)
+    gate.guard(timer)
+    gate.on(timer.tick, look, parts.seen, drawn, needs="visitor", concurrency_limit=None)
     for event in chat.asking:
         gate.on(event.then, asked, [chat.talk, parts.seen], drawn, needs="visitor")
     for stage, button in zip(guide.STAGES, parts.buttons, strict=True):

@@ -9,8 +9,15 @@ from typing import Any
 import gradio as gr
 
 
-def _as_it_comes(_: gr.Dropdown, payload: Any) -> Any:
-    return payload
+def _as_it_comes(part: gr.Dropdown, payload: Any) -> Any:
+    """A text or nothing; where several may be chosen, a list of texts."""
+    several = bool(part.multiselect)
+    chosen = [] if several and payload is None else payload
+    texts = chosen if several else [] if chosen is None else [chosen]
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        wanted = "list of texts" if several else "text"
+        raise gr.Error(f"{part.label}: {payload!r} is no {wanted}")  # `sent.Page` tells it
+    return chosen
 
 
 # By the metaclass's own base: Gradio's writes a .pyi file beside whoever makes a kind of component.

@@ -10,16 +10,23 @@ from ..gpu import device_info
 from ..services import Services
 from ..visits import VISITS
 from . import render_live as show
-from .gate import Gate
+from .gate import Gate, visitor_of
 
 _POLL_SECONDS = 5
+_NOT_SIGNED_IN = '<p class="bad">This is for operators, and you are not signed in, or no longer; reload the page.</p>'
 
 
 def build(services: Services, tab: gr.Tab, gate: Gate) -> None:
-    """Draw the tab and wire it: it looks when it is opened, and now and then while it is open."""
-    live = gr.HTML(elem_id="live")
+    """Draw the tab and wire it: it looks when it is opened, and now and then while it is open.
 
-    def look() -> str:
+    A page may stay open longer than its session: a timer that only operators' pages may let tick would tell it so
+    every time.
+    """
+    live, timer = gr.HTML(elem_id="live"), gr.Timer(_POLL_SECONDS)
+
+    def look(request: gr.Request) -> str:
+        if visitor_of(services.access, request).role != "operator":
+            return _NOT_SIGNED_IN
         runs, home = services.runs, services.settings.home
         active = runs.active()
         metrics = runs.metrics(active.id) if active else []
@@ -42,5 +49,6 @@ def build(services: Services, tab: gr.Tab, gate: Gate) -> None:
             )
         )
 
-    gate.on(tab.select, look, None, live, needs="operator")
-    gate.on(gr.Timer(_POLL_SECONDS).tick, look, None, live, needs="operator", concurrency_limit=None)
+    gate.guard(timer)
+    gate.on(tab.select, look, None, live, needs="visitor")
+    gate.on(timer.tick, look, None, live, needs="visitor", concurrency_limit=None)

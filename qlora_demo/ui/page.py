@@ -23,6 +23,7 @@ from .door import Door, role_needed, unread_of
 from .gate import Gate, visitor_of
 from .healthz import healthz
 from .look import CSS, LABELS, theme
+from .sent import Page
 
 TITLE = "QLoRA demo"
 _WAITING_CALLS = 1000
@@ -40,7 +41,7 @@ def build_page(services: Services, status: AppStatus) -> gr.Blocks:
     page: gr.Blocks
     gate = Gate(services.access)
     hub_button = account.hub_button(services.access)
-    with gr.Blocks(title=TITLE, delete_cache=(3600, 3600)) as page:
+    with Page(title=TITLE, delete_cache=(3600, 3600)) as page:
         gr.Markdown(f"# {TITLE}\nTrain a LoRA adapter on a 4-bit model, then judge it beside its base and its merge.")
         account.build(gate, page, hub_button)
         line = gr.HTML(elem_id="status")

@@ -28,6 +28,14 @@ def job(last: Job | None) -> str:
     return f"<p>{escape(last.kind)} of {escape(last.run)}: {escape(last.progress.text)}{state}</p>{bar}"
 
 
+def job_alone(last: Job | None) -> str:
+    """Which work there is and whether it goes on, no more."""
+    if last is None:
+        return ""
+    end = "goes on" if last.going else "failed" if last.error else "ended"
+    return f"<p>{escape(last.kind)} of {escape(last.run)}: {end}</p>"
+
+
 def evaluation(result: Result | None) -> str:
     """Figures per split and column, the task's own score as bars, and how often each field is right."""
     if not result or not result.get("splits"):

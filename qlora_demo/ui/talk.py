@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from ..errors import ConfigError
@@ -19,29 +20,45 @@ _PATIENCE = 20.0
 """Seconds: an answer that is stopped ends after the passes it is in, or after the model it loads."""
 
 
+@dataclass(frozen=True)
+class Exchange:
+    """A prompt as one column has it, and its answer, None while that grows; ``number`` is the prompt's in the talk."""
+
+    number: int
+    prompt: str
+    answer: str | None = None
+
+
 @dataclass
 class Talk:
     """One visitor's conversations, all with one run and one system prompt.
 
-    ``columns`` stand in the order shown, ``asked`` are those that the last prompt went to.  While ``blind``,
-    names and figures are not shown; a vote on the stored ``comparison`` ends that.  ``forgotten``: cleared while it was
-    being answered.
+    ``columns`` stand in the order shown, ``asked`` are those that the last prompt, which has this ``number``, went to,
+    and ``answers`` hold no others than those to it.  While ``blind``, names and figures are not shown; a vote on the
+    stored ``comparison`` ends that.  ``instead``: what stands in its place since its answer came to nothing.
     """
 
     run: str = ""
     system: str = ""
     prompt: str = ""
+    number: int = 0
     blind: bool = False
     comparison: str = ""
     columns: tuple[Column, ...] = ()
     asked: tuple[str, ...] = ()
-    turns: dict[str, list[Message]] = field(default_factory=dict)
+    turns: dict[str, list[Exchange]] = field(default_factory=dict)
     answers: dict[str, Answer] = field(default_factory=dict)
-    forgotten: bool = False
+    instead: Talk | None = None
 
     def slot(self, place: int) -> Column | None:
         """The column shown at a place; None where there is none."""
         return self.columns[place] if place < len(self.columns) else None
+
+    @property
+    def ended(self) -> bool:
+        """Whether every column that was asked has said all that it will."""
+        told = (self.answers.get(name, Answer(name)) for name in self.asked)
+        return all(answer.finish or answer.error for answer in told)
 
 
 class Stop(Halt):
@@ -68,6 +85,16 @@ class Stops:
             halt = self._halts[visitor] = Stop()
             return halt
 
+    @contextmanager
+    def one(self, visitor: str) -> Iterator[Stop]:
+        """An answer, for as long as the block."""
+        halt = self.new(visitor)
+        try:
+            yield halt
+        finally:
+            halt.set()
+            self.done(visitor)
+
     def done(self, visitor: str) -> None:
         with self._ended:
             self._halts.pop(visitor, None)
@@ -89,69 +116,95 @@ def copied(talk: Talk) -> Talk:
     return replace(talk, turns={name: list(turns) for name, turns in talk.turns.items()}, answers=dict(talk.answers))
 
 
+def require_voted(talk: Talk) -> None:
+    """Raises `ConfigError` while answers wait for a vote."""
+    if talk.blind:
+        raise ConfigError("vote", "the last answers wait for a vote; say which is best, or that none is")
+
+
 def with_prompt(talk: Talk, text: str, fresh: Talk) -> Talk:
     """The talk with one more prompt in every column of `fresh`, which says what is chosen now; a new one where run or
-    system prompt changed.  Blind columns are shuffled for each prompt."""
+    system prompt changed, and for a blind prompt: by what a column said before everybody would know it.  Blind columns
+    are shuffled for each prompt."""
     if not text.strip():
         raise ConfigError("prompt", "it is empty; type something or pick an example")
     check_characters(text + fresh.system, "prompt: it")
-    if talk.blind:
-        raise ConfigError("vote", "the last answers wait for a vote; say which is best, or that none is")
-    names = tuple(column.name for column in fresh.columns)
-    same = talk.run == fresh.run and talk.system == fresh.system
+    require_voted(talk)
+    same = talk.run == fresh.run and talk.system == fresh.system and not fresh.blind
     turns = {name: list(column) for name, column in talk.turns.items()} if same else {}
-    answers = {name: answer for name, answer in talk.answers.items() if same and name not in names}
-    for name in names:
-        turns.setdefault(name, []).append({"role": "user", "content": text})
+    asked = tuple(column.name for column in fresh.columns)
+    for name in asked:
+        turns.setdefault(name, []).append(Exchange(talk.number + 1, text))
     columns = tuple(random.sample(fresh.columns, len(fresh.columns))) if fresh.blind else fresh.columns
-    return Talk(fresh.run, fresh.system, text, fresh.blind, "", columns, names, turns, answers)
+    return replace(fresh, prompt=text, number=talk.number + 1, columns=columns, asked=asked, turns=turns, answers={})
 
 
 def conversation(talk: Talk, name: str) -> tuple[Message, ...]:
     """What a column's model is given."""
     opening: list[Message] = [{"role": "system", "content": talk.system}] if talk.system.strip() else []
-    return (*opening, *talk.turns[name])
+    return (*opening, *_said(talk, name))
 
 
 def settle(talk: Talk) -> None:
     """Put the answers into the conversations, so the next turn sees them; where there is none, take the prompt back."""
     for name in talk.asked:
-        answer, turns = talk.answers.get(name), talk.turns[name]
-        if answer is None or answer.error:
-            turns.pop()
-        else:
-            turns.append({"role": "assistant", "content": answer.text})
+        answer, last = talk.answers.get(name), talk.turns[name].pop()
+        if answer is not None and not answer.error:
+            talk.turns[name].append(replace(last, answer=answer.text))
 
 
-def take_back(talk: Talk, names: Sequence[str] | None = None) -> str:
-    """Remove the last prompt and its answers from the named columns, or from all that have them; the prompt."""
+def take_back(talk: Talk) -> str:
+    """Remove the last prompt and its answers; the prompt."""
     if not talk.prompt:
         raise ConfigError("prompt", "there is nothing to retry; send a prompt first")
-    for name, turns in talk.turns.items():
-        last = len(turns) > 1 and turns[-2] == {"role": "user", "content": talk.prompt}
-        if last and (names is None or name in names):
-            del turns[-2:]
+    for name in talk.turns:
+        _cut(talk, name, talk.number)
     return talk.prompt
 
 
+def ask_again(talk: Talk, place: int) -> None:
+    """Put the last prompt once more to the column at a place, and to no other."""
+    require_voted(talk)
+    column = talk.slot(place)
+    if column is None or column.name not in talk.answers:
+        raise ConfigError("prompt", "this column has no answer yet; send a prompt first")
+    _cut(talk, column.name, talk.number)
+    talk.turns[column.name].append(Exchange(talk.number, talk.prompt))
+    talk.answers.pop(column.name)
+    talk.asked = (column.name,)
+
+
 def cut_before(talk: Talk, place: int, message: int) -> None:
-    """Forget, in every column, the prompt that a column's message is, and all that followed."""
+    """Forget, in every column, the prompt that a column's message is of, and all that followed."""
     column = talk.slot(place)
     shown = talk.turns.get(column.name, []) if column else []
-    count = sum(turn["role"] == "user" for turn in shown[:message])
-    for turns in talk.turns.values():
-        prompts = [at for at, turn in enumerate(turns) if turn["role"] == "user"]
-        if count < len(prompts):
-            del turns[prompts[count] :]
+    if message >= 2 * len(shown):
+        raise ConfigError("edit", f"this column has no message {message}; edit a prompt that is shown")
+    for name in talk.turns:
+        _cut(talk, name, shown[message // 2].number)
 
 
 def messages(talk: Talk, name: str) -> list[Message]:
     """What a column shows, the growing answer included."""
-    turns = list(talk.turns.get(name, []))
+    shown = _said(talk, name)
     growing = talk.answers.get(name)
-    if growing is not None and turns and turns[-1]["role"] == "user":
-        turns.append({"role": "assistant", "content": growing.text or "…"})
-    return turns
+    if growing is not None and shown and shown[-1]["role"] == "user":
+        shown.append({"role": "assistant", "content": growing.text or "…"})
+    return shown
+
+
+def _said(talk: Talk, name: str) -> list[Message]:
+    said: list[Message] = []
+    for one in talk.turns.get(name, []):
+        said.append({"role": "user", "content": one.prompt})
+        if one.answer is not None:
+            said.append({"role": "assistant", "content": one.answer})
+    return said
+
+
+def _cut(talk: Talk, name: str, number: int) -> None:
+    """Forget, in one column, the prompts from a number on."""
+    talk.turns[name] = [one for one in talk.turns[name] if one.number < number]
 
 
 def as_html(text: str) -> str:

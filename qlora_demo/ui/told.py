@@ -57,6 +57,11 @@ def told(handler: Callable[..., Any], *, visit: bool = True, draws: bool = True)
     return function
 
 
+def refusal(text: str) -> gr.Error:
+    """What is raised for a request that no page of the app's own makes."""
+    return gr.Error(as_html(text[:_LONGEST]), duration=20, print_exception=False)
+
+
 def warn(text: str, title: str) -> None:
     """A message on the page, whose words are shown as they are: Gradio takes them for HTML."""
     gr.Warning(as_html(text[:_LONGEST]), duration=20, title=title)
@@ -65,5 +70,5 @@ def warn(text: str, title: str) -> None:
 def _show(name: str, exc: DemoError) -> None:
     logs.event("request.refused", logging.WARNING, handler=name, error=type(exc).__name__)
     if isinstance(exc, Forbidden):
-        raise gr.Error(as_html(str(exc)), duration=20, print_exception=False) from exc
+        raise refusal(str(exc)) from exc
     warn(str(exc), "Not done")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,6 +31,21 @@ from .gate import Gate, visitor_of
 from .listed import renewed
 
 _GROUPS = ("Model", "Data", "Method", "Schedule")
+_DOUBLE_CLICK_SECONDS = 1.0
+_AT_ONCE: dict[str, Any] = {"trigger_mode": "multiple", "concurrency_limit": None}
+"""What is started while another start's data is read is a run at once too, whoever starts it."""
+
+
+@dataclass
+class Pressed:
+    """When a page last started something."""
+
+    at: float = -math.inf
+
+    def twice(self) -> bool:
+        """Count one more; whether it is the second click of a double one."""
+        before, self.at = self.at, time.monotonic()
+        return self.at - before < _DOUBLE_CLICK_SECONDS
 
 
 def build(services: Services, page: gr.Blocks, gate: Gate) -> None:
@@ -89,11 +106,15 @@ def _wire_start(
             yield [drawn, *left]
         _have_begun(services, [run.id for run in made])
 
-    def begin(processes: float, *values: Any) -> Iterator[list[Any]]:
+    def begin(pressed: Pressed, processes: float, *values: Any) -> Iterator[list[Any]]:
+        if pressed.twice():
+            return
         config = controls.read(TrainConfig, list(chosen), values)
         yield from follow(submit([config], processes))
 
-    def begin_pair(processes: float, *values: Any) -> Iterator[list[Any]]:
+    def begin_pair(pressed: Pressed, processes: float, *values: Any) -> Iterator[list[Any]]:
+        if pressed.twice():
+            return
         tag = pair_tag()
         config = controls.read(TrainConfig, list(chosen), values)
         larger = config.changed(method="lora", init_lora_weights="default")
@@ -108,10 +129,11 @@ def _wire_start(
             choices = [(render.run_label(one), one.id) for one in known]
             yield [*[gr.skip()] * (1 + len(written)), renewed(choices, kept, None)]
 
-    inputs = [buttons.processes, *chosen.values()]
+    inputs = [gr.State(Pressed()), buttons.processes, *chosen.values()]
     drawn = [shown["found"], *written]
-    gate.on(buttons.start.click, begin, inputs, drawn, needs="operator")
-    gate.on(buttons.pair.click, begin_pair, inputs, [*drawn, shown["side by side"]], needs="operator")
+    side = [*drawn, shown["side by side"]]
+    gate.on(buttons.start.click, begin, inputs, drawn, needs="operator", **_AT_ONCE)
+    gate.on(buttons.pair.click, begin_pair, inputs, side, needs="operator", **_AT_ONCE)
 
 
 def _have_begun(services: Services, made: Sequence[str]) -> None:

@@ -137,6 +137,6 @@ def test_lora_and_qlora_as_a_pair(page: Page, server: Server, chat_file: Path, t
     compared = page.locator("#compared")
     expect(compared).to_contain_text(re.compile(r"method\s*qlora, r 4\s*lora, r 4"), timeout=3 * MINUTE)
     expect(compared).to_contain_text(re.compile(r"state\s*finished\s*finished"), timeout=4 * MINUTE)
-    expect(compared).to_contain_text(re.compile(r"score \(exact match\)\s*\d+\.\d%\s*\d+\.\d%"))
+    expect(compared).to_contain_text(re.compile(r"score \(exact match\)\s*\d+\.\d% of \d+ rows\s*\d+\.\d% of \d+ rows"))
     expect(compared).to_contain_text(re.compile(r"median step\s*\d+.*s\s*\d+.*s"))
     expect(page.locator("#runs")).to_contain_text("LoRA against QLoRA")

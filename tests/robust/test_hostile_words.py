@@ -33,7 +33,7 @@ from qlora_demo.reporting import gather, keep_conversation
 from qlora_demo.runs import write_state
 from qlora_demo.services import OnDemand, Services
 from qlora_demo.settings import Settings
-from qlora_demo.ui.talk import Talk, with_prompt
+from qlora_demo.ui.talk import Talk, conversation, with_prompt
 from qlora_demo.votes import NewComparison
 from tests.calls import Client, opened
 from tests.ml.test_variants import finished_run
@@ -230,7 +230,7 @@ def test_prompts_of_special_tokens_and_signs_alone_are_answered(services: Servic
     columns = parse_all(["adapter"], run.id)
     for text in SPECIAL:
         talk = with_prompt(Talk(), text, Talk(run.id, columns=columns))
-        turns = {"adapter": tuple(talk.turns["adapter"])}
+        turns = {"adapter": conversation(talk, "adapter")}
         *_, [answer] = services.engine().answer(
             AnswerRequest(columns, turns, GenerationSettings(max_new_tokens=3)), Halt()
         )
