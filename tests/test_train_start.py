@@ -100,7 +100,7 @@ def test_one_page_starts_another_run_too_but_a_double_click_starts_one(
 
 def test_a_click_long_after_another_is_one_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     times = iter([5.0, 5.3, 6.2, 7.3])
-    monkeypatch.setattr("qlora_demo.ui.train_tab.time.monotonic", lambda: next(times))
+    monkeypatch.setattr("qlora_demo.ui.train_tab.time", SimpleNamespace(monotonic=lambda: next(times)))
     pressed = Pressed()
     assert [pressed.twice() for _ in range(4)] == [False, True, True, False]
 
