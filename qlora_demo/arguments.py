@@ -10,6 +10,7 @@ from typing import Any, NoReturn, TypeVar
 
 from .benchmark_config import BenchmarkConfig
 from .config import GenerationSettings, TrainConfig
+from .disk import writing
 from .errors import RequestError
 from .knobs import Knobs, allowed, field_names, knob
 from .memory_plan import Kind, parse_memory
@@ -88,6 +89,16 @@ def memory_size(text: str) -> int:
         return parse_memory(text)
     except ValueError as exc:
         raise argparse.ArgumentTypeError(f"{text!r} is not allowed; give a size like 24GB") from exc
+
+
+def out_path(path: str | None) -> Path | None:
+    """The folder or file to make; the folders that it stands in are made here, before the work."""
+    if not path:
+        return None
+    out = Path(path).expanduser()
+    with writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+    return out
 
 
 def names(text: str) -> list[str]:

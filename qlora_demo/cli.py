@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -20,24 +19,33 @@ from typing import Any, get_args
 
 from . import __version__
 from .answers import kept
-from .arguments import Parser, add_config, add_knobs, memory_size, names, positive, train_config, with_given
+from .arguments import (
+    Parser,
+    add_config,
+    add_knobs,
+    memory_size,
+    names,
+    out_path,
+    positive,
+    train_config,
+    with_given,
+)
 from .catalog import DEFAULT_COLUMNS, SMOLLM2
 from .cli_benchmark import add_arguments, benchmark, print_benchmark
 from .columns import parse_all
 from .compose import build_services, serve
 from .config import GenerationSettings
-from .console import follow, last, print_checks, print_result, report_progress
-from .disk import writing
+from .console import follow, last, print_checks, print_result, report_progress, tell
 from .doctor import Check, attempt, examine
-from .errors import DemoError, RequestError, WorkError
-from .exporting import push
+from .errors import ConfigError, DemoError, RequestError, RunError, WorkError
+from .exporting import base_for, export_folder, push
 from .halt import Halt
+from .hub import is_repo_id
 from .jobs import at_work, save_result
 from .planning import plan_training
 from .promptsets import conversation, read_prompts
-from .records import Answer, AnswerRequest, ExportKind, ExportRequest, MergeBase
-from .report import save
-from .reporting import gather
+from .records import AnswerRequest, ExportKind, ExportRequest, MergeBase
+from .reporting import write_report
 from .runs import Run
 from .services import Services
 from .settings import Settings
@@ -53,20 +61,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = _parser().parse_args(argv)
         with contextlib.redirect_stdout(sys.stderr):
             result = _run(args)
+        tell(result, None if args.json else args.show)
     except DemoError as exc:
         print(f"error: {exc}", file=sys.stderr)
         return exc.exit_code
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)
         return 1
-    try:
-        if args.json:
-            print(json.dumps(result, indent=2))
-        elif result is not None:
-            args.show(result)
-        sys.stdout.flush()
-    except BrokenPipeError:  # who read it, `head` say, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 1 if args.command is doctor and not result["ok"] else 0
 
 
@@ -101,7 +102,8 @@ def _followed(services: Services, run: Run) -> Run:
     try:
         return follow(services, run)
     except KeyboardInterrupt:
-        services.runs.request_stop(run.id)
+        with contextlib.suppress(RunError):  # it ended meanwhile
+            services.runs.request_stop(run.id)
         return follow(services, run)
 
 
@@ -174,43 +176,54 @@ def compare(services: Services, args: argparse.Namespace) -> dict[str, Any]:
             columns, turns, settings, "one after the other" if args.one_after_the_other else "in turn"
         )
         *_, answers = services.engine().answer(request, Halt())
-        results.append({"prompt": prompt, "answers": {answer.column: _kept(answer) for answer in answers}})
+        results.append({"prompt": prompt, "answers": {answer.column: kept(answer) for answer in answers}})
+    _require_answer([answer for result in results for answer in result["answers"].values()])
     return {"run": args.run, "system": system, "settings": settings.model_dump(), "results": results}
 
 
 def merge(services: Services, args: argparse.Namespace) -> dict[str, Any]:
     """Save the merged 16-bit model."""
     with at_work(services.runs.get(args.run)):
-        request = ExportRequest(args.run, "merged", args.onto, _out(args.out))
+        request = ExportRequest(args.run, "merged", args.onto, out_path(args.out))
         return last(services.engine().export(request, Halt()))
 
 
 def export(services: Services, args: argparse.Namespace) -> dict[str, Any]:
     """Save an adapter or a merged model with its model card, and push it to a hub repository where one is named."""
-    with at_work(services.runs.get(args.run)):
-        request = ExportRequest(args.run, args.what, args.onto, _out(args.out))
-        result = last(services.engine().export(request, Halt()))
+    token = _token_for(args.push) if args.push else ""
+    with at_work(run := services.runs.get(args.run)):
+        result = _exported_before(services, run, args) if args.push and not args.out else None
+        if result is None:
+            request = ExportRequest(args.run, args.what, args.onto, out_path(args.out))
+            result = last(services.engine().export(request, Halt()))
         if args.push:
-            token = os.environ.get("HF_TOKEN", "")
             result |= last(push(services.hub, Path(result["path"]), args.push, token))
     return result
 
 
-def _out(folder: str | None) -> Path | None:
-    """The folder to make; those that it stands in are made here, before the work."""
-    if not folder:
+def _token_for(repo: str) -> str:
+    """The token to push with; what would keep the hub from being asked is refused before the work."""
+    if not is_repo_id(repo):
+        raise ConfigError("push", f"{repo!r} is no repository's name; write owner/name, as in you/your-model")
+    if not (token := os.environ.get("HF_TOKEN", "")):
+        raise ConfigError("HF_TOKEN", "is not set; set it to an access token that may write")
+    return token
+
+
+def _exported_before(services: Services, run: Run, args: argparse.Namespace) -> dict[str, Any] | None:
+    """What stands in the run's folder already, as after a push that failed; None where there is none."""
+    folder = export_folder(run, args.what, base_for(run, args.what, args.onto))
+    if not folder.is_dir():
         return None
-    out = Path(folder).expanduser()
-    with writing(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-    return out
+    print(f"{folder} is there already and is sent", file=sys.stderr)
+    return {"path": str(folder), "what": args.what}
 
 
 def report(services: Services, args: argparse.Namespace) -> dict[str, Any]:
     """Write everything known about a run as one HTML file, as JSON and as CSV."""
     run = services.runs.get(args.run)
-    out = Path(args.out) if args.out else run.path / "report"
-    return {"run": run.id, **{kind: str(path) for kind, path in save(gather(services, run), out).items()}}
+    made = write_report(services, run, out_path(args.out) or run.path / "report")
+    return {"run": run.id, **{kind: str(path) for kind, path in made.items()}}
 
 
 def evaluate(services: Services, args: argparse.Namespace) -> dict[str, Any]:
@@ -327,7 +340,8 @@ def _system_prompt(services: Services, run: str) -> str:
     return next((m["content"] for row in rows[:1] for m in row if m["role"] == "system"), "")
 
 
-def _kept(answer: Answer) -> dict[str, Any]:
-    if answer.error:
-        raise RequestError(answer.error)
-    return kept(answer)
+def _require_answer(answers: Sequence[dict[str, Any]]) -> None:
+    """Raises the first error where nothing was answered; `WorkError` where memory was short."""
+    errors = [answer["error"] for answer in answers]
+    if all(errors):
+        raise (WorkError if errors[0].startswith("device: out of memory") else RequestError)(errors[0])

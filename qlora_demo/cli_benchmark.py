@@ -6,14 +6,14 @@ import argparse
 from pathlib import Path
 from typing import Any, get_args
 
-from .arguments import Parser, add_config, add_knobs, train_config, with_given
+from .arguments import Parser, add_config, add_knobs, out_path, train_config, with_given
 from .benchmark_comparison import comparison, contrast
 from .benchmark_config import FULL, BenchmarkConfig, BenchmarkKind
 from .benchmark_notes import notes, standing
 from .benchmark_tables import machine, settings, table
 from .benchmarking import read_result_file, write_result_file
 from .console import print_result, report_progress
-from .errors import RequestError
+from .errors import ConfigError, RequestError, WorkError
 from .gpu import device_info
 from .presets import COMPARED
 from .services import Services
@@ -32,7 +32,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("action", choices=_ACTIONS, help=_MEANING)
     parser.add_argument("which", nargs="*", help="show, delete: an id from `benchmark list`; diff: two result files")
     parser.add_argument("--full", action="store_true", help="the whole range instead of a quick look at it")
-    parser.add_argument("--out", type=Path, help="also write the result to this file")
+    parser.add_argument("--out", help="also write the result to this file")
     add_knobs(parser, BenchmarkConfig, leave_out=("kind",))
     add_config(parser, COMPARED)
 
@@ -78,11 +78,23 @@ def _side_by_side(older: dict[str, Any], newer: dict[str, Any]) -> dict[str, Any
 
 def _measure(services: Services, args: argparse.Namespace) -> dict[str, Any]:
     options = with_given(BenchmarkConfig(kind=args.action, **(FULL if args.full else {})), args)
-    name = services.benchmarks.create(options, train_config(args, COMPARED[device_info().kind]))
+    config = train_config(args, COMPARED[device_info().kind])
+    out = out_path(args.out)
+    if out is not None and out.is_dir():
+        raise ConfigError("out", f"{out} is a folder; name a file in it")
+    name = services.benchmarks.create(options, config)
     result = services.benchmarks.run(name, report_progress)
-    if args.out:
-        write_result_file(args.out, result)
+    if out is not None:
+        _write_out(out, result)
     return result
+
+
+def _write_out(out: Path, result: dict[str, Any]) -> None:
+    """What was measured, into a file beside; where that fails it is kept all the same."""
+    try:
+        write_result_file(out, result)
+    except WorkError as exc:
+        raise WorkError(f"{exc}; the result is kept, see `benchmark show {result['id']}`") from exc
 
 
 def _given(args: argparse.Namespace, count: int) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from pathlib import Path
 
 from . import logs
@@ -10,6 +12,7 @@ from .benchmarking import Benchmarks
 from .catalog import BundledModel
 from .checking import Checks
 from .ending import saving_runs
+from .errors import ConfigError
 from .gpu import Lease
 from .hub import HuggingFaceHub
 from .jobs import Jobs
@@ -20,6 +23,8 @@ from .services import Engine, OnDemand, Services
 from .settings import Settings
 from .votes import VoteStore
 from .waiting import Waiting
+
+_PORT, _LAST_PORT = "GRADIO_SERVER_PORT", 65535
 
 
 def build_services(settings: Settings) -> Services:
@@ -56,9 +61,35 @@ def build_services(settings: Settings) -> Services:
 
 
 def serve(services: Services, host: str | None = None, port: int | None = None) -> None:
-    """Build the page and answer until interrupted; host and port default to Gradio's own variables."""
+    """Build the page and answer until interrupted; host and port default to Gradio's own variables.
+
+    Raises `ConfigError` where nothing can answer on them.
+    """
+    _require_address(host or services.settings.host, port)
     from .ui.page import launch
 
     logs.set_up()
     with saving_runs(services):
         launch(services, host, port)
+
+
+def _require_address(host: str, port: int | None) -> None:
+    """See `serve`.  Where no port is given Gradio takes a free one, from GRADIO_SERVER_PORT on."""
+    name, given = ("port", str(port)) if port is not None else (_PORT, os.environ.get(_PORT, "7860"))
+    try:
+        number = int(given)
+    except ValueError:
+        number = 0
+    if not 1 <= number <= _LAST_PORT:
+        raise ConfigError(name, f"{given!r} is not allowed; give a whole number >= 1 and <= {_LAST_PORT}")
+    if ":" in host and not host.endswith("]"):
+        raise ConfigError("host", f"{host} is not allowed; write an address of IPv6 as [{host}]")
+    try:
+        found = socket.getaddrinfo(host.strip("[]"), port or 0, type=socket.SOCK_STREAM)
+        family, kind, protocol, _, address = min(found)  # IPv4 where a name has both, as Gradio asks
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except (OSError, UnicodeError) as exc:
+        where = host if port is None else f"{host}, port {port}"
+        raise ConfigError("host", f"{where}: cannot answer there ({exc}); name this machine and a free port") from exc

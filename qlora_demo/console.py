@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from .errors import DeviceBusy
+from .errors import DeviceBusy, WorkError
 from .records import Progress, Step
+from .report import finite
 from .runs import Run
 from .services import Services
 from .units import memory
@@ -45,6 +48,22 @@ def report_progress(progress: Progress) -> None:
     """One line on stderr."""
     share = "" if progress.fraction is None else f"{progress.fraction:4.0%} "
     print(f"{share}{progress.text}", file=sys.stderr)
+
+
+def tell(result: Any, show: Callable[[Any], None] | None) -> None:
+    """A result on stdout, as one JSON document where nothing shows it; raises `WorkError` where stdout takes none."""
+    if sys.stdout is None:  # closed by who started us
+        return
+    try:
+        if show is None:
+            print(json.dumps(finite(result), indent=2, allow_nan=False))
+        elif result is not None:
+            show(result)
+        sys.stdout.flush()
+    except OSError as exc:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at the exit
+        if not isinstance(exc, BrokenPipeError):  # who read it, `head` say, has seen enough
+            raise WorkError(f"stdout: the result cannot be written ({exc.strerror}); send it elsewhere") from exc
 
 
 def print_result(result: Any, indent: int = 0) -> None:

@@ -154,6 +154,12 @@ def _at_work(folder: Path, how: int = fcntl.LOCK_SH) -> Iterator[None]:
         os.close(descriptor)
 
 
+def require_new(out: Path) -> None:
+    """Raise `ConfigError` where something stands at `out` already."""
+    if os.path.lexists(out):
+        raise ConfigError("out", f"{out} exists already; name a new folder or remove it")
+
+
 @contextmanager
 def draft_folder(out: Path) -> Iterator[Path]:
     """A hidden folder beside `out` to write into; it becomes `out` when the block ends, and is gone when it fails.
@@ -163,8 +169,7 @@ def draft_folder(out: Path) -> Iterator[Path]:
     would stand in is gone, and `WorkError` where the disk refuses, also where a library reports that in an error of its
     own.
     """
-    if os.path.lexists(out):
-        raise ConfigError("out", f"{out} exists already; name a new folder or remove it")
+    require_new(out)
     draft = out.with_name(f".{out.name}.new")
     try:
         with _claimed(draft, out):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -16,6 +18,8 @@ from .services import Services
 from .settings import usable_home
 
 T = TypeVar("T")
+_BLOCK = b"\0" * 4096
+"""What a disk takes room for: fewer bytes may go where the file's name is kept."""
 
 
 class Kept(Generic[T]):
@@ -55,6 +59,9 @@ def facts(services: Services) -> dict[str, Any]:
 def _is_writable(home: Path) -> bool:
     try:
         usable_home(home)
+        with tempfile.TemporaryFile(dir=home, buffering=0) as probe:
+            probe.write(_BLOCK)
+            os.fsync(probe.fileno())
     except OSError:
         return False
     return True

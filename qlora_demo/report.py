@@ -19,6 +19,7 @@ from markupsafe import Markup
 from . import plots, tables
 from .disk import require_free
 from .errors import WorkError
+from .history import RunNote
 from .records import Choice, TrainMetrics
 from .runs import write_bytes_atomically
 from .units import duration, memory
@@ -63,6 +64,7 @@ class Report:
     fidelity: dict[str, Any] | None
     prompts: dict[str, Any] | None
     conversations: Sequence[dict[str, Any]]
+    note: RunNote
     votes: Tally | None
     comparisons: Sequence[Comparison]
 
@@ -70,12 +72,12 @@ class Report:
 def save(report: Report, folder: Path) -> dict[str, Path]:
     """Write ``html``, ``json`` and ``csv`` (a zip) into a folder, each whole or not at all; where they are.
 
-    Raises `WorkError` where the disk refuses.
+    The folder is made, and none above: a run that was deleted stays so.  Raises `WorkError` where the disk refuses.
     """
     contents = {"html": to_html(report).encode(), "json": to_json(report).encode(), "csv": to_csv(report)}
     require_free(folder, _NEED_BYTES, "a report")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(exist_ok=True)
         paths = _places(folder, report.run)
         for kind, content in contents.items():
             write_bytes_atomically(paths[kind], content)
@@ -108,7 +110,7 @@ def to_html(report: Report) -> str:
 
 def to_json(report: Report) -> str:
     """Every figure with all its digits; what is not a number is null."""
-    return json.dumps(_finite(asdict(report)), ensure_ascii=False, indent=2, allow_nan=False)
+    return json.dumps(finite(asdict(report)), ensure_ascii=False, indent=2, allow_nan=False)
 
 
 def to_csv(report: Report) -> bytes:
@@ -176,6 +178,7 @@ def _sheets(report: Report) -> dict[str, list[dict[str, Any]]]:
     """Rows of every table, flat; the figures as they were measured."""
     evaluation, votes = report.evaluation or {}, report.votes
     return {
+        "note": [asdict(report.note) | {"tags": ", ".join(report.note.tags)}] if report.note != RunNote() else [],
         "config": [{"field": name, "value": value} for name, value in report.config.items()],
         "metrics": [asdict(line) for line in report.metrics],
         "evaluation": [
@@ -215,7 +218,8 @@ def _comparison(one: Comparison) -> dict[str, Any]:
 def _answers(talks: Iterable[Mapping[str, Any]]) -> Iterable[dict[str, Any]]:
     for talk in talks:
         for column, answer in talk["answers"].items():
-            yield {"prompt": talk["prompt"], "column": column, **_flat(answer)}
+            asked = {name: talk[name] for name in ("system", "prompt") if name in talk}
+            yield {**asked, "column": column, **_flat(answer)}
 
 
 def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -239,9 +243,10 @@ def _harmless(value: Any) -> Any:
     return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """The same as JSON can hold it: what is not a number is None."""
     if isinstance(value, dict):
-        return {str(key): _finite(one) for key, one in value.items()}
+        return {str(key): finite(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(one) for one in value]
+        return [finite(one) for one in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -6,14 +6,16 @@ import importlib.metadata
 import platform
 import time
 from dataclasses import asdict
+from pathlib import Path
 
 from .answers import kept
 from .errors import ConfigError, RunError
 from .gpu import device_info
-from .jobs import read_result, save_result
+from .history import read_note
+from .jobs import at_work, read_result, save_result
 from .locks import HeldLock
 from .records import Answer
-from .report import Report
+from .report import Report, save
 from .runs import Run
 from .services import Services
 from .units import memory
@@ -24,8 +26,14 @@ _PATIENCE = 10.0
 _LIBRARIES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets", "gradio")
 
 
+def write_report(services: Services, run: Run, folder: Path) -> dict[str, Path]:
+    """Save a run's report into a folder (see `report.save`), while nobody deletes the run."""
+    with at_work(run):
+        return save(gather(services, run), folder)
+
+
 def gather(services: Services, run: Run) -> Report:
-    """Configuration, curves, results, kept conversations, votes, machine and versions of a run."""
+    """Configuration, curves, results, kept conversations, note, votes, machine and versions of a run."""
     votes = services.votes.tally(run.id)
     state = asdict(run.state)
     choices = run.state.choices
@@ -45,6 +53,7 @@ def gather(services: Services, run: Run) -> Report:
         fidelity=read_result(run, "fidelity"),
         prompts=read_result(run, "prompts"),
         conversations=kept_talks["conversations"],
+        note=read_note(run),
         votes=votes if votes.votes else None,
         comparisons=services.votes.comparisons(run.id, limit=_COMPARISONS),
     )

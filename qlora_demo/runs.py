@@ -330,7 +330,7 @@ def _settled(path: Path, state: RunState) -> RunState:
     state = read_state(path)  # it may have ended between the first read and the probe
     if state.ended:
         return state
-    tail = _log_tail(path, 3).strip()
+    tail = "; ".join(filter(None, map(str.strip, _log_tail(path, 3).splitlines())))
     full = "; its disk is full, remove files there" if is_full(OSError(), path) else ""
     return replace(state, status="failed", error=f"the training process died without a word{full}{LOG_ENDS}{tail}")
 

@@ -191,10 +191,14 @@ def _minutes(text: str) -> int:
 
 
 def usable_home(home: Path) -> None:
-    """Write to a home, lock there and remove again; raises `OSError` where one of them cannot be done."""
+    """Make a file in a home, lock it and remove it again; raises `OSError` where one of them cannot be done.
+
+    A full disk has room for that: it is a home still, out of which something can be deleted.
+    """
     home.mkdir(parents=True, exist_ok=True)
     probe = home / f".write-{os.getpid()}-{threading.get_ident()}"
     try:
+        probe.touch()
         held = HeldLock.acquire(probe, {})
         assert held is not None, "nobody else names this file"
         held.release()

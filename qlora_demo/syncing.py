@@ -1,7 +1,8 @@
 """Copies ended runs and their reports to a private repository of a model hub, where QLORA_DEMO_SYNC_REPO names one.
 
 A thread of its own compares with what is there by hash, so that nothing is sent twice and a restart goes on where it
-was.  Of a run go: settings, state, metrics, versions, adapter, report; not its log, and not its held-out rows.
+was.  Of a run go: settings, state, metrics, versions, adapter, report; not its log, its results and its held-out rows.
+The report holds what it shows: evaluated held-out rows with their answers, prompts, kept conversations, note, votes.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -18,8 +19,9 @@ from qlora_demo.cli import main
 from qlora_demo.config import TrainConfig
 from qlora_demo.console import print_result
 from qlora_demo.errors import RunError
+from qlora_demo.exporting import export_folder
 from qlora_demo.knobs import field_names
-from qlora_demo.records import Progress, RunState, Step
+from qlora_demo.records import Answer, Progress, RunState, Step
 from qlora_demo.runs import write_state
 from qlora_demo.services import Services
 
@@ -181,6 +183,92 @@ def test_a_run_is_not_deleted_while_a_command_works_with_it(
     monkeypatch.setattr("qlora_demo.services.OnDemand.__call__", lambda self: engine)
     run_json(capsys, command, run.id)
     services.runs.delete(run.id)
+
+
+def test_json_is_json_also_where_a_run_diverged(services: Services, capsys: pytest.CaptureFixture[str]) -> None:
+    run = services.runs.create(TrainConfig())
+    write_state(run.path, RunState("failed", summary={"train_loss": math.nan, "eval_loss": math.inf}))
+    assert main(["runs", "list", "--json"]) == 0
+    (told,) = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert told == {"run": run.id, "state": "failed", "train_loss": None, "eval_loss": None}
+
+
+def test_a_stop_that_comes_as_the_run_ends_is_no_error(
+    services: Services, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(_: float) -> None:
+        write_state(run.path, RunState("finished", summary={"steps": 2}))
+        raise KeyboardInterrupt
+
+    run = services.runs.create(TrainConfig(), RunState("failed"))
+    monkeypatch.setattr("qlora_demo.launcher.Launcher.start_next", lambda self: None)
+    monkeypatch.setattr("qlora_demo.console.time", SimpleNamespace(sleep=interrupted))
+    assert run_json(capsys, "runs", "resume", run.id) == {"run": run.id, "state": "finished", "steps": 2}
+
+
+def answering(monkeypatch: pytest.MonkeyPatch, errors: dict[str, str]) -> None:
+    """An engine that answers each prompt by itself, or fails with what is given for it."""
+
+    def answer(request: Any, halt: Any) -> Iterator[tuple[Answer, ...]]:
+        asked = request.conversations["base"][-1]["content"]
+        yield (Answer("base", text=asked, error=errors.get(asked, "")),)
+
+    engine = SimpleNamespace(answer=answer, resident=tuple, release=lambda: None)
+    monkeypatch.setattr("qlora_demo.services.OnDemand.__call__", lambda self: engine)
+
+
+def test_a_prompt_that_fails_takes_no_other_answer_with_it(
+    services: Services, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = services.runs.create(TrainConfig())
+    answering(monkeypatch, {"long": "prompt: is too long"})
+    found = run_json(capsys, "compare", run.id, "--variants", "base", "--prompt", "long", "--prompt", "short")
+    answers = [result["answers"]["base"] for result in found["results"]]
+    assert [(one["text"], one["error"]) for one in answers] == [("long", "prompt: is too long"), ("short", "")]
+    assert refused(capsys, "compare", run.id, "--variants", "base", "--prompt", "long") == "error: prompt: is too long"
+
+
+def test_answers_that_found_no_memory_are_a_failure(
+    services: Services, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = services.runs.create(TrainConfig())
+    answering(monkeypatch, {"long": "device: out of memory"})
+    assert main(["compare", run.id, "--variants", "base", "--prompt", "long"]) == 1
+    assert capsys.readouterr().err.endswith("error: device: out of memory\n")
+
+
+@pytest.mark.parametrize(
+    ("repo", "token", "said"),
+    [
+        ("ada/a b", "hf_x", "push: 'ada/a b' is no repository's name; write owner/name"),
+        ("ada/one", "", "HF_TOKEN: is not set; set it to an access token that may write"),
+    ],
+)
+def test_what_cannot_be_pushed_is_not_exported(
+    services: Services,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    repo: str,
+    token: str,
+    said: str,
+) -> None:
+    monkeypatch.setattr("qlora_demo.services.OnDemand.__call__", lambda self: pytest.fail("it was exported"))
+    monkeypatch.setenv("HF_TOKEN", token)
+    run = services.runs.create(TrainConfig())
+    assert said in refused(capsys, "export", run.id, "--push", repo)
+
+
+def test_what_was_exported_already_is_pushed(
+    services: Services, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qlora_demo.services.OnDemand.__call__", lambda self: pytest.fail("it was exported"))
+    monkeypatch.setattr("qlora_demo.hub.HuggingFaceHub.push", lambda self, folder, repo, **_: f"{repo}/{folder.name}")
+    monkeypatch.setenv("HF_TOKEN", "hf_x")
+    run = services.runs.create(TrainConfig())
+    folder = export_folder(run, "merged", "dequantized")
+    folder.mkdir(parents=True)
+    told = run_json(capsys, "export", run.id, "--push", "ada/one")
+    assert (told["path"], told["address"]) == (str(folder), "ada/one/merged-dequantized")
 
 
 def test_a_reader_that_has_seen_enough_is_no_error(home: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,30 @@ def test_what_is_wrong_is_said_before_anything_is_measured(
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1
     assert Benchmarks(Settings(home), Lease(home)).names() == []
+
+
+def test_a_place_for_the_result_is_made_before_the_work_and_a_failed_write_names_the_result(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(self: Benchmarks, name: str, *_: object) -> dict[str, object]:
+        assert out.parent.is_dir()
+        if full:
+            out.mkdir()
+        return {"id": name}
+
+    monkeypatch.setattr(Benchmarks, "run", run)
+    out, full = tmp_path / "new" / "result.json", False
+    command = ["benchmark", "training", "--model", "shape:tiny", "--json", "--out", str(out)]
+    assert main(command) == 0
+    assert json.loads(out.read_text("utf-8")) == json.loads(capsys.readouterr().out)
+    out.unlink()
+    full = True
+    assert main(command) == 1
+    assert re.search(
+        r"the result is kept, see `benchmark show [0-9]{8}-[0-9]{6}-training-[0-9a-f]{4}`$", capsys.readouterr().err
+    )
+    assert main(command) == 2
+    assert f"out: {out} is a folder; name a file in it" in capsys.readouterr().err
 
 
 def test_a_result_keeps_what_was_asked(home: Path) -> None:

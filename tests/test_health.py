@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -11,13 +13,17 @@ from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
 from qlora_demo import __version__
+from qlora_demo.compose import build_services
 from qlora_demo.config import TrainConfig
+from qlora_demo.errors import ConfigError
 from qlora_demo.health import Kept, facts
 from qlora_demo.records import RunState
 from qlora_demo.runs import write_state
 from qlora_demo.services import Services
+from qlora_demo.settings import Settings
 from qlora_demo.ui.healthz import healthz
 from tests.calls import Client, numbers, opened
+from tests.conftest import Disk
 
 
 @pytest.fixture
@@ -52,6 +58,26 @@ def test_it_is_503_where_the_home_cannot_be_written(client: TestClient, home: Pa
     found = answer.json()
     assert not found["home_writable"]
     assert (found["device_holder"], found["queued_runs"], found["disk_free_bytes"]) == (None, None, None)
+
+
+def test_it_is_503_where_the_disk_is_full(disk: Disk) -> None:
+    small = disk(64)
+    client = TestClient(Starlette(routes=[healthz(build_services(Settings(small)))]))
+    with suppress(OSError), (small / "filler").open("wb", buffering=0) as filler:
+        while filler.write(b"x" * 1024):
+            pass
+    assert client.get("/healthz").status_code == 503
+    assert [path.name for path in small.iterdir()] == ["filler"]
+    assert Settings.from_environment({"QLORA_DEMO_HOME": str(small)}).home == small, "something can be deleted there"
+
+
+def test_it_is_503_where_the_disk_takes_no_more_files(disk: Disk) -> None:
+    small = disk(64)
+    client = TestClient(Starlette(routes=[healthz(build_services(Settings(small)))]))
+    subprocess.run(["mount", "-o", "remount,nr_inodes=1", str(small)], check=True)
+    assert client.get("/healthz").status_code == 503
+    with pytest.raises(ConfigError, match=f"^QLORA_DEMO_HOME: {small} cannot be written"):
+        Settings.from_environment({"QLORA_DEMO_HOME": str(small)})
 
 
 def test_who_asks_often_gets_the_same_answer(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ import pytest
 
 from qlora_demo.config import TrainConfig
 from qlora_demo.errors import WorkError
+from qlora_demo.history import RunNote
 from qlora_demo.records import Choice, TrainMetrics
 from qlora_demo.report import Report, save, to_csv, to_html, to_json
 from qlora_demo.votes import Comparison, NewComparison, Tally, WinRate
@@ -66,6 +67,7 @@ def whole() -> Report:
         fidelity={"sentence": "Ship this one.", "merges": {"merged:original": {"kl_mean": 0.08, "rows": 2}}},
         prompts={"prompts": [{"prompt": "one of a set", "answers": {"base": TIMED}}]},
         conversations=[{"prompt": "=1+1", "system": "be brief", "answers": {"adapter": TIMED}}],
+        note=RunNote(f"looks well {HOSTILE}", ("=tag", "kept")),
         comparisons=[
             Comparison("id", 1.0, "base", NewComparison("r", "", "=blind", {}, ("b", "a"), {"a": {"text": "x"}}))
         ],
@@ -81,6 +83,7 @@ def empty(whole: Report) -> Report:
         fidelity=None,
         prompts=None,
         conversations=(),
+        note=RunNote(),
         votes=None,
         comparisons=(),
         metrics=(),
@@ -127,6 +130,8 @@ def test_the_page_holds_every_part(whole: Report) -> None:
         "four words are here",
         "answered by nf4 weights, adapter on, logits ab12",
         "be brief",
+        "looks well &lt;script&gt;",
+        "Tags: =tag, kept",
         "one of a set",
         "it fits",
         "a card",
@@ -154,6 +159,7 @@ def test_json_is_json_also_where_a_figure_is_no_number(whole: Report) -> None:
     assert found["metrics"][1]["eval_loss"] is None
     assert found["evaluation"]["splits"]["test"]["adapter"]["exact_match"] == 0.75
     assert found["votes"]["verdict"] == "Too few votes."
+    assert found["note"] == {"text": f"looks well {HOSTILE}", "tags": ["=tag", "kept"]}
 
 
 def sheet(report: Report, name: str) -> list[dict[str, str]]:
@@ -165,7 +171,9 @@ def test_csv_holds_the_figures_with_all_digits(whole: Report) -> None:
     assert [line["exact_match"] for line in sheet(whole, "evaluation")] == ["0.0", "0.75"]
     assert len(sheet(whole, "rows")) == 4
     assert sheet(whole, "fidelity")[0]["kl_mean"] == "0.08"
-    assert sheet(whole, "conversations")[0]["proof fingerprint"] == "ab12"
+    (talk,) = sheet(whole, "conversations")
+    assert (talk["system"], talk["proof fingerprint"]) == ("be brief", "ab12")
+    assert sheet(whole, "note")[0]["tags"] == "'=tag, kept"
     (blind,) = sheet(whole, "comparisons")
     assert (blind["prompt"], blind["shown"], blind["choice"], blind["a said"]) == ("'=blind", "b, a", "base", "x")
 

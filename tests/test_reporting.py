@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from qlora_demo.config import TrainConfig
-from qlora_demo.errors import ConfigError, RunError
+from qlora_demo.errors import ConfigError, RunError, WorkError
+from qlora_demo.history import write_note
 from qlora_demo.jobs import save_result
 from qlora_demo.records import Answer, AnswerTiming, Choice, Proof, RunState, TrainMetrics
 from qlora_demo.report import save, to_html
-from qlora_demo.reporting import gather, keep_conversation
+from qlora_demo.reporting import gather, keep_conversation, write_report
 from qlora_demo.runs import Run, append_metrics, write_state
 from qlora_demo.services import Services
 from qlora_demo.votes import NewComparison
@@ -44,11 +45,12 @@ def test_all_that_was_measured_said_and_voted_is_in_it(services: Services, run: 
     append_metrics(run.path, TrainMetrics(1, 1.0, loss=2.0))
     save_result(run, "evaluation", {"splits": {"test": {"base": {"rows": 1, "loss": 3.25, "exact_match": 0.0}}}})
     keep_conversation(run, "be brief", "is it?", [ANSWER])
+    write_note(run, "looks well", "kept")
     kept = NewComparison(run.id, "", "p", {}, ("base", "adapter"), {})
     services.votes.vote(services.votes.add(kept), "adapter")
     found = gather(services, run)
     text = to_html(found)
-    assert all(part in text for part in ("3.25", "is it?", "adapter on, logits ab12", "do not separate"))
+    assert all(part in text for part in ("3.25", "is it?", "adapter on, logits ab12", "do not separate", "looks well"))
     assert json.loads(save(found, tmp_path)["json"].read_text("utf-8"))["conversations"][0]["prompt"] == "is it?"
 
 
@@ -62,6 +64,28 @@ def test_a_conversation_brings_no_deleted_run_back(services: Services, run: Run)
     with pytest.raises(RunError, match=f"^{run.id}: it was deleted meanwhile"):
         keep_conversation(run, "", "late", [ANSWER])
     assert services.runs.names() == []
+
+
+def test_a_report_brings_no_deleted_run_back(services: Services, run: Run) -> None:
+    found = gather(services, run)
+    services.runs.delete(run.id)
+    with pytest.raises(RunError, match=f"^{run.id}: it was deleted meanwhile"):
+        write_report(services, run, run.path / "report")
+    with pytest.raises(WorkError, match="the report cannot be written"):
+        save(found, run.path / "report")
+    assert services.runs.names() == []
+
+
+def test_a_run_is_not_deleted_while_its_report_is_made(
+    services: Services, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def versions(_: str) -> dict[str, str]:
+        with pytest.raises(RunError, match="a job works with it"):
+            services.runs.delete(run.id)
+        return {}
+
+    monkeypatch.setattr(services.runs, "versions", versions)
+    assert write_report(services, run, run.path / "report")["html"].is_file()
 
 
 def test_there_must_be_an_answer_to_keep(run: Run) -> None:

@@ -159,7 +159,7 @@ def test_a_dead_run_without_end_state_reads_as_failed_with_the_log_tail(store: R
     state = store.get(run.id).state
     assert (state.status, state.max_steps, state.ended) == ("failed", 7, True)
     assert "died" in state.error
-    assert state.error.endswith("noise\n99%\nKilled \ufffd")
+    assert state.error.endswith("; its log ends: noise; 99%; Killed \ufffd")
     assert read_state(run.path).status == status
 
 

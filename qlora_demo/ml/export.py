@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_utils import align_special_tokens
 
-from ..disk import draft_folder, require_free
+from ..disk import draft_folder, require_free, require_new
 from ..errors import WrongModel
 from ..memory import weight_bytes
 from ..records import MergeBase, Message, Progress, Step
@@ -61,6 +61,7 @@ def export_merged(origin: Origin, adapter: Loaded, rows: Rows, target: ExportTar
     """
     onto, out, four_bit = target.onto, target.out, target.four_bit
     size = weight_bytes(shape_of(origin.model), "16bit")
+    require_new(out)
     require_free(out, 2 * size if four_bit else size, "the merged model")
     on = device() if _FITS * size <= device_now().free_bytes else torch.device("cpu")
     yield Step(Progress(f"merging onto the {onto} base ({on.type})", 0.1))

@@ -22,7 +22,7 @@ from ..exporting import base_for, export_folder, push
 from ..jobs import Work, read_result
 from ..promptsets import ask_all, checked, conversation, read_prompts
 from ..records import ExportKind, ExportRequest, MergeBase
-from ..reporting import gather
+from ..reporting import write_report
 from ..services import Services
 from . import render_results as show
 from .gate import Gate, visitor_of
@@ -115,7 +115,7 @@ class Judge:
     def report(self, run: str | None) -> gr.File:
         """Write the report beside the run; the files to download."""
         found = self.services.runs.get(needed_run(run))
-        return _files(list(reports.save(gather(self.services, found), found.path / "report").values()))
+        return _files(list(write_report(self.services, found, found.path / "report").values()))
 
     def poll(self, request: gr.Request, *where: Any) -> list[Any]:
         """What changed since the page was last drawn."""

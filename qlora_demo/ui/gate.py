@@ -58,6 +58,10 @@ class Gate:
             return triggers[0](checked, inputs, outputs, **_QUIET | options)
         return gr.on(triggers, checked, inputs, outputs, **_QUIET | options)
 
+    def script(self, trigger: Trigger, js: str, outputs: Sequence[Any]) -> None:
+        """Have the page itself do something on an event: nothing is sent, so nobody's role matters."""
+        trigger(None, None, list(outputs), js=js, **_QUIET)
+
     def guard(self, *components: Any) -> None:
         """Disable these for visitors; timers stand still."""
         if not self.access.open:

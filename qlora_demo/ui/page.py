@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Sequence
 from typing import Any
@@ -68,6 +69,7 @@ def build_page(services: Services, status: AppStatus) -> gr.Blocks:
                 live_tab.build(services, live, gate)
             gate.only(live, "operator")
         gate.on(page.load, *guide.wire(services, led, tabs, talked, gate), needs="visitor")
+        _tick_in_the_open_tab_only(tabs, gate)
 
         device = Kept(device_info, _DEVICE_SECONDS)
 
@@ -95,6 +97,22 @@ def build_page(services: Services, status: AppStatus) -> gr.Blocks:
         gr.Markdown(f"<small>qlora-demo {__version__}</small>")
         gate.close(page)
     return page
+
+
+def _tick_in_the_open_tab_only(tabs: gr.Tabs, gate: Gate) -> None:
+    """Each tick is a request, and drawn anew; a tab that was never opened has no timers in the page yet."""
+    opened: list[Any] = list(tabs.children)
+    timers = [_timers(tab) for tab in opened]
+    every = [timer for those in timers for timer in those]
+    for tab, own in zip(opened, timers, strict=True):
+        updates = [{"__type__": "update", "active": timer in own} for timer in every]
+        gate.script(tab.select, f"() => ({json.dumps(updates)})", every)
+
+
+def _timers(block: Any) -> list[gr.Timer]:
+    if isinstance(block, gr.Timer):
+        return [block]
+    return [timer for child in getattr(block, "children", []) for timer in _timers(child)]
 
 
 def _list_runs(services: Services, gate: Gate, events: Sequence[Any], parts: tuple[gr.Dropdown, gr.Button]) -> None:

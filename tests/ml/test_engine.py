@@ -11,16 +11,14 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from qlora_demo.columns import parse_all
 from qlora_demo.compose import build_services
 from qlora_demo.config import GenerationSettings
-from qlora_demo.errors import DataError, DeviceBusy, OutOfMemory, RequestError, WrongModel
+from qlora_demo.errors import DataError, DeviceBusy, OutOfMemory
 from qlora_demo.gpu import Lease
 from qlora_demo.halt import Halt
 from qlora_demo.ml.generate import stream
-from qlora_demo.ml.load import precision_of, read_adapter_config
 from qlora_demo.ml.turns import turn
 from qlora_demo.records import AnswerRequest, ExportKind, ExportRequest, Message
 from qlora_demo.runs import Run
@@ -187,26 +185,6 @@ def test_a_row_that_is_longer_than_the_model_s_context_is_left_out_and_no_other(
         list(services.engine().fidelity(run.id, None, Halt()))
 
 
-@pytest.mark.parametrize("rows", ["", '{"text": "no chat"}\n'])
-def test_a_run_without_a_row_to_compare_on_is_merged_and_verified_all_the_same(
-    services: Services, tiny_model: Path, tmp_path: Path, rows: str
-) -> None:
-    run = run_with_rows(services, tiny_model, "qlora")
-    for split in ("test", "hard"):
-        (run.path / "heldout" / f"{split}.jsonl").write_text(rows, "utf-8")
-    *_, last = services.engine().export(merging(run, tmp_path), Halt())
-    assert last.result["verified"] and "fidelity" not in last.result
-    assert "KL" not in (tmp_path / "merged" / "README.md").read_text("utf-8")
-
-
-def test_an_export_asks_for_no_room_to_answer(services: Services, tiny_model: Path, tmp_path: Path) -> None:
-    run = run_with_rows(services, tiny_model, "qlora")
-    long = {"messages": [{"role": "user", "content": "x" * 200}, {"role": "assistant", "content": "y"}]}
-    (run.path / "heldout" / "test.jsonl").write_text(json.dumps(long) + "\n", "utf-8")
-    *_, last = services.engine().export(merging(run, tmp_path), Halt())
-    assert last.result["fidelity"]["rows"] == 1
-
-
 def test_a_stopped_evaluation_keeps_what_it_has(services: Services, run: Run) -> None:
     halt = Halt()
     result: dict[str, Any] = {}
@@ -225,72 +203,6 @@ def test_fidelity_measures_both_merges_against_the_adapter(services: Services, r
     assert near["rows"] == 3
     assert {"kl_worst", "top1_agreement", "loss_change", "exact_match_change", "identical_answers"} <= set(far)
     assert last.result["sentence"].startswith("Ship the merge onto the dequantized base")
-
-
-@pytest.mark.parametrize("method", ["lora", "lora-8bit"])
-@pytest.mark.filterwarnings("ignore:MatMul8bitLt")
-def test_every_method_has_a_fidelity_and_can_be_exported(
-    services: Services, tiny_model: Path, tmp_path: Path, method: str
-) -> None:
-    run = run_with_rows(services, tiny_model, method)
-    *_, last = services.engine().fidelity(run.id, 2, Halt())
-    bases = ["original"] if method == "lora" else ["original", "dequantized"]
-    assert list(last.result["merges"]) == [f"{name}:{onto}" for name in ("merged", "merged-4bit") for onto in bases]
-    assert last.result["sentence"]
-    kinds: tuple[ExportKind, ...] = ("adapter", "merged", "merged-4bit")
-    for what in kinds:
-        *_, last = services.engine().export(ExportRequest(run.id, what, None, tmp_path / what), Halt())
-        assert (tmp_path / what / "README.md").is_file()
-
-
-def test_merge_saves_a_verified_model_that_loads_plainly(services: Services, run: Run, tmp_path: Path) -> None:
-    *_, last = services.engine().export(merging(run, tmp_path), Halt())
-    assert (last.result["onto"], last.result["verified"]) == ("dequantized", True)
-    assert last.result["fidelity"]["kl_mean"] < 0.01
-    loaded = AutoModelForCausalLM.from_pretrained(last.result["path"])
-    assert loaded.dtype == torch.bfloat16
-    with pytest.raises(RequestError, match="exists already"):
-        list(services.engine().export(merging(run, tmp_path), Halt()))
-
-
-def test_a_4_bit_merge_is_saved_in_4_bit_and_goes_onto_the_original_base(
-    services: Services, run: Run, tmp_path: Path
-) -> None:
-    *_, last = services.engine().export(merging(run, tmp_path, "merged-4bit"), Halt())
-    assert (last.result["onto"], last.result["verified"]) == ("original", True)
-    reloaded = AutoModelForCausalLM.from_pretrained(last.result["path"])
-    assert precision_of(reloaded) == "nf4"
-    assert not (tmp_path / "merged" / "bf16").exists()
-
-
-def test_an_exported_adapter_loads_and_brings_its_card(services: Services, run: Run, tmp_path: Path) -> None:
-    *_, last = services.engine().export(merging(run, tmp_path, "adapter"), Halt())
-    folder = Path(last.result["path"])
-    assert read_adapter_config(folder).r == 4
-    assert run.id in (folder / "README.md").read_text("utf-8")
-
-
-def test_a_merge_that_reloads_differently_leaves_nothing(
-    services: Services, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = LlamaForCausalLM.save_pretrained
-
-    def damaged(model: Any, folder: Path) -> None:
-        model.lm_head.weight.data[5] += 1
-        whole(model, folder)
-
-    monkeypatch.setattr(LlamaForCausalLM, "save_pretrained", damaged)
-    with pytest.raises(WrongModel, match="gives other logits"):
-        list(services.engine().export(merging(run, tmp_path), Halt()))
-    assert list(tmp_path.glob("*merged*")) == []
-
-
-def test_a_stopped_merge_leaves_nothing(services: Services, run: Run, tmp_path: Path) -> None:
-    halt = Halt()
-    for step in services.engine().export(merging(run, tmp_path), halt):
-        if step.progress.text.startswith("reloading"):
-            halt.set()
-    assert list(tmp_path.glob("*merged*")) == []
 
 
 def test_one_column_is_stopped_and_the_others_go_on(services: Services, run: Run) -> None:
