@@ -123,6 +123,6 @@ def test_what_was_refused_when_the_page_was_closed_is_told_to_who_comes_back(
 def test_a_run_that_is_deleted_while_it_is_followed_is_let_go(services: Services, chat_file: Path) -> None:
     run = services.runs.create(TrainConfig(dataset=str(chat_file)), RunState("checking"))
     drawn = follow(services, [run])
-    assert next(drawn) == "<p></p>"
+    assert next(drawn) == "<p>Waiting for other data to be read</p>"
     services.runs.delete(run.id)
     assert list(drawn) == [""]

@@ -196,7 +196,8 @@ class Engine:
             require_room(self.settings.home, self.settings.limits)
         onto = base_for(run, request.what, request.onto)
         out = (request.out or export_folder(run, request.what, onto)).expanduser().resolve()
-        load = {"load": lines(self.runs, run, request.what, onto, (out, resolve(self.settings, run.config.model)))}
+        base = self._variants.origin(parse("adapter", run.id)).model
+        load = {"load": lines(self.runs, run, request.what, onto, (out, base))}
         with closing(self._exported(run, request.what, onto, out, halt)) as steps:
             for step in steps:
                 yield Step(step.progress, step.result and step.result | load)
