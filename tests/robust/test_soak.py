@@ -113,7 +113,7 @@ class Crowd:
         if asked.failed or asked.told or not asked.conversations:
             self.wrong.append(f"{prompt}: {asked.failed} {asked.told}")
             return said
-        said = [*said, prompt]
+        said = [prompt] if blind else [*said, prompt]  # a blind prompt begins anew
         for conversation in asked.conversations:
             if [text for role, text in conversation if role == "user"] != said:
                 self.wrong.append(f"{prompt}: the conversation is {conversation}, asked was {said}")
