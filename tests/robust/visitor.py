@@ -50,11 +50,13 @@ class Page:
 
 @dataclass
 class Asked:
-    """One prompt: when it was sent and first answered, what came, and what was refused."""
+    """One prompt: when it was sent, taken in, begun by the page and first answered, what came, what was refused."""
 
     prompt: str
     blind: bool
     sent: float
+    taken: float = 0.0
+    begun: float = 0.0
     served: float = 0.0
     conversations: list[list[tuple[str, str]]] = field(default_factory=list)
     """Role and text of each message, for each column in the place it stands in."""
@@ -89,13 +91,16 @@ class Visitor:
         if answer.status_code != 200:
             asked.failed = answer.text
             return asked
+        asked.taken = time.monotonic()
         for number, message in enumerate(self.client.results()):
             if message["msg"] == "log":
                 asked.told.append(message["log"])
             elif message["msg"] == "process_completed":
                 self._read(message, handler, asked)
-            elif message["msg"] == "process_generating" and not asked.served and "tokens/s" in str(message):
-                asked.served = time.monotonic()
+            elif message["msg"] == "process_generating":
+                asked.begun = asked.begun or time.monotonic()
+                if "tokens/s" in str(message):
+                    asked.served = asked.served or time.monotonic()
             if leave_after and number >= leave_after:
                 break
         return asked
