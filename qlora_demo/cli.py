@@ -40,7 +40,7 @@ from .doctor import Check, attempt, examine
 from .errors import ConfigError, DemoError, RequestError, RunError, WorkError
 from .exporting import base_for, export_folder, push
 from .halt import Halt
-from .hub import is_repo_id
+from .hub import is_repo_id, require_token
 from .jobs import at_work, save_result
 from .planning import plan_training
 from .promptsets import conversation, read_prompts
@@ -207,6 +207,7 @@ def _token_for(repo: str) -> str:
         raise ConfigError("push", f"{repo!r} is no repository's name; write owner/name, as in you/your-model")
     if not (token := os.environ.get("HF_TOKEN", "")):
         raise ConfigError("HF_TOKEN", "is not set; set it to an access token that may write")
+    require_token("HF_TOKEN", token)
     return token
 
 
@@ -232,7 +233,7 @@ def evaluate(services: Services, args: argparse.Namespace) -> dict[str, Any]:
     with at_work(run := services.runs.get(args.run)):
         result = last(services.engine().evaluate(args.run, columns, args.limit, Halt()))
         save_result(run, "evaluation", result)
-    return {"run": args.run, "variants": result["variants"], "splits": result["splits"]}
+    return {"run": args.run, **{name: result[name] for name in ("variants", "splits", "left_out")}}
 
 
 def fidelity(services: Services, args: argparse.Namespace) -> dict[str, Any]:

@@ -77,7 +77,7 @@ class HuggingFaceHub:
 
     def _ask(self, repo_id: str, token: str, what: Callable[[HfApi], T]) -> T:
         _check_repo_id(repo_id)
-        _check_token(token)
+        require_token("token", token)
         try:
             return what(HfApi(self.endpoint, token))
         except DemoError:
@@ -102,11 +102,12 @@ def _check_repo_id(repo_id: str) -> None:
         raise ConfigError("repo_id", f"{repo_id!r} is no repository's name; {remedy}")
 
 
-def _check_token(token: str) -> None:
-    """A line end in a header is refused deep below, with the header in the message."""
+def require_token(field: str, token: str) -> None:
+    """Raises `ConfigError` where a field holds what is no access token: a line end in a header is refused deep below,
+    with the header in the message."""
     if not _TOKEN.fullmatch(token):
         what = "holds a space, a line end or a sign that no token has" if token else "is empty"
-        raise ConfigError("token", f"{what}; paste an access token that may write")
+        raise ConfigError(field, f"{what}; paste an access token that may write")
 
 
 def _check_folder(folder: Path) -> None:

@@ -58,8 +58,7 @@ class Jobs:
         job = self.last
         if job is not None and job.going and job.models:
             share = "" if job.progress.fraction is None else f", {job.progress.fraction:.0%}"
-            how_far = f"{job.kind} of {job.run} is at work ({job.progress.text}{share})"
-            raise DeviceBusy(f"device: {how_far}; wait for it or stop it on the Evaluate tab")
+            raise DeviceBusy(f"device: {job.kind} of {job.run} is at work{share}; wait or stop it on the Evaluate tab")
 
     def start(self, kind: str, run: str, work: Work, *, models: bool = True) -> None:
         """Begin in the background; refused while another job is at work, or where there is no such run."""

@@ -34,7 +34,7 @@ def write_report(services: Services, run: Run, folder: Path) -> dict[str, Path]:
 
 def gather(services: Services, run: Run) -> Report:
     """Configuration, curves, results, kept conversations, note, votes, machine and versions of a run."""
-    votes = services.votes.tally(run.id)
+    votes = services.votes.tally(run.id, run.state.started_at)
     state = asdict(run.state)
     choices = run.state.choices
     del state["choices"]
@@ -54,7 +54,7 @@ def gather(services: Services, run: Run) -> Report:
         prompts=read_result(run, "prompts"),
         conversations=kept_talks["conversations"],
         note=read_note(run),
-        votes=votes if votes.votes else None,
+        votes=votes if votes.votes + votes.earlier else None,
         comparisons=services.votes.comparisons(run.id, limit=_COMPARISONS),
     )
 

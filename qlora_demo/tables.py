@@ -70,6 +70,12 @@ def fidelity(result: Result | None) -> Table:
     return Table(("against the adapter model", *merges), tuple(rows) if merges else ())
 
 
+def left_out(result: Result | None) -> str:
+    """How many held-out rows an evaluation or a fidelity result is not of, and why; empty where it is of all."""
+    rows = (result or {}).get("left_out", 0)
+    return f"Left out: {rows} row{'s' * (rows != 1)}, too long for a model's context or asking nothing." if rows else ""
+
+
 def votes(tally: Tally) -> Table:
     """Win rates with their intervals."""
     rows = (
@@ -82,7 +88,8 @@ def votes(tally: Tally) -> Table:
 def vote_counts(tally: Tally) -> str:
     """How many votes there are, and how they were counted."""
     count = f"{tally.votes} vote{'s' * (tally.votes != 1)}"
-    return f"{count}, of them {tally.ties} a tie and {tally.all_bad} all bad. {tally.method}"
+    earlier = f"Not counted: {tally.earlier} on the adapter before the run was resumed. " if tally.earlier else ""
+    return f"{count}, of them {tally.ties} a tie and {tally.all_bad} all bad. {earlier}{tally.method}"
 
 
 def exact_match(result: Result | None) -> dict[str, dict[str, float]]:

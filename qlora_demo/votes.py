@@ -74,7 +74,8 @@ class WinRate:
 
 @dataclass(frozen=True)
 class Tally:
-    """All votes on a run, best column first."""
+    """The votes on a run, best column first; ``earlier`` ones are of the adapter before the run was resumed, and are
+    counted nowhere else."""
 
     run: str
     votes: int
@@ -82,6 +83,7 @@ class Tally:
     all_bad: int
     rates: tuple[WinRate, ...]
     verdict: str
+    earlier: int = 0
     method: str = METHOD
 
 
@@ -140,9 +142,9 @@ class VoteStore:
         """Votes on a run's comparisons."""
         return sum(count for *_, count in self._ballots(run))
 
-    def tally(self, run: str) -> Tally:
-        """Win rates of a run's columns, and what the votes say."""
-        ballots = self._ballots(run)
+    def tally(self, run: str, since: float | None) -> Tally:
+        """Win rates of a run's columns, and what the votes say on what was answered since it was last begun."""
+        ballots = self._ballots(run, since or 0.0)
         total = sum(count for *_, count in ballots)
         wins = {name: 0 for shown, *_ in ballots for name in shown}
         seen = dict(wins)
@@ -156,18 +158,18 @@ class VoteStore:
         ]
         rates.sort(key=lambda one: one.rate, reverse=True)
         ties, bad = (sum(n for _, choice, n in ballots if choice == kind) for kind in (TIE, ALL_BAD))
-        return Tally(run, total, ties, bad, tuple(rates), _verdict(rates, ballots, total))
+        return Tally(run, total, ties, bad, tuple(rates), _verdict(rates, ballots, total), self.count(run) - total)
 
-    def _ballots(self, run: str) -> list[tuple[tuple[str, ...], str, int]]:
+    def _ballots(self, run: str, since: float = 0.0) -> list[tuple[tuple[str, ...], str, int]]:
         """What was shown, what was chosen, and how often."""
         if not self.path.exists():
             return []
         query = (
-            "SELECT shown, choice, count(*) FROM votes JOIN comparisons ON id = comparison WHERE run = ? "
-            "GROUP BY shown, choice"
+            "SELECT shown, choice, count(*) FROM votes JOIN comparisons ON id = comparison "
+            "WHERE run = ? AND comparisons.time >= ? GROUP BY shown, choice"
         )
         with self._open() as database:
-            rows = database.execute(query, (run,)).fetchall()
+            rows = database.execute(query, (run, since)).fetchall()
         return [(tuple(json.loads(shown)), choice, count) for shown, choice, count in rows]
 
     @contextmanager

@@ -132,7 +132,7 @@ def job(tab: Tab, kind: str, *, models: bool = True) -> Iterator[None]:
 
 
 def test_while_a_job_has_the_models_a_prompt_is_given_back_with_how_far_it_is(tab: Tab) -> None:
-    busy = rf"^device: evaluation of {tab.run} is at work \(row 5 of 10, 50%\); wait for it or stop it"
+    busy = rf"^device: evaluation of {tab.run} is at work, 50%; wait or stop it"
     with tab.chat.services.waiting.turn(Visitor("operator"), Halt()) as places, job(tab, "evaluation"):
         assert list(places) == []  # somebody is answered: it is told at once all the same
         with pytest.raises(DeviceBusy, match=busy):

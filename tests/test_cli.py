@@ -176,7 +176,7 @@ def test_a_run_is_not_deleted_while_a_command_works_with_it(
     def work(*_: Any) -> Iterator[Step]:
         with pytest.raises(RunError, match="a job works with it"):
             services.runs.delete(run.id)
-        yield Step(Progress("done"), {"variants": {}, "splits": {}})
+        yield Step(Progress("done"), {"variants": {}, "splits": {}, "left_out": 0})
 
     run = services.runs.create(TrainConfig())
     engine = SimpleNamespace(evaluate=work, fidelity=work, export=work, resident=tuple, release=lambda: None)
@@ -242,6 +242,7 @@ def test_answers_that_found_no_memory_are_a_failure(
     [
         ("ada/a b", "hf_x", "push: 'ada/a b' is no repository's name; write owner/name"),
         ("ada/one", "", "HF_TOKEN: is not set; set it to an access token that may write"),
+        ("ada/one", "hf_x y", "HF_TOKEN: holds a space, a line end or a sign that no token has"),
     ],
 )
 def test_what_cannot_be_pushed_is_not_exported(

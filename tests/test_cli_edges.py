@@ -10,7 +10,11 @@ from pathlib import Path
 import pytest
 
 from qlora_demo.cli import main
+from qlora_demo.errors import ConfigError
+from qlora_demo.services import Services
+from qlora_demo.ui import page
 
+LAUNCH = page.launch
 RANGE = "is not allowed; give a whole number >= 1 and <= 65535"
 
 
@@ -49,6 +53,16 @@ def test_a_port_that_is_taken_is_one_line(capsys: pytest.CaptureFixture[str]) ->
         port = server.getsockname()[1]
         told = refused(capsys, "--port", str(port))
     assert told.startswith(f"error: host: 127.0.0.1, port {port}: cannot answer there (")
+
+
+def test_a_machine_without_a_free_port_is_one_line(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+    def taken(*_: object) -> None:
+        raise OSError("Cannot find empty port in range: 7860-7959.")
+
+    monkeypatch.setattr("qlora_demo.ui.page.open_page", taken)
+    monkeypatch.setattr("qlora_demo.ui.page.set_option", lambda *_: None)
+    with pytest.raises(ConfigError, match=r"port: cannot answer on any \(Cannot find empty port in range: 7860-7959"):
+        LAUNCH(services, None, None)
 
 
 def test_a_variable_that_is_no_port_is_one_line(

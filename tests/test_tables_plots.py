@@ -44,6 +44,7 @@ def test_fidelity_shows_changes_with_their_sign() -> None:
 def test_nothing_measured_is_no_table() -> None:
     for empty in (tables.evaluation(None), tables.fields({}), tables.fidelity(None)):
         assert tables.html(empty) == ""
+    assert tables.left_out(None) == tables.left_out({"left_out": 0}) == ""
 
 
 def test_cells_are_escaped() -> None:

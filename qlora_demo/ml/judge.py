@@ -30,10 +30,12 @@ Splits = Mapping[str, Rows]
 
 
 def before_after(columns: Sequence[Column], splits: Splits, loaded: dict[str, Loaded]) -> Generator[Step]:
-    """Figures and rows of every column on every split; ``splits.{split}.{column}``, ``rows.{split}[].answers``."""
+    """Figures and rows of every column on every split; ``splits.{split}.{column}``, ``rows.{split}[].answers``, and
+    ``left_out``: how many rows ask nothing within a model's context."""
     models = [loaded[column.name] for column in columns]
     given = splits
     splits = {split: measurable(models, rows) for split, rows in given.items()}
+    left_out = sum(len(given[split]) - len(rows) for split, rows in splits.items())
     found: dict[str, dict[str, list[RowResult]]] = {split: {} for split in splits}
     total = sum(map(len, splits.values())) * len(columns)
     done = 0
@@ -43,22 +45,20 @@ def before_after(columns: Sequence[Column], splits: Splits, loaded: dict[str, Lo
             for batch in evaluate(loaded[column.name], rows):
                 results += batch
                 done += len(batch)
-                left = len(given[split]) - len(rows)
                 text = f"{split}: {title(column)}, {len(results)} of {len(rows)} rows"
-                text += f"; {left} left out, which do not fit" if left else ""
-                yield Step(Progress(text, done / total), _document(found, splits))
+                yield Step(Progress(text, done / total), {**_document(found, splits), "left_out": left_out})
 
 
 def merge_fidelity(
     run: str, bases: Sequence[MergeBase], rows: Rows, load: Load, loaded: Callable[[], dict[str, Loaded]]
 ) -> Generator[Step]:
     """The merges onto all bases, in 16 bit and quantized again, against the adapter model: distributions, loss, task
-    score, greedy answers; and a sentence that says which to ship.
+    score, greedy answers; a sentence that says which to ship; ``left_out`` as in `before_after`.
 
     One merged model is needed in memory at a time.
     """
     adapter = parse("adapter", run)
-    reference: list[RowResult] = []
+    reference, given = list[RowResult](), len(rows)
     merges: dict[str, dict[str, Any]] = {}
     columns = [parse(f"{recipe}:{onto}", run) for recipe in ("merged", "merged-4bit") for onto in bases]
     for at, merged in enumerate(columns):
@@ -73,7 +73,8 @@ def merge_fidelity(
         yield Step(Progress(f"{title(merged)}: distributions", (at + 0.7) / len(columns)))
         found = list(divergences(models[merged.name], models[adapter.name], rows))
         merges[merged.name] = _merge_figures(found, results, reference)
-        verdict = {"merges": dict(merges), "sentence": fidelity_sentence(merges, len(bases))}
+        sentence = fidelity_sentence(merges, len(bases))
+        verdict = {"merges": dict(merges), "sentence": sentence, "left_out": given - len(rows)}
         yield Step(Progress(f"{title(merged)}: measured", (at + 1) / len(columns)), verdict)
 
 

@@ -140,7 +140,7 @@ class Judge:
             show.rows_shown(evaluation, shown, which, _from_zero(page)),
             show.fidelity(read_result(found, "fidelity")),
             show.prompts_shown(prompts, _from_zero(prompts_page)),
-            show.votes(self.services.votes.tally(run)),
+            show.votes(self.services.votes.tally(run, found.state.started_at)),
             show.exported(read_result(found, "export")) if self._is_operator(request) else "",
             self._marks((run, shown, which, page, prompts_page)),
         ]

@@ -12,6 +12,7 @@ from starlette.middleware import Middleware
 
 from .. import __version__
 from ..background import begin
+from ..errors import ConfigError
 from ..gpu import device_info
 from ..health import Kept
 from ..heap import ARENA_MAX, set_option
@@ -134,10 +135,16 @@ def _train_first(tabs: gr.Tabs, gate: Gate) -> gr.Button:
 
 
 def launch(services: Services, host: str | None, port: int | None) -> None:
-    """Answer until interrupted; the bundled model is fetched in the background where it is missing."""
+    """Answer until interrupted; the bundled model is fetched in the background where it is missing.
+
+    Raises `ConfigError` where Gradio finds no port.
+    """
     set_option(ARENA_MAX, _HEAPS)
     status = AppStatus()
-    page = open_page(services, status, host, port)
+    try:
+        page = open_page(services, status, host, port)
+    except OSError as exc:
+        raise ConfigError("port", f"cannot answer on any ({exc}); stop another app or name a free one") from exc
     begin(services, status)
     if trouble := services.access.trouble:
         event("access.warning", logging.WARNING, text=trouble)

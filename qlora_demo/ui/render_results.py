@@ -42,7 +42,9 @@ def evaluation(result: Result | None) -> str:
         return '<p class="empty">Not measured yet. Press <b>Before and after</b>: every column on held-out rows.</p>'
     plot = plots.bars("Exact match by column and split", "exact match (%)", tables.exact_match(result))
     stopped = "" if result.get("complete", True) else "<p>Of the rows that are done so far.</p>"
-    return stopped + tables.html(tables.evaluation(result)) + plot + tables.html(tables.fields(result))
+    return (
+        stopped + left_out(result) + tables.html(tables.evaluation(result)) + plot + tables.html(tables.fields(result))
+    )
 
 
 def rows_shown(result: Result | None, split: str | None, which: str, page: int) -> str:
@@ -73,12 +75,18 @@ def fidelity(result: Result | None) -> str:
     """Both merges against the adapter model, and which to ship."""
     if not result or not result.get("merges"):
         return '<p class="empty">Not measured yet. Press <b>Merge fidelity</b>: it takes a minute or two.</p>'
-    return f"<p><b>{escape(result.get('sentence', ''))}</b></p>{tables.html(tables.fidelity(result))}"
+    return f"<p><b>{escape(result.get('sentence', ''))}</b></p>{left_out(result)}{tables.html(tables.fidelity(result))}"
+
+
+def left_out(result: Result | None) -> str:
+    """Why a result is not of all rows, where it is not."""
+    found = tables.left_out(result)
+    return f"<p>{escape(found)}</p>" if found else ""
 
 
 def votes(tally: Tally | None) -> str:
     """Win rates with their intervals, the verdict, and the method."""
-    if tally is None or not tally.votes:
+    if tally is None or not tally.votes + tally.earlier:
         return '<p class="empty">No votes yet. Tick <b>Blind</b> on the Chat tab, ask something, and vote.</p>'
     counts = escape(tables.vote_counts(tally))
     return f"<p><b>{escape(tally.verdict)}</b></p>{tables.html(tables.votes(tally))}<p>{counts}</p>"

@@ -175,8 +175,9 @@ def test_a_row_that_is_longer_than_the_model_s_context_is_left_out_and_no_other(
     file.write_text(useless + file.read_text("utf-8"), "utf-8")
     *_, last = services.engine().evaluate(run.id, parse_all(["adapter"], run.id), None, Halt())
     assert last.result["variants"]["adapter"]["rows"] == len(last.result["rows"]["test"]) == rows
+    assert last.result["left_out"] == 2
     *_, last = services.engine().fidelity(run.id, None, Halt())
-    assert last.result["merges"]["merged:dequantized"]["rows"] == rows
+    assert (last.result["merges"]["merged:dequantized"]["rows"], last.result["left_out"]) == (rows, 2)
     *_, last = services.engine().export(ExportRequest(run.id, "merged", None, tmp_path / "merged"), Halt())
     assert last.result["verified"]
     assert json.loads((tmp_path / "merged" / "tokenizer.json").read_text("utf-8"))["padding"] is None
