@@ -33,13 +33,13 @@ from .benchmark_reckoned import bandwidth
 from .choices import refuse
 from .columns import parse
 from .config import TrainConfig
-from .disk import new_folder
+from .disk import new_folder, write_atomically
 from .errors import ConfigError, RequestError, RunError, WorkError
 from .gpu import Lease, device_info
 from .locks import HeldLock, is_held
 from .memory_plan import Kind, parse_memory
 from .records import Progress, Report
-from .runs import RunStore, write_atomically
+from .runs import RunStore
 from .settings import Settings
 from .sources import find_adapter, planned_shape
 from .stored import require_room

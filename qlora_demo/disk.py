@@ -9,6 +9,7 @@ import os
 import secrets
 import shutil
 import stat
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -95,6 +96,29 @@ def is_full(exc: BaseException, folder: Path | None = None) -> bool:
     told = getattr(exc, "errno", None) in _FULL or any(f"(os error {code})" in str(exc) for code in _FULL)
     told = told or (exc.__cause__ is not None and is_full(exc.__cause__))
     return told or (folder is not None and shutil.disk_usage(folder).free < _LEAST_FREE)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write beside, then rename: a reader sees the old file or the new one."""
+    write_bytes_atomically(path, text.encode())
+
+
+def write_bytes_atomically(path: Path, content: bytes) -> None:
+    """Write beside, then rename; where the disk refuses, nothing is left and `WorkError` says so."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}")
+    try:
+        with writing(path):
+            _write_through(draft, content)
+            draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _write_through(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 @contextmanager

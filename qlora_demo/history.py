@@ -10,11 +10,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from .config import TrainConfig
-from .disk import read_file
+from .disk import read_file, write_atomically
 from .errors import ConfigError
 from .jobs import read_result
 from .records import TrainMetrics
-from .runs import Run, RunStore, write_atomically
+from .runs import Run, RunStore
 from .tables import Table
 from .units import duration, memory, percent
 

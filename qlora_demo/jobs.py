@@ -15,12 +15,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from . import logs
-from .disk import read_file, writing
+from .disk import read_file, write_atomically, writing
 from .errors import DemoError, DeviceBusy, RunError
 from .halt import Halt
 from .locks import HeldLock
 from .records import Progress, Step
-from .runs import JOB_LOCK, Run, RunStore, write_atomically
+from .runs import JOB_LOCK, Run, RunStore
 
 Work = Callable[[Halt], Iterator[Step]]
 _SAVE_SECONDS = 2.0

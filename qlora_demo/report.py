@@ -17,11 +17,10 @@ from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
 from . import plots, tables
-from .disk import require_free
+from .disk import require_free, write_bytes_atomically
 from .errors import WorkError
 from .history import RunNote
 from .records import Choice, TrainMetrics
-from .runs import write_bytes_atomically
 from .units import duration, memory
 from .verdicts import standings
 from .votes import Comparison, Tally

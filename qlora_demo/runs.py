@@ -16,9 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
-import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -27,7 +25,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from .config import TrainConfig
-from .disk import is_full, new_folder, read_file, remove_folder, writing
+from .disk import is_full, new_folder, read_file, remove_folder, write_atomically, writing
 from .errors import ConfigError, RunError
 from .locks import is_held
 from .logs import without_tokens
@@ -216,29 +214,6 @@ class RunStore:
         if is_held(path / JOB_LOCK, shared=True):
             raise RunError(f"run {name}: a job works with it; wait for its end or stop it")
         remove_folder(path)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write beside, then rename: a reader sees the old file or the new one."""
-    write_bytes_atomically(path, text.encode())
-
-
-def write_bytes_atomically(path: Path, content: bytes) -> None:
-    """Write beside, then rename; where the disk refuses, nothing is left and `WorkError` says so."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}")
-    try:
-        with writing(path):
-            _write_through(draft, content)
-            draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
-
-
-def _write_through(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def write_state(path: Path, state: RunState) -> None:

@@ -1,4 +1,4 @@
-"""Room on disk, and folders that appear whole or not at all."""
+"""Room on disk, and files and folders that appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -18,7 +18,15 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from qlora_demo.disk import clear_left, draft_folder, folder_bytes, new_folder, remove_folder, require_free
+from qlora_demo.disk import (
+    clear_left,
+    draft_folder,
+    folder_bytes,
+    new_folder,
+    remove_folder,
+    require_free,
+    write_atomically,
+)
 from qlora_demo.errors import ConfigError, RunError, WorkError
 from tests.conftest import Disk
 
@@ -271,3 +279,14 @@ def test_a_folder_that_is_being_removed_is_not_cleared_meanwhile(
     monkeypatch.setattr(shutil, "rmtree", remove)
     remove_folder(tmp_path / "runs" / "one")
     assert [path.name for path in removed] == [".deleted-one"]
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError("disk full")
+
+    write_atomically(tmp_path / "f", "old")
+    monkeypatch.setattr("qlora_demo.disk.os.fsync", fail)
+    with pytest.raises(WorkError, match=f"^{tmp_path}/f: cannot be written: disk full"):
+        write_atomically(tmp_path / "f", "new")
+    assert (tmp_path / "f").read_text("utf-8") == "old"

@@ -10,7 +10,8 @@ from typing import Any
 from transformers import TrainerCallback
 
 from ..config import TrainConfig
-from ..runs import CHECKPOINT_MARK, write_atomically
+from ..disk import write_atomically
+from ..runs import CHECKPOINT_MARK
 from .agree import agreed, is_main
 
 

@@ -29,7 +29,7 @@ from trl import SFTTrainer
 
 from .. import logs
 from ..config import TrainConfig
-from ..disk import is_full
+from ..disk import is_full, write_atomically
 from ..errors import DemoError, DeviceBusy, OutOfMemory, RequestError, RunError, WorkError
 from ..gpu import Lease, device_info
 from ..locks import HeldLock
@@ -43,7 +43,6 @@ from ..runs import (
     last_checkpoint,
     read_metrics,
     read_state,
-    write_atomically,
 )
 from ..scoring import score, summarize
 from ..settings import Settings

@@ -16,6 +16,7 @@ from transformers import LlamaForCausalLM
 
 from qlora_demo.columns import parse_all
 from qlora_demo.config import TrainConfig
+from qlora_demo.disk import write_atomically
 from qlora_demo.errors import AdapterError, NoRoom, RequestError, RunError, WrongModel
 from qlora_demo.ml import load, merge
 from qlora_demo.ml.evaluate import divergences, fidelity_figures, reference_targets
@@ -23,7 +24,7 @@ from qlora_demo.ml.variants import Loaded, Variants, prove
 from qlora_demo.ml.weights import Weights
 from qlora_demo.placement import Device
 from qlora_demo.records import MergeBase, RunState
-from qlora_demo.runs import Run, write_atomically, write_state
+from qlora_demo.runs import Run, write_state
 from qlora_demo.services import Services
 from qlora_demo.sources import Origin, find_adapter, weights_digest
 from tests.tiny import save_adapter
