@@ -6,9 +6,11 @@ libraries below put the whole request, headers and all, into their errors, so no
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import re
 from collections.abc import Callable, Mapping
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -28,7 +30,8 @@ SUFFIXES = frozenset({".safetensors", ".json", ".md", ".txt", ".model", ".jinja"
 """What is published; nothing among it can run code where it is loaded."""
 
 _MODEL = ("*.safetensors", "*.safetensors.index.json", "*config.json", "base_form.json")
-"""What a push takes away where it brings none: beside a merge, a former adapter would be put on it once more."""
+"""What a push takes away at the repository's top where it brings none: beside a merge, a former adapter would be put on
+it once more."""
 _TOKEN = re.compile(r"[!-~]+")
 _STATUS = re.compile(r"HTTP status (?:client|server) error \((\d{3})")
 """How hf_xet, which sends the weights, tells in the text of a ConnectionError what it was answered."""
@@ -125,9 +128,16 @@ def _push(api: HfApi, folder: Path, repo_id: str, private: bool, report: Report)
     report(Progress(f"opening the repository {repo_id}"))
     repo = _open(api, repo_id, private)
     report(Progress(f"uploading {memory(folder_bytes(folder))} to {repo}"))
-    address = api.upload_folder(repo_id=repo, folder_path=folder, delete_patterns=list(_MODEL)).commit_url
+    former = [glob.escape(name) for name in _former_model(api, repo)]
+    address = api.upload_folder(repo_id=repo, folder_path=folder, delete_patterns=former).commit_url
     report(Progress(f"uploaded to {repo}", 1.0))
     return address
+
+
+def _former_model(api: HfApi, repo: str) -> list[str]:
+    """A model's or an adapter's files at a repository's top; what lies in its folders is not of it."""
+    names = [entry.path for entry in api.list_repo_tree(repo) if isinstance(entry, RepoFile)]
+    return [name for name in names if any(fnmatch(name, pattern) for pattern in _MODEL)]
 
 
 def _open(api: HfApi, repo_id: str, private: bool) -> str:

@@ -10,7 +10,7 @@ from .catalog import BUNDLED_MODELS
 from .errors import FetchError
 from .hub import SUFFIXES
 from .records import Progress, Report
-from .sources import weight_names
+from .sources import WEIGHTS_INDEX, weight_names
 
 
 def preload(model: str, report: Report, endpoint: str | None = None) -> None:
@@ -36,7 +36,8 @@ def _download(api: HfApi, model: str, report: Report) -> None:
     files = api.model_info(model, files_metadata=True).siblings or []
     sizes = {one.rfilename: one.size or 0 for one in files if _is_needed(one.rfilename)}
     weights = [name for name in sizes if name.endswith(".safetensors")]
-    for other in set(weights) - set(weight_names(weights)):
+    index = Path(api.hf_hub_download(model, WEIGHTS_INDEX)) if WEIGHTS_INDEX in sizes else None
+    for other in set(weights) - set(weight_names(weights, index)):
         del sizes[other]
     done, total = 0, sum(sizes.values()) or 1
     for name, size in sizes.items():

@@ -34,7 +34,7 @@ def write_report(services: Services, run: Run, folder: Path) -> dict[str, Path]:
 
 def gather(services: Services, run: Run) -> Report:
     """Configuration, curves, results, kept conversations, note, votes, machine and versions of a run."""
-    votes = services.votes.tally(run.id, run.state.started_at)
+    votes = services.votes.tally(run.id, run.adapter_since)
     state = asdict(run.state)
     choices = run.state.choices
     del state["choices"]
@@ -55,7 +55,7 @@ def gather(services: Services, run: Run) -> Report:
         conversations=kept_talks["conversations"],
         note=read_note(run),
         votes=votes if votes.votes + votes.earlier else None,
-        comparisons=services.votes.comparisons(run.id, limit=_COMPARISONS),
+        comparisons=services.votes.comparisons(run.id, limit=_COMPARISONS, since=run.adapter_since),
     )
 
 

@@ -17,6 +17,7 @@ _LONGEST_ROW = 1 << 22
 _LARGEST_JSON = 1 << 28
 """Bytes of a file that is read as a whole."""
 _PARQUET_ROWS, _PARQUET_BYTES = 1000, 1 << 26
+_TURNS = ({"role", "content"}, {"from", "value"})
 _NAMED = 5
 """Lists of rows that an error names."""
 _TOO_LONG = f"is longer than {_LONGEST_ROW >> 20} MiB; split it"
@@ -92,9 +93,11 @@ def _json(path: Path) -> Iterator[FoundRow]:
 def _rows_in(value: Any, path: Path) -> list[Any]:
     """The rows that a file's value is or holds; the value itself where it is one row."""
     if isinstance(value, dict):
-        if detect(value):
-            return [value]
         lists = [name for name, rows in value.items() if _holds_objects(rows)]
+        known = [name for name in lists if any(map(_is_row, value[name]))]
+        if not known and detect(value):
+            return [value]
+        lists = known or lists
         if len(lists) > 1:
             names = ", ".join(lists[:_NAMED])
             raise DataError(f"dataset: {path} holds {len(lists)} lists of rows ({names}); give a file with one")
@@ -106,6 +109,11 @@ def _rows_in(value: Any, path: Path) -> list[Any]:
 
 def _holds_objects(value: Any) -> bool:
     return isinstance(value, list) and any(isinstance(one, dict) for one in value)
+
+
+def _is_row(value: Any) -> bool:
+    """Whether this is a row, and no turn of one."""
+    return isinstance(value, dict) and bool(detect(value)) and not any(turn <= set(value) for turn in _TURNS)
 
 
 def _object(value: Any, where: str) -> FoundRow:

@@ -82,6 +82,17 @@ class Run:
         return self.adapter.is_dir()
 
     @property
+    def adapter_since(self) -> float:
+        """When the adapter of a resumed run took the place of the one before, in seconds since the epoch; 0 where there
+        was none before."""
+        if not self.state.earlier_seconds:
+            return 0.0
+        try:
+            return (self.adapter / "adapter_model.safetensors").stat().st_mtime
+        except FileNotFoundError:
+            return 0.0
+
+    @property
     def resumable(self) -> bool:
         """Whether the run has ended before its last step and can go on."""
         return self.state.ended and self.state.status != "finished"

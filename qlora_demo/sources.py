@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import struct
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -26,7 +25,8 @@ ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 BASE_FORM_FILE = "base_form.json"
 """Beside an adapter's own files: how the base that it was trained on was stored, which they do not say."""
 _DIGEST_BYTES = 4096
-_SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
+_WHOLE = "model.safetensors"
+WEIGHTS_INDEX = f"{_WHOLE}.index.json"
 _DAMAGED = (OSError, ValueError, TypeError, KeyError, RecursionError, struct.error)
 _LARGEST_HEADER = 100_000_000
 """Bytes; safetensors itself reads no larger one."""
@@ -183,13 +183,17 @@ def not_given(source: str, exc: Exception) -> ModelError:
 def _weight_files(folder: Path) -> list[Path]:
     """The files that the library reads of a model's folder: others may hold the same weights once more."""
     names = [path.name for path in folder.glob("*.safetensors")]
-    return [folder / name for name in weight_names(names)]
+    index = folder / WEIGHTS_INDEX
+    return [folder / name for name in weight_names(names, index if index.is_file() else None)]
 
 
-def weight_names(names: Collection[str]) -> list[str]:
-    """Those of a model's safetensors files that the library reads, sorted."""
-    own = sorted(name for name in names if name == "model.safetensors" or _SHARD.fullmatch(name))
-    return own or sorted(names)
+def weight_names(names: Collection[str], index: Path | None) -> list[str]:
+    """Those of a model's safetensors files that the library reads, sorted: the one that holds all, else those that the
+    index names, else all.  Raises `ValueError`, `TypeError` or `KeyError` where the index is none."""
+    if _WHOLE in names:
+        return [_WHOLE]
+    named = dict(json.loads(index.read_text("utf-8"))["weight_map"]).values() if index else names
+    return sorted(set(names) & set(named))
 
 
 def _header(path: Path) -> dict[str, Any]:

@@ -126,25 +126,25 @@ class VoteStore:
             except sqlite3.IntegrityError as exc:
                 raise RequestError("vote: this comparison has its vote already; send another prompt") from exc
 
-    def comparisons(self, run: str, limit: int = 100, offset: int = 0) -> list[Comparison]:
-        """Comparisons of a run, newest first."""
+    def comparisons(self, run: str, limit: int = 100, offset: int = 0, since: float = 0.0) -> list[Comparison]:
+        """Comparisons of a run, newest first, of what was answered since then."""
         if not self.path.exists():
             return []
         query = (
             "SELECT run, system, prompt, settings, shown, answers, id, c.time, coalesce(choice, '') FROM comparisons c "
-            "LEFT JOIN votes ON comparison = id WHERE run = ? ORDER BY c.time DESC, id LIMIT ? OFFSET ?"
+            "LEFT JOIN votes ON comparison = id WHERE run = ? AND c.time >= ? ORDER BY c.time DESC, id LIMIT ? OFFSET ?"
         )
         with self._open() as database:
-            rows = database.execute(query, (run, limit, offset)).fetchall()
+            rows = database.execute(query, (run, since, limit, offset)).fetchall()
         return [_comparison(row) for row in rows]
 
     def count(self, run: str) -> int:
         """Votes on a run's comparisons."""
         return sum(count for *_, count in self._ballots(run))
 
-    def tally(self, run: str, since: float | None) -> Tally:
-        """Win rates of a run's columns, and what the votes say on what was answered since it was last begun."""
-        ballots = self._ballots(run, since or 0.0)
+    def tally(self, run: str, since: float = 0.0) -> Tally:
+        """Win rates of a run's columns, and what the votes say, by what was answered since its adapter is there."""
+        ballots = self._ballots(run, since)
         total = sum(count for *_, count in ballots)
         wins = {name: 0 for shown, *_ in ballots for name in shown}
         seen = dict(wins)

@@ -81,9 +81,10 @@ class HubServer:
         siblings = [{"rfilename": name, "size": len(data)} for name, data in sorted(self.files(repo).items())]
         return 200, {"id": repo, "private": self.private[repo], "sha": self._head(repo), "siblings": siblings}
 
-    def tree(self, repo: str) -> Answer:
-        """A repository's files with the hash of each."""
-        return 200, [self._entry(name, data) for name, data in self.files(repo).items()]
+    def tree(self, repo: str, *, whole: bool) -> Answer:
+        """A repository's files with the hash of each: those at its top, or the ``whole``."""
+        found = {name: data for name, data in self.files(repo).items() if whole or "/" not in name}
+        return 200, [self._entry(name, data) for name, data in found.items()]
 
     def pause(self, space: str) -> Answer:
         """Stop a Space."""
@@ -215,7 +216,7 @@ class _Handler(BaseHTTPRequestHandler):
             "/api/validate-yaml": lambda: (200, {"errors": [], "warnings": []}),
             f"/api/models/{repo}": lambda: hub.info(repo),
             f"/api/models/{repo}/revision/main": lambda: hub.info(repo),
-            f"/api/models/{repo}/tree/main": lambda: hub.tree(repo),
+            f"/api/models/{repo}/tree/main": lambda: hub.tree(repo, whole="recursive=true" in self.path.lower()),
             f"/api/spaces/{space}/pause": lambda: hub.pause(space),
             f"/api/models/{repo}/preupload/main": lambda: hub.preupload(repo, json.loads(body)),
             f"/api/models/{repo}/commit/main": lambda: hub.commit(repo, [json.loads(one) for one in body.splitlines()]),

@@ -20,13 +20,12 @@ from qlora_demo.errors import ConfigError, DemoError, DeviceBusy
 from qlora_demo.halt import Halt
 from qlora_demo.knobs import field_names
 from qlora_demo.records import Answer, AnswerRequest, Progress, Step
+from qlora_demo.runs import write_state
 from qlora_demo.services import OnDemand, Services
-from qlora_demo.status import AppStatus
-from qlora_demo.ui.chat import Chat, verbatim
+from qlora_demo.ui.chat import Chat
 from qlora_demo.ui.controls import fill
-from qlora_demo.ui.page import build_page
-from qlora_demo.ui.talk import Talk, from_html, messages
-from tests.calls import Client, numbers, opened, quietly
+from qlora_demo.ui.talk import Talk, messages
+from tests.calls import Client, numbers, opened
 from tests.queueing import until
 
 NAMES = ["base", "adapter"]
@@ -286,6 +285,20 @@ def test_a_report_keeps_whole_answers_to_the_prompt_and_no_others(tab: Tab, monk
     assert report_of(tab) == [{"base": "answer 2", "merged": "answer 3"}]
 
 
+def test_what_an_adapter_said_before_the_run_went_on_is_not_told_of_the_one_that_is_there(tab: Tab) -> None:
+    tab.ask("one")
+    run = tab.chat.services.runs.get(tab.run)
+    run.adapter.mkdir(exist_ok=True)
+    (run.adapter / "adapter_model.safetensors").touch()
+    write_state(run.path, replace(run.state, earlier_seconds=1.0))
+    with pytest.raises(ConfigError, match="report: the answers are of the adapter before the run was resumed"):
+        tab.chat.keep(tab.talk)
+    with pytest.raises(ConfigError, match="prompt: the answers are of the adapter before the run was resumed"):
+        tab.press(tab.chat.again(1, VISITOR, *tab.choices()))
+    tab.ask("two")
+    assert tab.engine.heard[-1] == ["two"]
+
+
 def test_a_page_that_was_forgotten_still_gives_its_examples(tab: Tab) -> None:
     rows = {"messages": [{"role": "user", "content": "an example"}, {"role": "assistant", "content": "x"}]}
     folder = tab.chat.services.runs.path(tab.run) / "heldout"
@@ -301,12 +314,6 @@ def test_a_page_that_was_forgotten_still_gives_its_examples(tab: Tab) -> None:
     page.close()
 
 
-def test_no_formula_is_made_of_what_is_said(services: Services) -> None:
-    page = quietly(lambda: build_page(services, AppStatus()))
-    chats = [part for part in page.blocks.values() if isinstance(part, gr.Chatbot)]
-    assert len(chats) == 4 and all(chat.latex_delimiters == [] for chat in chats)
-
-
 def test_the_base_model_alone_is_offered_as_such_and_has_no_report(services: Services) -> None:
     chat = Chat(services, list(SAMPLING))
     names, system, examples, *_ = chat.choose_run(SMOLLM2.name, ["base", "adapter"], VISITOR)
@@ -314,28 +321,3 @@ def test_the_base_model_alone_is_offered_as_such_and_has_no_report(services: Ser
     assert "JSON" in system and examples._constructor_args[0]["samples"]
     with pytest.raises(ConfigError, match="not trained yet; train it, then ask"):
         chat.keep(Talk(run=SMOLLM2.name))
-
-
-@pytest.mark.parametrize("text", ["a\tb", "    x = 1\n  y = 2", "\n\nlate", "  ", "", "a < b && c<3 & d; &", "\x07"])
-def test_an_answer_is_shown_as_it_is(text: str) -> None:
-    assert shown(text) == [text]
-
-
-@pytest.mark.parametrize(
-    ("text", "html"),
-    [
-        ("<img src=x>", "&lt;img src=x>"),
-        ("</p><!-- <?x", "&lt;/p>&lt;!-- &lt;?x"),
-        ("vector<int> & &lt; &#60; &amp;lt;", "vector&lt;int> & &amp;lt; &amp;#60; &amp;amp;lt;"),
-    ],
-)
-def test_what_a_chatbot_would_take_for_html_is_shown_as_words_and_read_back(text: str, html: str) -> None:
-    assert shown(text) == [html]
-    assert from_html(html) == text
-
-
-def shown(text: str) -> list[str]:
-    """What the page's chatbot is given."""
-    chatbot: Any = gr.Chatbot()
-    drawn = chatbot.postprocess(verbatim([{"role": "assistant", "content": text}])).model_dump()
-    return [part["text"] for message in drawn for part in message["content"]]

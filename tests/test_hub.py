@@ -86,9 +86,13 @@ def test_a_model_takes_the_place_of_the_one_that_was_there(server: HubServer, fo
     for name in ("config.json", "adapter_model.safetensors", "base_form.json", "model-00001-of-00002.safetensors"):
         (before / name).write_text("{}", "utf-8")
     (before / "NOTES.md").write_text("mine", "utf-8")
+    kept = {"NOTES.md": b"mine", "runs/one/adapter/adapter_model.safetensors": b"{}", "checkpoint-9/config.json": b"{}"}
     _push(server, before)
+    for name in kept:
+        (server.root / "ada/tickets" / name).parent.mkdir(parents=True, exist_ok=True)
+        (server.root / "ada/tickets" / name).write_bytes(kept[name])
     _push(server, folder)
-    assert server.files("ada/tickets") == _content(folder) | {"NOTES.md": b"mine"}
+    assert server.files("ada/tickets") == _content(folder) | kept
 
 
 def test_a_second_push_of_the_same_files_gives_the_same_address(server: HubServer, folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,16 @@ def test_what_is_needed_of_a_model_is_in_the_cache_afterwards(hub: HubServer, tm
     assert sorted(cached) == ["config.json", "model.safetensors"]
     path = hf_hub_download("ada/tiny", "model.safetensors", endpoint=hub.url, local_files_only=True)
     assert Path(path).read_bytes() == b"w" * 300
+
+
+def test_of_a_model_in_parts_those_come_that_its_index_names(hub: HubServer, tmp_path: Path) -> None:
+    folder = hub.root / "ada/tiny"
+    (folder / "model.safetensors").rename(folder / "model-extra.safetensors")
+    index = {"weight_map": {"layer.weight": "model-extra.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index), "utf-8")
+    preload("ada/tiny", lambda _: None, hub.url)
+    cached = [path.name for path in (tmp_path / "cache").rglob("snapshots/*/*")]
+    assert sorted(cached) == ["config.json", "model-extra.safetensors", "model.safetensors.index.json"]
 
 
 def test_a_model_that_the_hub_does_not_give_is_told_without_the_token(hub: HubServer) -> None:

@@ -99,9 +99,19 @@ def test_what_else_lies_beside_a_model_s_weights_is_none_of_it(tiny_model: Path,
     before, layers = weights_digest(str(tmp_path / "model")), linear_layers(str(tmp_path / "model"))
     shutil.copy(tiny_model / "model.safetensors", tmp_path / "model" / "consolidated.safetensors")
     assert (weights_digest(str(tmp_path / "model")), linear_layers(str(tmp_path / "model"))) == (before, layers)
-    sharded = ["model-00002-of-00002.safetensors", "model-00001-of-00002.safetensors", "consolidated.safetensors"]
-    assert weight_names(sharded) == sorted(sharded)[1:]
-    assert weight_names(["pytorch.safetensors"]) == ["pytorch.safetensors"]
+    shards = ["model-00001-of-00002.safetensors", "model-extra.safetensors"]
+    index = tmp_path / "index.json"
+    index.write_text(json.dumps({"weight_map": {"a": shards[1], "b": shards[0], "c": "../elsewhere"}}), "utf-8")
+    assert weight_names([*shards, "consolidated.safetensors"], index) == shards
+    assert weight_names(["pytorch.safetensors"], None) == ["pytorch.safetensors"]
+
+
+@pytest.mark.parametrize("index", ["", "[]", "{}", '{"weight_map": [1]}', '{"weight_map": {"a": []}}'])
+def test_an_index_that_is_none_is_told(tiny_model: Path, tmp_path: Path, index: str) -> None:
+    shutil.copy(tiny_model / "model.safetensors", tmp_path / "model-1-of-1.safetensors")
+    (tmp_path / "model.safetensors.index.json").write_text(index, "utf-8")
+    with pytest.raises(ModelError, match=f"{tmp_path}: .* is damaged"):
+        weights_digest(str(tmp_path))
 
 
 def test_the_digest_tells_models_of_one_shape_apart(tiny_model: Path, tmp_path: Path) -> None:

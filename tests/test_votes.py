@@ -76,7 +76,7 @@ def test_win_rates_count_only_where_a_column_was_shown(store: VoteStore) -> None
     cast(store, TIE, 2)
     cast(store, ALL_BAD, 1)
     cast(store, "merged", 5, ("merged", "base"))
-    tally = store.tally("run", None)
+    tally = store.tally("run")
     assert (tally.votes, tally.ties, tally.all_bad) == (15, 2, 1)
     rates = {one.column: (one.wins, one.shown) for one in tally.rates}
     assert rates == {"merged": (5, 5), "adapter": (6, 10), "base": (1, 15)}
@@ -86,37 +86,35 @@ def test_win_rates_count_only_where_a_column_was_shown(store: VoteStore) -> None
 def test_few_votes_are_said_not_to_separate_the_columns(store: VoteStore) -> None:
     cast(store, "adapter", 3)
     cast(store, "base", 1)
-    assert (
-        store.tally("run", None).verdict == "The votes do not separate adapter from base: 3 against 1 of 4 (p = 0.62)."
-    )
+    assert store.tally("run").verdict == "The votes do not separate adapter from base: 3 against 1 of 4 (p = 0.62)."
 
 
 def test_many_votes_do(store: VoteStore) -> None:
     cast(store, "adapter", 14)
     cast(store, "base", 2)
     cast(store, TIE, 3)
-    assert store.tally("run", None).verdict == "adapter was preferred to base in 14 of 16 decided votes (p = 0.0042)."
+    assert store.tally("run").verdict == "adapter was preferred to base in 14 of 16 decided votes (p = 0.0042)."
 
 
 def test_the_one_that_won_where_both_were_shown_is_the_one_preferred(store: VoteStore) -> None:
     cast(store, "adapter", 80, ("base", "adapter"))
     cast(store, "merged", 14, ("adapter", "merged"))
     cast(store, "adapter", 4, ("adapter", "merged"))
-    assert store.tally("run", None).rates[0].column == "adapter"
-    assert store.tally("run", None).verdict == "merged was preferred to adapter in 14 of 18 decided votes (p = 0.031)."
+    assert store.tally("run").rates[0].column == "adapter"
+    assert store.tally("run").verdict == "merged was preferred to adapter in 14 of 18 decided votes (p = 0.031)."
     cast(store, "adapter", 6, ("adapter", "merged"))
     cast(store, TIE, 3, ("adapter", "merged"))
-    assert store.tally("run", None).verdict.endswith("merged from adapter: 14 against 10 of 27 (p = 0.54).")
+    assert store.tally("run").verdict.endswith("merged from adapter: 14 against 10 of 27 (p = 0.54).")
 
 
 def test_columns_that_never_met_are_not_compared(store: VoteStore) -> None:
     cast(store, "adapter", 3, ("adapter", "base"))
     cast(store, "merged", 4, ("merged", "base"))
-    assert store.tally("run", None).verdict == "adapter and merged were never shown together."
+    assert store.tally("run").verdict == "adapter and merged were never shown together."
 
 
 def test_no_votes_is_said_and_makes_no_file(store: VoteStore) -> None:
-    assert store.tally("run", None).verdict == "No votes yet."
+    assert store.tally("run").verdict == "No votes yet."
     assert not store.path.exists()
 
 

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..config import GenerationSettings
 from ..records import Message
 from ..scoring import Score, score, summarize
-from .generate import Activate, complete, encode, stop_ids
+from .generate import Activate, complete, encode
 from .load import context_length
 from .variants import Loaded
 
@@ -153,8 +153,7 @@ def answer_span(loaded: Loaded, row: Conversation) -> slice:
         encode(loaded.tokenizer, [one], answered=True)["input_ids"][0].tolist() for one in (row, [*row[:-1], other])
     )
     start = next((at for at, pair in enumerate(zip(ids, others, strict=False)) if pair[0] != pair[1]), len(ids) - 1)
-    stops = stop_ids(loaded.model)
-    return slice(start, next((at + 1 for at in range(start, len(ids)) if ids[at] in stops), len(ids)))
+    return slice(start, next((at + 1 for at in range(start, len(ids)) if ids[at] in loaded.stops), len(ids)))
 
 
 def greedy_answers(

@@ -80,9 +80,9 @@ def _decode(
     route: Route,
     started: float,
 ) -> Generator[Step]:
-    stops = stop_ids(model)
     alive = [True] * len(inputs["input_ids"])
     with torch.inference_mode(), activate():
+        stops = stop_ids(model)
         passes = model.generate(
             **{name: tensor.to(model.device) for name, tensor in inputs.items()},
             **({"past_key_values": route.step.cache} if route.step else {}),
@@ -196,10 +196,10 @@ def check_length(model: PreTrainedModel, prompt_tokens: int, settings: Generatio
         )
 
 
-def stop_ids(model: PreTrainedModel) -> list[int]:
-    """The tokens that end an answer."""
+def stop_ids(model: PreTrainedModel) -> tuple[int, ...]:
+    """The tokens that end an answer, as the model says now."""
     ids = model.generation_config.eos_token_id
-    return list(ids) if isinstance(ids, list) else [ids]
+    return () if ids is None else tuple(ids) if isinstance(ids, list) else (ids,)
 
 
 def warm_up(model: PreTrainedModel, activate: Activate = nullcontext) -> float:
@@ -271,7 +271,7 @@ def _generation_config(model: PreTrainedModel, settings: GenerationSettings) -> 
         do_sample=False,
         num_beams=1,
         eos_token_id=model.generation_config.eos_token_id,
-        pad_token_id=model.generation_config.pad_token_id or stop_ids(model)[0],
+        pad_token_id=model.generation_config.pad_token_id or next(iter(stop_ids(model)), None),
     )
 
 
@@ -293,7 +293,7 @@ def _sampler(model: PreTrainedModel, settings: GenerationSettings) -> Callable[[
     return draw
 
 
-def _finish(token: int, stops: list[int], last: bool) -> Finish | None:
+def _finish(token: int, stops: tuple[int, ...], last: bool) -> Finish | None:
     if token in stops:
         return "stop"
     return "length" if last else None

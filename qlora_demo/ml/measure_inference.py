@@ -7,7 +7,7 @@ import json
 import statistics
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -54,8 +54,7 @@ def measure_inference(case: Case, options: BenchmarkConfig, settings: Settings) 
         column = parse(case.column, source)
         for _ in variants.load([column]):
             pass
-        loaded = variants.loaded[column.name]
-        loaded.model.generation_config.eos_token_id = None
+        loaded = replace(variants.loaded[column.name], stops=())
         bandwidth = read_bandwidth(device())
         sizes = itertools.product(options.numbers("prompt_tokens"), options.numbers("batch_sizes"))
         for tokens, rows in sorted(sizes, key=lambda size: size[1] > 1):  # one row first: a captured step is its alone

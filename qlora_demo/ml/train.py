@@ -96,20 +96,10 @@ def train(path: Path, config: TrainConfig, settings: Settings) -> None:
         os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(path / "tensorboard"))
     before, lines = read_state(path), read_metrics(path)[0]
     earlier = before.earlier_seconds + _sitting_seconds(before, lines)
-    write_run_state(
-        path,
-        RunState(
-            "loading",
-            started_at=time.time(),
-            processes=before.processes,
-            earlier_seconds=earlier,
-            summary=before.summary,  # of the adapter that is there until another takes its place
-        ),
-    )
+    # What was decided, and the figures, are of the adapter that is there until another takes its place.
+    loading = replace(before, status="loading", started_at=time.time(), ended_at=None, earlier_seconds=earlier)
+    write_run_state(path, replace(loading, error="", refused=False, lighter=()))
     checkpoint = last_checkpoint(path)
-    kept = [line for line in lines if checkpoint and line.step <= checkpoint[0]]
-    if is_main():
-        cut_metrics(path, checkpoint[0] if checkpoint else 0)
     splits = load_splits(config)
     began = _began_with(path) if checkpoint or (path / "adapter").is_dir() else {}
     rows = rows_digest(splits)
@@ -118,7 +108,9 @@ def train(path: Path, config: TrainConfig, settings: Settings) -> None:
     trainer, chosen = build_trainer(path, config, settings, splits)
     base = weights_digest(resolve(settings, config.model))
     _require_same(began.get("base_weights"), base, f"model: {config.model} has other weights")
+    kept = [line for line in lines if checkpoint and line.step <= checkpoint[0]]
     if is_main():
+        cut_metrics(path, checkpoint[0] if checkpoint else 0)
         ran_on = versions() | {"base_weights": base, "rows": rows}
         write_atomically(path / "versions.json", json.dumps(ran_on, indent=2))
     logs.event("training.loaded", rows=len(trainer.train_dataset), resumed_from=checkpoint[0] if checkpoint else 0)
@@ -163,12 +155,15 @@ def _finish(path: Path, config: TrainConfig, splits: Splits, trainer: SFTTrainer
         "all_parameters": total,
     }
     broken = bool(losses) and not math.isfinite(losses[-1])
-    if trainer.state.global_step and not broken:
+    saved = trainer.state.global_step > 0 and not broken
+    if saved:
         _save_adapter(path, config, trainer)
+    elif (path / "adapter").is_dir():
+        summary = read_state(path).summary  # of the adapter that stays
     early = trainer.state.global_step < trainer.state.max_steps
     status = "failed" if broken else "stopped" if early else "finished"
     write_run_state(path, replace(read_state(path), summary=summary))
-    if config.score_rows and not broken:
+    if config.score_rows and saved:
         summary["score"] = score_answers(trainer, splits.heldout["test"][: config.score_rows])
     _end(path, status, summary=summary, error=reporter.trouble)
     if status == "finished" and is_main():
@@ -292,10 +287,14 @@ def _save_adapter(path: Path, config: TrainConfig, trainer: SFTTrainer) -> None:
 
 
 def _set_aside(path: Path, name: str) -> None:
-    """What was measured and exported of the adapter that another will replace; what was seen of the data stays."""
+    """What was measured, exported and reported of the adapter that another will replace; what was seen of the data
+    stays."""
+    root = path / "earlier" / name
+    if root.exists():  # of the same adapter, from before a kill at this very place
+        root = root.with_name(f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
     results = [one for one in (path / "results").glob("*.json") if one.stem != "preflight"]
-    for one in [*results, *(path / "exports").glob("[!.]*")]:
-        aside = path / "earlier" / name / one.parent.name
+    for one in [*results, *(path / "exports").glob("[!.]*"), *(path / "report").glob("[!.]*")]:
+        aside = root / one.parent.name
         aside.mkdir(parents=True, exist_ok=True)
         one.rename(aside / one.name)
 

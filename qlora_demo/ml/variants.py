@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,7 +20,7 @@ from ..runs import RunStore
 from ..settings import Settings
 from ..sources import Origin, origin_of, weights_digest
 from .fast_step import FastPath
-from .generate import warm_up
+from .generate import stop_ids, warm_up
 from .load import device, load_base, load_tokenizer, precision_of, quantize_nf4, sixteen_bit
 from .merge import load_merged
 from .packed import pack
@@ -41,11 +41,13 @@ _USES: dict[str, AdapterUse] = {"adapter": "on", "merged": "merged", "merged-4bi
 
 @dataclass(frozen=True)
 class Loaded:
-    """A column ready to answer: `activate` is entered around each of its passes."""
+    """A column ready to answer: `activate` is entered around each of its passes.  ``stops``: the tokens that end its
+    answers."""
 
     resident: Resident
     weights: Weights
     tokenizer: PreTrainedTokenizerBase
+    stops: tuple[int, ...]
     adapter: Origin | None = None
 
     @property
@@ -57,9 +59,12 @@ class Loaded:
         """How it decodes."""
         return self.weights.fast(self.adapter)
 
-    def activate(self) -> AbstractContextManager[None]:
-        """Its adapter on, every other one off."""
-        return self.weights.using(self.adapter)
+    @contextmanager
+    def activate(self) -> Iterator[None]:
+        """Its adapter on, every other one off, and its own tokens end an answer, whatever else is on the weights."""
+        self.model.generation_config.eos_token_id = list(self.stops) or None
+        with self.weights.using(self.adapter):
+            yield
 
 
 class Variants:
@@ -131,6 +136,7 @@ class Variants:
         fresh = one.unit not in self.held
         weights = self.held.pop(one.unit, None) or _read(one.unit, origin)
         self.held[one.unit] = weights
+        self._show()
         if origin.digest and origin.digest != weights.digest:
             raise WrongModel(
                 f"{one.column.name}: the files of {origin.model} are not those that {origin.name} was trained on "
@@ -142,8 +148,7 @@ class Variants:
             self._attach(adapter, one.unit)
         self._show()
         tokenizer = self._tokenizer(origin)
-        align_special_tokens(weights.model, tokenizer)  # as the trainer does: what the template ends with ends answers
-        loaded = Loaded(_resident(one, weights, adapter), weights, tokenizer, adapter)
+        loaded = Loaded(_resident(one, weights, adapter), weights, tokenizer, _stops(weights, tokenizer), adapter)
         prove(loaded)
         if fresh:
             weights.warm_up_seconds = warm_up(loaded.model, loaded.activate)
@@ -163,6 +168,13 @@ class Variants:
         if source not in self._tokenizers:
             self._tokenizers[source] = load_tokenizer(source[0])
         return self._tokenizers[source]
+
+
+def _stops(weights: Weights, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """As in training, the base's own and what the tokenizer's template ends with."""
+    weights.model.generation_config.eos_token_id = list(weights.stops)
+    align_special_tokens(weights.model, tokenizer)
+    return stop_ids(weights.model)
 
 
 def prove(loaded: Loaded, fingerprint: str = "") -> Proof:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,19 +14,23 @@ from ..errors import WrongModel
 from ..records import AdapterUse
 from ..sources import Origin
 from .fast_step import FastPath
+from .generate import stop_ids
 from .load import load_adapter, read_adapter_config, tensor_bytes, untied_table_bytes
 from .packed import unpack
 
 
 class Weights:
-    """A model in memory.  ``digest`` is that of the files its base was read from; seconds are what loading took."""
+    """A model in memory.  ``digest`` is that of the files its base was read from, ``stops`` the tokens that by them end
+    an answer; seconds are what loading took."""
 
     def __init__(self, model: Any, digest: str, load_seconds: float) -> None:
         self.model = model
         self.digest = digest
+        self.stops = stop_ids(model)
         self.load_seconds = load_seconds
         self.warm_up_seconds = 0.0
         self._names: dict[Origin, str] = {}
+        self._numbers = itertools.count()
         self._layers: list[LoraLayer] = []
         self._fast: dict[Origin | None, FastPath] = {}
 
@@ -35,15 +40,20 @@ class Weights:
         return frozenset(self._names)
 
     def attach(self, origin: Origin) -> None:
-        """Put one more adapter on the weights; it is read once.  Where that fails, half of it may be on them."""
-        if origin not in self._names:
-            name = f"adapter{len(self._names)}"
-            if read_adapter_config(origin.adapter).use_dora:
-                unpack(self.model)
-            self.model = load_adapter(self.model, origin.adapter, name)
-            self._names[origin] = name
-            self._layers = [layer for layer in self.model.modules() if isinstance(layer, LoraLayer)]
-            self._fast.clear()
+        """Put one more adapter on the weights; it is read once, and takes the place of what its folder held before.
+        Where that fails, half of it may be on them."""
+        if origin in self._names:
+            return
+        name = f"adapter{next(self._numbers)}"
+        if read_adapter_config(origin.adapter).use_dora:
+            unpack(self.model)
+        self.model = load_adapter(self.model, origin.adapter, name)
+        self._names[origin] = name
+        self._layers = [layer for layer in self.model.modules() if isinstance(layer, LoraLayer)]
+        self._fast.clear()
+        with self.using(origin):
+            for former in [one for one in self._names if one.adapter == origin.adapter and one != origin]:
+                self.model.delete_adapter(self._names.pop(former))
 
     def fast(self, origin: Origin | None) -> FastPath:
         """How the model decodes with one adapter on, or none: a captured step holds for that state alone, and for the

@@ -95,6 +95,7 @@ class Chat:
         """The last prompt once more, in one column only."""
         with self._pressed(request, choices) as press:
             talk = copied(press.before)
+            _require_same_adapter("prompt", talk, press.fresh.since)
             ask_again(talk, place)
             yield from self._answer(talk, press)
 
@@ -140,6 +141,7 @@ class Chat:
         run = self.services.runs.get(needed_run(talk.run))
         if not talk.ended:
             raise ConfigError("report", "an answer still grows; wait for it or press Stop")
+        _require_same_adapter("report", talk, run.adapter_since)
         count = keep_conversation(run, talk.system, talk.prompt, list(talk.answers.values()))
         gr.Info(
             f"The report of {run.id} holds {count} conversation{'s' * (count > 1)} now; make it on the Evaluate tab."
@@ -214,7 +216,7 @@ class Chat:
             run, names, system, blind, order, talk, *values = choices
             settings = controls.read(GenerationSettings, self.sampling, values)
             columns = grammar.parse_all(names, needed_run(run))
-            fresh = Talk(run, system or "", blind=bool(blind), columns=columns)
+            fresh = Talk(run, system or "", self._adapter_since(run), blind=bool(blind), columns=columns)
             yield Press(self._asker(request), talk.instead or talk, fresh, settings, order, halt)
 
     def _answer(self, talk: Talk, press: Press) -> Iterator[list[Any]]:
@@ -266,6 +268,9 @@ class Chat:
     def _asker(self, request: gr.Request) -> Visitor:
         return visitor_of(self.services.access, request)
 
+    def _adapter_since(self, run: str) -> float:
+        return 0.0 if run in BUNDLED_MODELS else self.services.runs.get(run).adapter_since
+
     def _kept(self, talk: Talk, settings: GenerationSettings) -> Talk:
         """A blind talk whose comparison is stored, to be voted on; one that has failed columns is shown as it is."""
         if not talk.blind:
@@ -300,6 +305,11 @@ def greedy() -> int:
     """The temperature at which every column takes its likeliest token."""
     gr.Info("Every column takes its likeliest token from now on: the temperature is 0.")
     return 0
+
+
+def _require_same_adapter(field: str, talk: Talk, since: float) -> None:
+    if talk.since != since:
+        raise ConfigError(field, "the answers are of the adapter before the run was resumed; send the prompt anew")
 
 
 def _vote_buttons(talk: Talk) -> list[Any]:

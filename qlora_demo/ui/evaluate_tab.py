@@ -140,7 +140,7 @@ class Judge:
             show.rows_shown(evaluation, shown, which, _from_zero(page)),
             show.fidelity(read_result(found, "fidelity")),
             show.prompts_shown(prompts, _from_zero(prompts_page)),
-            show.votes(self.services.votes.tally(run, found.state.started_at)),
+            show.votes(self.services.votes.tally(run, found.adapter_since)),
             show.exported(read_result(found, "export")) if self._is_operator(request) else "",
             self._marks((run, shown, which, page, prompts_page)),
         ]
@@ -162,8 +162,9 @@ class Judge:
         run, split, which, page, prompts_page, *_ = where
         if not run:
             return []
-        folder = self.services.runs.path(run) / "results"
-        stamps = [path.stat().st_mtime_ns for path in sorted(folder.glob("*.json"))] if folder.is_dir() else []
+        folder = self.services.runs.path(run)
+        drawn = [*sorted(folder.glob("results/*.json")), *folder.glob("adapter/adapter_model.safetensors")]
+        stamps = [path.stat().st_mtime_ns for path in drawn]
         return [run, split, which, page, prompts_page, self.services.votes.count(run), *stamps]
 
 

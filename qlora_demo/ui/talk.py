@@ -35,11 +35,13 @@ class Talk:
 
     ``columns`` stand in the order shown, ``asked`` are those that the last prompt, which has this ``number``, went to,
     and ``answers`` hold no others than those to it.  While ``blind``, names and figures are not shown; a vote on the
-    stored ``comparison`` ends that.  ``instead``: what stands in its place since its answer came to nothing.
+    stored ``comparison`` ends that.  ``since``: when the run's adapter took the place of one before it
+    (`Run.adapter_since`).  ``instead``: what stands in its place since its answer came to nothing.
     """
 
     run: str = ""
     system: str = ""
+    since: float = 0.0
     prompt: str = ""
     number: int = 0
     blind: bool = False
@@ -123,14 +125,14 @@ def require_voted(talk: Talk) -> None:
 
 
 def with_prompt(talk: Talk, text: str, fresh: Talk) -> Talk:
-    """The talk with one more prompt in every column of `fresh`, which says what is chosen now; a new one where run or
-    system prompt changed, and for a blind prompt: by what a column said before everybody would know it.  Blind columns
-    are shuffled for each prompt."""
+    """The talk with one more prompt in every column of `fresh`, which says what is chosen now; a new one where run, its
+    adapter or the system prompt changed, and for a blind prompt: by what a column said before everybody would know it.
+    Blind columns are shuffled for each prompt."""
     if not text.strip():
         raise ConfigError("prompt", "it is empty; type something or pick an example")
     check_characters(text + fresh.system, "prompt: it")
     require_voted(talk)
-    same = talk.run == fresh.run and talk.system == fresh.system and not fresh.blind
+    same = (talk.run, talk.system, talk.since) == (fresh.run, fresh.system, fresh.since) and not fresh.blind
     turns = {name: list(column) for name, column in talk.turns.items()} if same else {}
     asked = tuple(column.name for column in fresh.columns)
     for name in asked:

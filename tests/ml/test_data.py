@@ -147,6 +147,23 @@ def test_a_json_file_of_one_conversation_is_one_row(tmp_path: Path) -> None:
     assert read(str(path)) == [TALK]
 
 
+@pytest.mark.parametrize(
+    "beside", [{"conversations": [TALK]}, {"content": "of 2024", "rows": [PAIR]}, {"text": [PAIR]}]
+)
+def test_a_list_of_rows_is_no_row_whatever_it_is_called(tmp_path: Path, beside: dict[str, Any]) -> None:
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps(beside), "utf-8")
+    [row] = read(str(path))
+    assert row in (TALK, PAIR)
+
+
+def test_a_conversation_with_turns_of_another_name_and_tools_is_one_row(tmp_path: Path) -> None:
+    path = tmp_path / "one.json"
+    turns = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
+    path.write_text(json.dumps({"conversations": turns, "sources": [{"page": 1}]}), "utf-8")
+    assert len(read(str(path))) == 1
+
+
 def test_the_rows_of_a_json_file_are_its_only_list_of_objects(tmp_path: Path) -> None:
     path = tmp_path / "rows.json"
     path.write_text(json.dumps({"tags": ["a"], "data": [PAIR]}), "utf-8")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import GenerationConfig
+from transformers import AutoTokenizer, GenerationConfig
 
 from qlora_demo.halt import Halt
 from qlora_demo.ml.evaluate import answer_span, reference_targets
@@ -68,6 +68,21 @@ def test_an_answer_stops_at_the_tokenizer_s_own_end_where_the_model_s_files_name
     run = run_with_rows(services, model, "qlora")
     [adapter] = loaded(variants_of(services), run, ["adapter"])
     ends = {7, adapter.tokenizer.eos_token_id}
-    assert set(stop_ids(adapter.model)) == ends
+    assert set(adapter.stops) == ends
     *_, last = services.engine().export(ExportRequest(run.id, "merged", None, tmp_path / "merged"), Halt())
     assert set(GenerationConfig.from_pretrained(last.result["path"]).eos_token_id) == ends
+
+
+def test_another_adapter_s_own_end_on_the_same_weights_ends_no_answer_of_this_one(
+    services: Services, tiny_model: Path, tmp_path: Path
+) -> None:
+    run = finished_run(services, tiny_model, "qlora")
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(9)
+    tokenizer.save_pretrained(shutil.copytree(run.adapter, tmp_path / "other"))
+    names = ["adapter", "base", f"adapter@{tmp_path / 'other'}"]
+    mine, base, theirs = loaded(variants_of(services), run, names)
+    assert mine.model is theirs.model
+    for one, ends in ((mine, False), (theirs, True), (base, False), (mine, False)):
+        with one.activate():
+            assert (9 in one.stops, 9 in stop_ids(one.model)) == (ends, ends)

@@ -7,8 +7,10 @@ import math
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -73,6 +75,8 @@ def test_a_run_goes_on_only_with_the_rows_and_the_base_that_it_began_with(
     config = config.changed(model=str(model))
     run = stopped_after(services, config, 1, monkeypatch)
     kept = (services.runs.versions(run.id), services.runs.heldout(run.id))
+    append_metrics(run.path, TrainMetrics(9, time.time(), loss=1.0))  # beyond the checkpoint
+    told = (run.state.choices, services.runs.metrics(run.id))
     rows = chat_file.read_text("utf-8")
     chat_file.write_text("\n".join([rows, *rows.splitlines()[:4]]), "utf-8")
     with pytest.raises(RunError, match=f"dataset: {chat_file} holds other rows .* start a new run"):
@@ -83,6 +87,7 @@ def test_a_run_goes_on_only_with_the_rows_and_the_base_that_it_began_with(
     with pytest.raises(RunError, match=f"model: {model} has other weights .* start a new run"):
         train(run.path, config, services.settings)
     assert (services.runs.versions(run.id), services.runs.heldout(run.id)) == kept
+    assert (services.runs.get(run.id).state.choices, services.runs.metrics(run.id)) == told
     save_file(weights, model / "model.safetensors", {"format": "pt"})
     train(run.path, config, services.settings)
     assert services.runs.get(run.id).state.status == "finished"
@@ -95,12 +100,17 @@ def test_what_was_measured_and_exported_before_a_run_went_on_is_not_told_of_what
     for kind in ("evaluation", "preflight"):
         save_result(run, kind, {"told": kind})
     (run.path / "exports" / "merged").mkdir(parents=True)
+    (run.path / "report").mkdir()
+    (run.path / "report" / "of it.html").touch()
+    assert run.adapter_since == 0
     train(run.path, config, services.settings)
     assert read_result(run, "evaluation") is None and not (run.path / "exports" / "merged").exists()
     assert (read_result(run, "preflight") or {})["told"] == "preflight"
+    assert services.runs.get(run.id).adapter_since == (run.adapter / "adapter_model.safetensors").stat().st_mtime
     [aside] = (run.path / "earlier").iterdir()
     assert sorted(str(one.relative_to(aside)) for one in aside.glob("*/*")) == [
         "exports/merged",
+        "report/of it.html",
         "results/evaluation.json",
     ]
 
@@ -113,6 +123,17 @@ def test_a_run_that_fails_when_it_goes_on_keeps_the_figures_of_its_adapter(
     with pytest.raises(SystemExit), EndState(run.path):
         train(run.path, config, services.settings)
     assert services.runs.get(run.id).state.summary["train_loss"] == run.state.summary["train_loss"]
+
+
+def test_a_run_that_diverges_when_it_goes_on_keeps_the_figures_of_its_adapter(
+    services: Services, config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = stopped_after(services, config.changed(score_rows=1), 1, monkeypatch)
+    monkeypatch.setattr("qlora_demo.ml.train.math", SimpleNamespace(isfinite=lambda _: False))
+    train(run.path, run.config, services.settings)
+    state = services.runs.get(run.id).state
+    assert state.status == "failed" and "score" in state.summary
+    assert state.summary == run.state.summary | {"runtime_seconds": state.summary["runtime_seconds"]}
 
 
 def test_a_held_out_loss_is_told_with_the_step_it_was_measured_at(

@@ -169,6 +169,7 @@ def test_an_adapter_that_took_another_s_place_is_the_one_that_answers(
     (folder / "adapter_model.safetensors").touch()
     [after] = loaded(held, run, [f"{recipe}@{folder}"])
     assert not torch.equal(logits(after), earlier)
+    assert len(after.weights.adapters) == (recipe == "adapter")  # the one before is gone
     [alone] = loaded(variants_of(services), run, [recipe])
     assert torch.equal(logits(after), logits(alone))
 
@@ -252,7 +253,8 @@ def test_another_base_under_the_adapter_is_caught(services: Services, tiny_model
     wrong.save_pretrained(model)
     for name in ("base", "adapter", "merged"):
         with pytest.raises(WrongModel, match=f"{name}: the files of .* are not those that .* was trained on"):
-            loaded(variants_of(services), run, [name])
+            loaded(held := variants_of(services), run, [name])
+        assert held.plan(parse_all([name], run.id)).resident  # what was read stays, and is seen
 
 
 def test_unfinished_runs_are_refused(services: Services) -> None:

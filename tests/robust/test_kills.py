@@ -169,6 +169,6 @@ def test_an_app_killed_at_any_moment_loses_nothing(home: Path, config: TrainConf
 
     until(all_ended)
     assert {run.id: run.state.status for run in services.runs.all()} == dict.fromkeys(known, "finished")
-    count = services.votes.tally("run", None).votes
+    count = services.votes.tally("run").votes
     assert count and "Traceback" not in (home / "app.log").read_text("utf-8")
     check_files(home)

@@ -93,7 +93,7 @@ def test_two_apps_share_one_home(
     assert [one[0] for one in events] == ["+", "-"] * 4
     assert {services.runs.get(name).state.status for name in waiting} == {"finished"}
     said = {f"{name} {number}" for name in "ab" for number in range(60)}
-    assert services.votes.tally("run", None).votes == len(said)
+    assert services.votes.tally("run").votes == len(said)
     conversations = read_result(kept, "conversations")
     assert conversations is not None and {one["prompt"] for one in conversations["conversations"]} == said
 
