@@ -46,7 +46,7 @@ TICKETS = BundledDataset(name="tickets", title="Support tickets to JSON (bundled
 
 VARIANTS: dict[Recipe, str] = {
     "base": "Base",
-    "adapter": "4-bit + adapter",
+    "adapter": "Base + adapter",
     "merged": "Merged",
     "merged-4bit": "Merged, 4-bit again",
 }

@@ -14,7 +14,7 @@ from qlora_demo.records import Column
     [
         ("base", Column("base", "base", "R"), "Base"),
         ("merged:original", Column("merged:original", "merged", "R", "original"), "Merged onto original"),
-        ("adapter@./other", Column("adapter@./other", "adapter", "./other"), "4-bit + adapter · ./other"),
+        ("adapter@./other", Column("adapter@./other", "adapter", "./other"), "Base + adapter · ./other"),
         (
             "merged-4bit:dequantized@a/b",
             Column("merged-4bit:dequantized@a/b", "merged-4bit", "a/b", "dequantized"),

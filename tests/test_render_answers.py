@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from dataclasses import replace
 from html import escape
-from typing import Literal
+from typing import Literal, get_args
 
 import pytest
 
 from qlora_demo.catalog import SHAPES
 from qlora_demo.columns import parse, parse_all
 from qlora_demo.placement import Device, Unit, Wanted, place
-from qlora_demo.records import Answer, AnswerTiming, Proof, Resident
+from qlora_demo.records import Answer, AnswerTiming, BaseForm, Proof, Resident
 from qlora_demo.ui import render_answers as show
 from qlora_demo.ui.talk import Talk
 from qlora_demo.units import GIB
 
 HOSTILE = """"'><img src=x onerror='alert("&")'>"""
 TALK = Talk("run", columns=parse_all(["base", "adapter"], "run"))
-RESIDENT = Resident(parse("adapter", "run"), "4-bit + adapter", "nf4", "on", 2 * GIB, GIB, "base", "a note", 3.0, 0.5)
+RESIDENT = Resident(parse("adapter", "run"), "Base + adapter", "nf4", "on", 2 * GIB, GIB, "base", "a note", 3.0, 0.5)
 TIMING = AnswerTiming(9, 11, 0.25, 2.25, (0.1,) * 5 + (0.3,) * 5)
 ANSWER = Answer("base", "text", (1, 2), TIMING, "stop", Proof("bf16", "none", "ab12"), GIB, GIB, 10 * GIB)
 BLIND = replace(TALK, blind=True)
@@ -47,16 +47,16 @@ def test_hostile_text_is_shown_and_is_no_markup(html: str) -> None:
 
 def test_the_head_names_precision_memory_what_it_shares_and_first_use_costs() -> None:
     html = show.slot_head(TALK, 1, RESIDENT, "")
-    assert "<b>4-bit + adapter</b><small>nf4 · 2.0 GiB, shares the weights of base<br>a note" in html
+    assert "<b>Base + adapter</b><small>nf4 · 2.0 GiB, shares the weights of base<br>a note" in html
     assert "loaded in 3.0 s, warmed up in 500 ms" in html
     assert "loading now" in show.slot_head(TALK, 1, None, "loading now")
 
 
 def test_a_column_of_another_run_says_so() -> None:
     talk = replace(TALK, columns=parse_all(["adapter", "adapter@other"], "run"))
-    assert "4-bit + adapter · other" in show.slot_head(talk, 1, None, "")
+    assert "Base + adapter · other" in show.slot_head(talk, 1, None, "")
     other = replace(RESIDENT, column=parse("adapter@other", "run"))
-    assert "4-bit + adapter · other" in show.slot_head(talk, 1, other, "")
+    assert "Base + adapter · other" in show.slot_head(talk, 1, other, "")
 
 
 def test_blind_shows_letters_and_no_figures() -> None:
@@ -96,6 +96,12 @@ def test_the_same_answer_is_called_the_same_and_a_different_one_names_its_token(
     assert "The first differing token is token 2." in show.difference(ANSWER, other)
     assert '<mark class="new">test</mark>' in show.difference(ANSWER, other)
     assert "The same text; the tokens differ from token 2 on" in show.difference(ANSWER, replace(other, text="text"))
+
+
+@pytest.mark.parametrize("form", get_args(BaseForm))
+def test_the_placement_of_a_run_on_any_base_is_shown(form: BaseForm) -> None:
+    wanted = [Wanted(c, "m", SHAPES["qwen3-4b"], form, 1 << 20) for c in parse_all(["base", "adapter"], "run")]
+    assert "adapter: " in show.placement(place(wanted, {}, Device("cuda", 16 * GIB, 40 * GIB)))
 
 
 def test_the_placement_bar_has_a_part_for_everything_that_takes_room() -> None:

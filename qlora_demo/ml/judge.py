@@ -33,11 +33,10 @@ def before_after(columns: Sequence[Column], splits: Splits, loaded: dict[str, Lo
     """Figures and rows of every column on every split; ``splits.{split}.{column}``, ``rows.{split}[].answers``, and
     ``left_out``: how many rows ask nothing within a model's context."""
     models = [loaded[column.name] for column in columns]
-    given = splits
-    splits = {split: measurable(models, rows) for split, rows in given.items()}
-    left_out = sum(len(given[split]) - len(rows) for split, rows in splits.items())
+    given = sum(map(len, splits.values()))
+    splits = measurable(models, splits)
+    rows_each = sum(map(len, splits.values()))
     found: dict[str, dict[str, list[RowResult]]] = {split: {} for split in splits}
-    total = sum(map(len, splits.values())) * len(columns)
     done = 0
     for split, rows in splits.items():
         for column in columns:
@@ -46,7 +45,8 @@ def before_after(columns: Sequence[Column], splits: Splits, loaded: dict[str, Lo
                 results += batch
                 done += len(batch)
                 text = f"{split}: {title(column)}, {len(results)} of {len(rows)} rows"
-                yield Step(Progress(text, done / total), {**_document(found, splits), "left_out": left_out})
+                result = {**_document(found, splits), "left_out": given - rows_each}
+                yield Step(Progress(text, done / (rows_each * len(columns))), result)
 
 
 def merge_fidelity(
@@ -65,7 +65,7 @@ def merge_fidelity(
         yield from (Step(p) for p in load([adapter, merged]))
         models = loaded()
         if not reference:
-            rows = measurable([models[adapter.name]], rows)
+            rows = measurable([models[adapter.name]], {"test": rows})["test"]
             yield Step(Progress("the adapter model's answers", at / len(columns)))
             reference = [one for batch in evaluate(models[adapter.name], rows) for one in batch]
         yield Step(Progress(f"{title(merged)}: answers", (at + 0.3) / len(columns)))
@@ -78,13 +78,16 @@ def merge_fidelity(
         yield Step(Progress(f"{title(merged)}: measured", (at + 1) / len(columns)), verdict)
 
 
-def measurable(models: Sequence[Loaded], rows: Rows) -> Rows:
-    """The rows that every model can be asked; raises `DataError` where there is none."""
-    found = rows
+def measurable(models: Sequence[Loaded], splits: Splits) -> Splits:
+    """Of each split the rows that every model can be asked, where there are some; raises `DataError` where there are
+    none at all."""
+    found = splits
     for one in models:
-        found = that_fit(one.model, one.tokenizer, found, ANSWER_TOKENS)
+        found = {split: that_fit(one.model, one.tokenizer, rows, ANSWER_TOKENS) for split, rows in found.items()}
+    found = {split: rows for split, rows in found.items() if rows}
     if not found:
-        raise DataError(f"heldout: none of {len(rows)} rows asks something within the model's context; train on others")
+        count = sum(map(len, splits.values()))
+        raise DataError(f"heldout: none of {count} rows asks something within the model's context; train on others")
     return found
 
 

@@ -216,13 +216,10 @@ def _in_loading_order(places: Sequence[Place]) -> list[Place]:
 def _resident(one: Place, weights: Weights, adapter: Origin | None) -> Resident:
     column = one.column
     precision = _PRECISIONS.get(one.unit.kind) or sixteen_bit()
-    name = title(column)
-    if column.recipe == "adapter" and precision not in ("nf4", "fp4"):
-        name = f"{precision} + adapter"
     off: AdapterUse = "off" if weights.adapters else "none"
     return Resident(
         column=column,
-        title=name,
+        title=title(column),
         precision=precision,
         adapter=_USES.get(column.recipe, off),
         model_bytes=weights.bytes_with(adapter),

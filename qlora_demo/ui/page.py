@@ -144,6 +144,8 @@ def launch(services: Services, host: str | None, port: int | None) -> None:
     try:
         page = open_page(services, status, host, port)
     except OSError as exc:
+        if "port" not in str(exc):
+            raise
         raise ConfigError("port", f"cannot answer on any ({exc}); stop another app or name a free one") from exc
     begin(services, status)
     if trouble := services.access.trouble:

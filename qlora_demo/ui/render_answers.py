@@ -7,13 +7,19 @@ from html import escape
 
 from .. import differences
 from ..columns import title
-from ..placement import Placement, says, unit_name
+from ..placement import Placement, UnitKind, says, unit_name
 from ..records import Answer, Resident
 from ..units import duration, memory, percent
 from .talk import Talk
 
 _FINISH = {"stop": "ended by itself", "length": "cut at the longest answer", "stopped": "stopped by hand"}
-_COLOURS = {"nf4": "#3b82f6", "16bit": "#d97706", "merged": "#059669", "merged-4bit": "#8b5cf6"}
+_COLOURS: dict[UnitKind, str] = {
+    **dict.fromkeys(("nf4", "nf4-single", "fp4", "fp4-single"), "#3b82f6"),
+    "int8": "#0891b2",
+    "16bit": "#d97706",
+    "merged": "#059669",
+    "merged-4bit": "#8b5cf6",
+}
 
 
 def letter(place: int) -> str:

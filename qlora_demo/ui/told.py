@@ -59,12 +59,17 @@ def told(handler: Callable[..., Any], *, visit: bool = True, draws: bool = True)
 
 def refusal(text: str) -> gr.Error:
     """What is raised for a request that no page of the app's own makes."""
-    return gr.Error(as_html(text[:_LONGEST]), duration=20, print_exception=False)
+    return gr.Error(_words(text), duration=20, print_exception=False)
 
 
 def warn(text: str, title: str) -> None:
     """A message on the page, whose words are shown as they are: Gradio takes them for HTML."""
-    gr.Warning(as_html(text[:_LONGEST]), duration=20, title=title)
+    gr.Warning(_words(text), duration=20, title=title)
+
+
+def _words(text: str) -> str:
+    """As it can be sent and shown: half a character, which JSON can write and nothing can send, as a question mark."""
+    return as_html(text[:_LONGEST].encode(errors="replace").decode())
 
 
 def _show(name: str, exc: DemoError) -> None:

@@ -220,7 +220,7 @@ def blind_vote(page: Page) -> None:
     page.click("#vote-tie")
     expect(page.locator("#vote-tie")).to_be_hidden()
     titles = [page.locator(f"#head-{place} b").inner_text() for place in range(3)]
-    assert sorted(titles) == ["4-bit + adapter", "Base", "Merged"]
+    assert sorted(titles) == ["Base", "Base + adapter", "Merged"]
     page.locator("#blind input").uncheck()
 
 

@@ -181,6 +181,9 @@ def test_a_row_that_is_longer_than_the_model_s_context_is_left_out_and_no_other(
     *_, last = services.engine().export(ExportRequest(run.id, "merged", None, tmp_path / "merged"), Halt())
     assert last.result["verified"]
     assert json.loads((tmp_path / "merged" / "tokenizer.json").read_text("utf-8"))["padding"] is None
+    file.with_name("hard.jsonl").write_text(useless, "utf-8")
+    *_, last = services.engine().evaluate(run.id, parse_all(["adapter"], run.id), None, Halt())
+    assert (list(last.result["splits"]), last.result["left_out"]) == (["test"], 4)
     file.write_text(useless, "utf-8")
     with pytest.raises(DataError, match="none of 2 rows asks something within the model's context"):
         list(services.engine().fidelity(run.id, None, Halt()))
@@ -263,7 +266,7 @@ def test_loading_can_be_stopped_between_two_models(services: Services, run: Run)
     steps = services.engine().load(parse_all(NAMES, run.id), stop)
     assert next(steps).text == "loading Merged"
     stop.set()
-    assert [step.text for step in steps] in ([], ["loading 4-bit + adapter"])
+    assert [step.text for step in steps] in ([], ["loading Base + adapter"])
     assert services.engine().resident() == ()
     list(services.engine().load(parse_all(NAMES, run.id), Halt()))
     assert len(services.engine().resident()) == 3

@@ -96,7 +96,7 @@ def test_a_16_bit_run_shares_its_base(services: Services, tiny_model: Path) -> N
     run = finished_run(services, tiny_model, "lora")
     base, adapter = loaded(variants_of(services), run, ["base", "adapter"])
     assert base.model is adapter.model
-    assert (base.resident.precision, adapter.resident.title) == ("bf16", "bf16 + adapter")
+    assert (base.resident.precision, adapter.resident.title) == ("bf16", "Base + adapter")
 
 
 def test_an_adapter_left_on_in_the_base_column_is_caught(services: Services, run: Run) -> None:
