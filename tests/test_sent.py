@@ -32,7 +32,7 @@ WRONG = [
     ("poll", {"which": "some"}, "is not in the list of choices"),
     ("poll", {"rows_page": 0, "prompts_page": -7}, ""),
     ("_groups_of", {"benchmark_kind": None}, ""),
-    ("poll", {"which": "half \ud800"}, "is not in the list of choices"),
+    ("ledger", {"ledger_shape": "half \ud800"}, "half ?"),
     ("size", {"explain_r": NAN}, KIND),
     ("size", {"explain_r": float("inf")}, KIND),
     ("size", {"explain_r": None}, KIND),
