@@ -79,7 +79,10 @@ def _section(title: str, table: Table, result: dict[str, Any], name: str) -> str
 
 
 def _device(result: dict[str, Any]) -> str:
-    return str(result["machine"].get("device", "")) or benchmark_tables.machine(result)
+    """Where a file was measured, and with which torch."""
+    machine = result["machine"]
+    device = str(machine.get("device", "")) or benchmark_tables.machine(result)
+    return f"{device}, torch {machine['torch'].partition('+')[0]}" if "torch" in machine else device
 
 
 def _overhead(result: dict[str, Any]) -> Table:

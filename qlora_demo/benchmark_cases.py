@@ -38,8 +38,7 @@ METHODS: dict[BenchmarkKind, str] = {
     "frontier": "Real training steps on rows of random tokens, two for each try: a try fits where it ends within the "
     "budget. The length is sought with one row, the batch with rows as long as the settings say, both from the plan's "
     "guess in steps that double, then by bisection, to within 3%; "
-    "≥ says that the search ended at its own limit, the positions of the model or 1,024 rows, to which the plan's "
-    "figures are held too.",
+    "≥: more may fit; the search ends at the model's longest context and at 1,024 rows, and so do the plan's figures.",
     "rank": "As the training benchmark, by rank and target layers. Where rows are to be answered, the settings' own "
     "data is trained on instead, for their number of steps, and the answers to held-out rows are scored.",
     "inference": "Each column is a process of its own. Prompts of random tokens are answered greedily through the loop "

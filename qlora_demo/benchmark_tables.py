@@ -128,9 +128,12 @@ def settings(result: Result) -> str:
     if not config:
         return "settings not told"
     if result["kind"] == "inference":
-        return result.get("options", {}).get("run") or f"{config['model']}, random adapter of rank {config['r']}"
+        options = result.get("options", {})
+        of = options.get("run") or f"{config['model']}, random adapter of rank {config['r']}"
+        return f"{of}, answers of {options['new_tokens']} tokens" if "new_tokens" in options else of
     ranks = "" if result["kind"] == "rank" else f", r {config['r']} on {config['target_modules']}"
-    scored = f", {config.get('max_steps')} steps, {config['score_rows']} answers" if config.get("score_rows") else ""
+    steps = f"{config.get('max_steps')} steps at a learning rate of {config.get('learning_rate')}"
+    scored = f", {steps}, {config['score_rows']} answers" if config.get("score_rows") else ""
     return (
         f"{config['model']}, batch {config['per_device_train_batch_size']}, rows of {config['max_length']} tokens, "
         f"accumulation {config['gradient_accumulation_steps']}{ranks}{scored}"

@@ -237,7 +237,7 @@ def evaluate(services: Services, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def fidelity(services: Services, args: argparse.Namespace) -> dict[str, Any]:
-    """Both merges against the adapter model, on the run's held-out rows."""
+    """Every merge against the adapter model, on the run's held-out rows."""
     with at_work(run := services.runs.get(args.run)):
         result = last(services.engine().fidelity(args.run, args.limit, Halt()))
         save_result(run, "fidelity", result)

@@ -89,7 +89,12 @@ class TrainConfig(Knobs):
         le=MOST_TOKENS,
     )
     eval_rows: int = _knob(
-        32, "Data", "Held-out rows", "Rows kept out of training to measure the held-out loss on", ge=1, le=10_000
+        32,
+        "Data",
+        "Held-out rows",
+        "At most so many rows, and a tenth of your data at most, are kept out of training to measure on",
+        ge=1,
+        le=10_000,
     )
     method: Method = _knob("qlora", "Method", "Method", "The frozen base: qlora 4 bit, lora 16 bit, lora-8bit 8 bit")
     bnb_4bit_quant_type: QuantType = _knob(
@@ -124,8 +129,8 @@ class TrainConfig(Knobs):
         "completion",
         "Method",
         "Loss on",
-        "completion: each assistant turn, given the turns before it; assistant: all of a conversation's at once, where "
-        "the template marks them; all: every token",
+        "completion: each answer is a row of its own, with the turns before it as prompt; assistant: a conversation is "
+        "one row, with loss on all its answers, where the template marks them; all: on every token",
     )
     learning_rate: float = _knob(
         2e-3,
@@ -145,7 +150,14 @@ class TrainConfig(Knobs):
     gradient_accumulation_steps: int = _knob(
         1, "Schedule", "Accumulation", "Forward passes for one optimizer step", ge=1, le=4096
     )
-    seed: int = _knob(0, "Schedule", "Seed", "Seed of the row order and of the adapter's first values", ge=0, le=2**31)
+    seed: int = _knob(
+        0,
+        "Schedule",
+        "Seed",
+        "Of the row order, of the adapter's first values, and of which rows are held out",
+        ge=0,
+        le=2**31,
+    )
     optim: Optimizer = _knob(
         "auto", "Advanced", "Optimizer", "auto: paged AdamW with 32-bit state on CUDA, torch's AdamW elsewhere"
     )

@@ -21,7 +21,7 @@ class Stage:
 
 DATA = Stage("Data", "Look at the data", "See what the model is to learn: questions, and the answers that are wanted.")
 BEFORE = Stage("Before", "Ask the base model", "Send it one of these questions, and see how it does before training.")
-TRAIN = Stage("Train", "Start training", "It takes minutes, and goes on when this page is closed.")
+TRAIN = Stage("Train", "Start training", "It goes on when this page is closed.")
 AFTER = Stage("After", "Ask the tuned model", "Send the same question to base, adapter and merged model, side by side.")
 MEASURE = Stage("Measure", "Measure before and after", "Score all three on questions that training never saw.")
 REPORT = Stage("Report", "Make the report", "One file with settings, curves, figures and conversations, to take along.")

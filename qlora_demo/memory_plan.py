@@ -239,7 +239,7 @@ def _trained(config: TrainConfig, kind: Kind, trained: int, full: bool, freed: i
     name = optimizer_of(config, kind)
     state = 8.0 if full else _OPTIMIZER_BYTES.get(name, 2.0 * wide)
     adapters = [] if full else [MemoryItem("adapters", wide * trained, f"{trained:,} x {wide} bytes")]
-    how = f"{trained:,} x {wide} bytes" + ", beyond the activations, which go as they come" * bool(freed)
+    how = f"{trained:,} x {wide} bytes" + " less the activations that are freed by then" * bool(freed)
     return [
         *adapters,
         MemoryItem("gradients", max(0, wide * trained - freed), how),

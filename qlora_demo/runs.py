@@ -51,6 +51,7 @@ results/        evaluation, merge fidelity, prompt sets, chosen conversations (J
 report/         the report as HTML, JSON and CSV, once it was made
 tensorboard/    its logs, where they were asked for
 exports/        what was merged or exported, each with a model card
+earlier/        what was measured, exported and reported of the adapter before the run was resumed
 initial-adapter/ where an adapter that changes its base (PiSSA, OLoRA) began
 note.json       a person's note and tags
 lock, job.lock, stop  held while it trains; while a job works with it; there once somebody asked for its end

@@ -62,7 +62,7 @@ class Limits:
     )
     page_calls: int = field(
         default=600,
-        metadata={"meaning": "calls of any kind of one visitor's page in a minute; an open page makes some 130"},
+        metadata={"meaning": "calls of any kind of one visitor's page in a minute; an open page makes some 70"},
     )
     address_calls: int = field(default=12_000, metadata={"meaning": "the same from one address"})
     address_pages: int = field(default=120, metadata={"meaning": "pages opened from one address in a minute"})
@@ -71,7 +71,7 @@ class Limits:
         metadata={"meaning": "pages whose conversations are kept, at 0.6 MiB each"},
     )
     sign_ins: int = field(default=5, metadata={"meaning": "attempts at the password from one address in a minute"})
-    upload_mb: int = field(default=200, metadata={"meaning": "MB of one uploaded file"})
+    upload_mb: int = field(default=200, metadata={"meaning": "MiB of one uploaded file"})
     stored_runs: int = field(default=1000, metadata={"meaning": "runs that are kept"})
     stored_gb: int = field(default=500, metadata={"meaning": "GB of all runs, uploads and benchmarks"})
     votes_mb: int = field(default=500, metadata={"meaning": "MB of blind comparisons and votes"})

@@ -34,6 +34,6 @@ def test_what_names_no_message_is_refused_plainly(
         refused = "edit: the request names no message and its new text; edit a prompt on the page"
         assert [edit(data) for data in WRONG] == [[refused]] * len(WRONG)
         for data in ({"index": 0, "value": "words"}, {"index": [0, 0], "value": "words", "previous_value": ""}):
-            assert edit(data) == ["run: none is finished yet; train one on the Train tab, it takes minutes"]
+            assert edit(data) == ["run: none is finished yet; train one on the Train tab"]
     page.close()
     assert printed == [] and SECRET not in caplog.text

@@ -49,7 +49,7 @@ def test_the_ledger_says_what_it_is_for(card: str, activations: str, services: S
     told = _text(Explain(services).ledger("llama-2-7b", "qlora", card)[0])
     assert told.startswith("For batches of 4 rows of 512 tokens; adapters of rank 16 on attention; activations ")
     assert f"; activations {activations}" in told
-    assert "; gradients of 16,777,216 x 2 bytes, beyond the activations, which go as they come. Layers" in told
+    assert "; gradients of 16,777,216 x 2 bytes less the activations that are freed by then. Layers" in told
     assert " Layers and loss run on fused kernels, but for the layers of full fine-tuning." in told
 
 

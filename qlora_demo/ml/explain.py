@@ -110,7 +110,8 @@ def merged(weight: torch.Tensor, update: torch.Tensor, form: BaseForm = "nf4") -
     """An update written into the layer it was trained on, in 16 bit and rounded to NF4.
 
     ``error``: root mean square of what is off in the merged weights over the update's own; ``output``: the same for
-    the layer's output to normally distributed inputs, as the next layers see it.
+    the layer's output to normally distributed inputs, as the next layers see it; ``kept``: how much of the update is in
+    what the merge changed, 1 where all of it is (its projection on the update).
     """
     base = as_trained(weight.to(compute_dtype()), form).float()
     x = torch.randn(_TOKENS, weight.shape[1], generator=torch.Generator().manual_seed(0))
@@ -118,7 +119,8 @@ def merged(weight: torch.Tensor, update: torch.Tensor, form: BaseForm = "nf4") -
     found = {}
     for name, made in (("in 16 bit", whole), ("in NF4" if form in _NOT_4_BIT else "in NF4 again", rounded(whole))):
         kept = made.float().sub_(base)
-        found[name] = {"error": _relative(kept, update), "output": _relative(x @ kept.T, x @ update.T)}
+        off = {"error": _relative(kept, update), "output": _relative(x @ kept.T, x @ update.T)}
+        found[name] = off | {"kept": float((kept * update).sum() / update.square().sum().clamp(min=1e-30))}
     return found
 
 

@@ -1,8 +1,8 @@
-"""Adapter -> merged 16-bit model, onto the original base or onto the dequantized NF4 base; never into 4-bit weights.
+"""Adapter -> merged 16-bit model, onto the original base or onto the dequantized base; never into 4-bit weights.
 
 An adapter trained on NF4 learned to correct the *quantized* base.  Merged onto the dequantized base it stays the model
 that was trained; merged onto the original base it meets weights it has never seen.  Which is better is measured, not
-assumed: see `fidelity` in evaluate.py.
+assumed: see `merge_fidelity` in judge.py.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from .load import load_16bit, load_adapter, load_dequantized
 def load_merged(origin: Origin, onto: MergeBase, on: torch.device | None = None) -> PreTrainedModel:
     """A plain 16-bit model with the adapter merged in by PEFT, checked to hold exactly the adapter's update."""
     if onto == "dequantized" and origin.form == "16bit":
-        raise RequestError("onto: dequantized is for adapters trained on a 4-bit base; this one was not, use original")
+        raise RequestError(
+            "onto: dequantized is for adapters trained on a 4-bit or 8-bit base; this one was not, use original"
+        )
     base = load_dequantized(origin.model, origin.form, on) if onto == "dequantized" else load_16bit(origin.model, on)
     peft_model = load_adapter(base, origin.adapter)
     name, expected = _first_update(peft_model)

@@ -198,8 +198,8 @@ def _draw_form(parts: SimpleNamespace) -> None:
     parts.kind = gr.Radio(kinds, value=kinds[0], label="What is measured", info=info, elem_id="benchmark-kind")
     with gr.Row():
         parts.start = gr.Button("Measure", variant="primary", elem_id="benchmark-start", min_width=120)
-        parts.full = gr.Button("Whole range", elem_id="benchmark-full", size="sm", min_width=90)
-        parts.article = gr.Button("The article's settings", elem_id="benchmark-article", size="sm", min_width=90)
+        parts.full = gr.Button("Full range (slower)", elem_id="benchmark-full", size="sm", min_width=90)
+        parts.article = gr.Button("Article's settings (7B)", elem_id="benchmark-article", size="sm", min_width=90)
     parts.options, parts.groups = {}, []
     for group in _GROUPS.values():
         with gr.Group(visible=group == "Training") as box:

@@ -83,7 +83,7 @@ class Judge:
         )
 
     def fidelity(self, run: str | None, limit: float | None) -> str:
-        """Both merges against the adapter model."""
+        """Every merge against the adapter model."""
         rows = _limit(limit)
         return self._start("fidelity", run, lambda halt: self.services.engine().fidelity(run or "", rows, halt))
 
@@ -97,7 +97,7 @@ class Judge:
         return self._start("prompts", run, lambda halt: ask_all(self.services.engine(), columns, asked, settings, halt))
 
     def export(self, run: str | None, what: ExportKind, onto: MergeBase | Literal[""]) -> str:
-        """Write an adapter or a merged model, verified, with its model card, into the run's folder."""
+        """Write an adapter, or a merged model that is verified, with its model card, into the run's folder."""
         request = ExportRequest(needed_run(run), what, onto or None)
         return self._start("export", run, lambda halt: self.services.engine().export(request, halt))
 

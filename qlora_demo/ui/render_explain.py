@@ -134,13 +134,15 @@ def merging(fidelity: Facts | None) -> str:
 def rounding(found: Facts) -> str:
     """What is left of a trained update once it is written into the layer."""
     rows = tuple(
-        (f"merged {name}", percent(one["error"]), percent(one["output"])) for name, one in found["merged"].items()
+        (f"merged {name}", percent(one["kept"]), percent(one["error"]), percent(one["output"]))
+        for name, one in found["merged"].items()
     )
-    head = ("this layer and its update", "off in the weights", "off in the layer's output")
+    head = ("this layer and its update", "of the update still there", "off in the weights", "off in the layer's output")
     held = _HELD[found["form"].partition("-")[0]]
     return (
-        f"<p>The update, written into the {held} layer it was trained on: what is off, as a share of the update "
-        "itself. Where rounding is off by as much as it, nothing of what was learned is left for the logits.</p>"
+        f"<p>The update, written into the {held} layer it was trained on: how much of it the merged weights still "
+        "hold, and what is off, as a share of the update itself. Rounding a 4-bit layer again takes a small update out "
+        "once more; rounding another one adds noise, which may be larger than the update that is in it.</p>"
         + tables.html(tables.Table(head, rows))
         + "<p>What merging costs and buys beside the layer in NF4, each held as a chat on the processor holds it: the "
         "bytes, and one token's pass through it, the median of passes taken in turn just now.</p>"

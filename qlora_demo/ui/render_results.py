@@ -72,9 +72,9 @@ def prompts_shown(result: Result | None, page: int) -> str:
 
 
 def fidelity(result: Result | None) -> str:
-    """Both merges against the adapter model, and which to ship."""
+    """Every merge against the adapter model, and which to ship."""
     if not result or not result.get("merges"):
-        return '<p class="empty">Not measured yet. Press <b>Merge fidelity</b>: it takes a minute or two.</p>'
+        return '<p class="empty">Not measured yet. Press <b>Merge fidelity</b>: it loads every merge in turn.</p>'
     return f"<p><b>{escape(result.get('sentence', ''))}</b></p>{left_out(result)}{tables.html(tables.fidelity(result))}"
 
 

@@ -46,5 +46,5 @@ def _heldout(runs: RunStore, run: str) -> list[list[list[Message]]]:
 def needed_run(run: str | None) -> str:
     """The run that is chosen; refused where none is."""
     if not run:
-        raise RunError("run: none is finished yet; train one on the Train tab, it takes minutes")
+        raise RunError("run: none is finished yet; train one on the Train tab")
     return run

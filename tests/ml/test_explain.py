@@ -210,6 +210,8 @@ def test_a_small_update_is_kept_in_16_bit_and_lost_in_nf4() -> None:
     small = 0.01 * torch.randn(64, 128, generator=torch.Generator().manual_seed(1))
     found = explain.merged(weight, small)
     assert found["in 16 bit"]["error"] < 0.3 < 0.7 < found["in NF4 again"]["error"]
+    assert found["in 16 bit"]["kept"] > 0.9 and found["in NF4 again"]["kept"] < 0.5
+    assert explain.merged(weight, small, "16bit")["in NF4"]["kept"] > 0.5, "noise on a fresh grid takes nothing out"
     large = explain.merged(weight, 100 * small)
     assert large["in NF4 again"]["error"] < found["in NF4 again"]["error"]
     assert large["in 16 bit"]["output"] < 0.01

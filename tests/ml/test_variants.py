@@ -311,5 +311,5 @@ def test_a_merge_that_does_not_hold_the_update_is_caught(
 
 def test_a_16_bit_run_is_not_merged_onto_a_dequantized_base(services: Services, tiny_model: Path) -> None:
     run = finished_run(services, tiny_model, "lora")
-    with pytest.raises(RequestError, match="onto: dequantized is for adapters trained on a 4-bit base"):
+    with pytest.raises(RequestError, match="onto: dequantized is for adapters trained on a 4-bit or 8-bit base"):
         merge.load_merged(origin_of(services, run), "dequantized")
