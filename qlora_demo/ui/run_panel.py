@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from html import escape
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gradio as gr
@@ -31,7 +32,6 @@ from .listed import listed, renewed
 
 _PLOT_POINTS = 400
 _PLOT_STEPS = 20
-POLL_SECONDS = 2
 _LIGHTER = 3
 WRITTEN = (
     "run",
@@ -72,8 +72,8 @@ def draw() -> dict[str, Any]:
     return shown
 
 
-def wire(services: Services, chosen: controls.Controls, shown: dict[str, Any], page: gr.Blocks, gate: Gate) -> None:
-    """Have the components follow the chosen run."""
+def wire(services: Services, chosen: controls.Controls, shown: dict[str, Any], gate: Gate) -> SimpleNamespace:
+    """Have the components follow the chosen run; ``look`` draws what is ``written`` anew, from what is ``read``."""
     read = [shown["run"], shown["seen"]]
     written = [shown[name] for name in WRITTEN]
 
@@ -104,8 +104,7 @@ def wire(services: Services, chosen: controls.Controls, shown: dict[str, Any], p
         lighten = _lightening(services, list(chosen), place)
         gate.on(button.click, lighten, shown["run"], form, needs="operator")
     gate.on(shown["run"].input, look, read, written, needs="visitor")
-    gate.on(gr.Timer(POLL_SECONDS).tick, look, read, written, needs="visitor", concurrency_limit=None)
-    gate.on(page.load, look, read, written, needs="visitor")
+    return SimpleNamespace(look=look, read=read, written=written)
 
 
 def poll(services: Services, run_id: str | None, seen: dict[str, Any], role: Role) -> list[Any]:

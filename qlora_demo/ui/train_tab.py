@@ -31,6 +31,7 @@ from .gate import Gate, visitor_of
 from .listed import renewed
 
 _GROUPS = ("Model", "Data", "Method", "Schedule")
+_POLL_SECONDS = 2
 _DOUBLE_CLICK_SECONDS = 1.0
 _AT_ONCE: dict[str, Any] = {"trigger_mode": "multiple", "concurrency_limit": None}
 """What is started while another start's data is read is a run at once too, whoever starts it."""
@@ -60,11 +61,16 @@ def build(services: Services, page: gr.Blocks, gate: Gate) -> None:
             shown = run_panel.draw()
     history = history_panel.build(services, gate)
     _wire_start(services, buttons, chosen, shown | {"side by side": history.chosen, "found": found}, gate)
-    run_panel.wire(services, chosen, shown, page, gate)
+    panel = run_panel.wire(services, chosen, shown, gate)
     _wire_plan(services, {"processes": buttons.processes, **chosen}, [planned, command], page, gate)
-    refresh = (history.refresh, history.read, history.drawn)
-    gate.on(page.load, *refresh, needs="visitor")
-    gate.on(gr.Timer(run_panel.POLL_SECONDS).tick, *refresh, needs="visitor", concurrency_limit=None)
+
+    def refresh(run: str | None, seen: Any, listed: Any, names: list[str], request: gr.Request) -> list[Any]:
+        return [*panel.look(run, seen, request), *history.refresh(listed, names)]
+
+    # One call for both: a page's browser goes through all it shows at each answer.
+    for trigger in (page.load, gr.Timer(_POLL_SECONDS).tick):
+        read, drawn = [*panel.read, *history.read], [*panel.written, *history.drawn]
+        gate.on(trigger, refresh, read, drawn, needs="visitor", concurrency_limit=None)
 
 
 def _draw_start() -> SimpleNamespace:
