@@ -48,7 +48,7 @@ from ..scoring import score, summarize
 from ..settings import Settings
 from ..sources import resolve, shape_of, weights_digest
 from ..units import memory
-from .agree import is_main
+from .agree import agreed, is_main
 from .checkpoints import Checkpoints
 from .data import Splits, load_splits, rows_digest
 from .evaluate import ANSWER_TOKENS, greedy_answers, that_fit
@@ -154,7 +154,7 @@ def _finish(path: Path, config: TrainConfig, splits: Splits, trainer: SFTTrainer
         "trainable_parameters": trainable,
         "all_parameters": total,
     }
-    broken = bool(losses) and not math.isfinite(losses[-1])
+    broken = agreed(bool(losses) and not math.isfinite(losses[-1]))  # or some would save, and wait for the others
     saved = trainer.state.global_step > 0 and not broken
     if saved:
         _save_adapter(path, config, trainer)

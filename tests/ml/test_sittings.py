@@ -10,7 +10,6 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -129,10 +128,16 @@ def test_a_run_that_diverges_when_it_goes_on_keeps_the_figures_of_its_adapter(
     services: Services, config: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = stopped_after(services, config.changed(score_rows=1), 1, monkeypatch)
-    monkeypatch.setattr("qlora_demo.ml.train.math", SimpleNamespace(isfinite=lambda _: False))
+    own: list[bool] = []
+
+    def says_the_first_rank(mine: bool) -> bool:
+        own.append(mine)
+        return True
+
+    monkeypatch.setattr("qlora_demo.ml.train.agreed", says_the_first_rank)
     train(run.path, run.config, services.settings)
     state = services.runs.get(run.id).state
-    assert state.status == "failed" and "score" in state.summary
+    assert state.status == "failed" and "score" in state.summary and own == [False]
     assert state.summary == run.state.summary | {"runtime_seconds": state.summary["runtime_seconds"]}
 
 
