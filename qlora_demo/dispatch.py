@@ -28,7 +28,9 @@ class Dispatcher:
         runs = self.services.runs
         try:
             self.services.checks.look()
-            if not runs.waiting("queued") or runs.active() is not None or self.services.jobs.going:
+            waiting = runs.waiting("queued")
+            beginning = any(run.alive for run in waiting)  # its process is there and has not said so yet
+            if not waiting or beginning or runs.active() is not None or self.services.jobs.going:
                 return
             self.services.engine.release()
             self.services.launcher.start_next()

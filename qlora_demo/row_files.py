@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import IO, Any, TextIO
 
 from .errors import DataError
-from .row_formats import Row, detect
+from .row_formats import Row, detect, is_row
 
 _LONGEST_ROW = 1 << 22
 """Bytes; the longest row that is trained, 131,072 tokens, is a tenth of it."""
 _LARGEST_JSON = 1 << 28
 """Bytes of a file that is read as a whole."""
 _PARQUET_ROWS, _PARQUET_BYTES = 1000, 1 << 26
-_TURNS = ({"role", "content"}, {"from", "value"})
 _NAMED = 5
 """Lists of rows that an error names."""
 _TOO_LONG = f"is longer than {_LONGEST_ROW >> 20} MiB; split it"
@@ -94,7 +93,7 @@ def _rows_in(value: Any, path: Path) -> list[Any]:
     """The rows that a file's value is or holds; the value itself where it is one row."""
     if isinstance(value, dict):
         lists = [name for name, rows in value.items() if _holds_objects(rows)]
-        known = [name for name in lists if any(map(_is_row, value[name]))]
+        known = [name for name in lists if any(map(is_row, value[name]))]
         if not known and detect(value):
             return [value]
         lists = known or lists
@@ -109,11 +108,6 @@ def _rows_in(value: Any, path: Path) -> list[Any]:
 
 def _holds_objects(value: Any) -> bool:
     return isinstance(value, list) and any(isinstance(one, dict) for one in value)
-
-
-def _is_row(value: Any) -> bool:
-    """Whether this is a row, and no turn of one."""
-    return isinstance(value, dict) and bool(detect(value)) and not any(turn <= set(value) for turn in _TURNS)
 
 
 def _object(value: Any, where: str) -> FoundRow:

@@ -39,6 +39,7 @@ _OPTIONAL = ("context", "system")
 _SYSTEM = ("system", "system_prompt")
 _UNREAD_COLUMNS = ("tools", "functions", "history")
 _UNREAD_IN_TURNS = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")
+_TURNS = ({"role", "content"}, {"from", "value"})
 _ROLES = {
     "human": "user",
     "user": "user",
@@ -59,6 +60,11 @@ def detect(columns: Iterable[str]) -> dict[str, str]:
             found["system"] = next((there[n] for n in _SYSTEM if n in there), "")
             return {meaning: name for meaning, name in found.items() if name}
     return {}
+
+
+def is_row(value: Any) -> bool:
+    """Whether this is a row whose columns are understood, and no turn of one."""
+    return isinstance(value, dict) and bool(detect(value)) and not any(turn <= set(value) for turn in _TURNS)
 
 
 def to_messages(row: Row, mapping: Mapping[str, str], where: str) -> Row:

@@ -61,6 +61,7 @@ _LARGEST = 1 << 53
 LOG_ENDS = "; its log ends: "
 """What stands before the end of the log in the error of a run that died."""
 CHECKPOINTS, CHECKPOINT_MARK, JOB_LOCK = "checkpoints", "whole", "job.lock"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 HELD = "--held"
 """What tells a training process that its run and the device are held for it."""
 
@@ -89,7 +90,7 @@ class Run:
         if not self.state.earlier_seconds:
             return 0.0
         try:
-            return (self.adapter / "adapter_model.safetensors").stat().st_mtime
+            return (self.adapter / ADAPTER_WEIGHTS).stat().st_mtime
         except FileNotFoundError:
             return 0.0
 

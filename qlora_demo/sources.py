@@ -18,10 +18,10 @@ from .columns import is_bundled
 from .errors import AdapterError, ModelError, RunError
 from .memory import ModelShape
 from .records import BaseForm, Column
-from .runs import RunStore
+from .runs import ADAPTER_WEIGHTS, RunStore
 from .settings import Settings
 
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+ADAPTER_FILES = ("adapter_config.json", ADAPTER_WEIGHTS)
 BASE_FORM_FILE = "base_form.json"
 """Beside an adapter's own files: how the base that it was trained on was stored, which they do not say."""
 _DIGEST_BYTES = 4096

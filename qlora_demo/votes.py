@@ -158,7 +158,8 @@ class VoteStore:
         ]
         rates.sort(key=lambda one: one.rate, reverse=True)
         ties, bad = (sum(n for _, choice, n in ballots if choice == kind) for kind in (TIE, ALL_BAD))
-        return Tally(run, total, ties, bad, tuple(rates), _verdict(rates, ballots, total), self.count(run) - total)
+        earlier = self.count(run) - total if since else 0
+        return Tally(run, total, ties, bad, tuple(rates), _verdict(rates, ballots, total), earlier)
 
     def _ballots(self, run: str, since: float = 0.0) -> list[tuple[tuple[str, ...], str, int]]:
         """What was shown, what was chosen, and how often."""

@@ -113,6 +113,18 @@ def test_a_check_that_cannot_be_looked_for_is_told_and_the_queue_looks_again(
     assert dispatcher.trouble == "stale file handle"
 
 
+def test_a_run_that_begins_does_not_wait_for_itself(services: Services) -> None:
+    run = services.runs.create(TrainConfig(), RunState("queued"))
+    held, lease = HeldLock.acquire(run.lock, {}), services.lease.acquire("training", run.id)
+    assert held is not None
+    (dispatcher := Dispatcher(services)).look()
+    assert dispatcher.trouble == ""
+    held.release()
+    dispatcher.look()
+    assert "held by training" in dispatcher.trouble
+    lease.release()
+
+
 def test_models_that_cannot_be_freed_do_not_end_the_queue(
     services: Services, told: Told, monkeypatch: pytest.MonkeyPatch
 ) -> None:

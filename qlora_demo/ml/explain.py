@@ -26,6 +26,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from ..errors import ModelError, RunError
 from ..records import BaseForm
+from ..runs import ADAPTER_WEIGHTS
 from .load import compute_dtype, four_bit, keep_exact, tensor_bytes
 from .lora_linear import LoRALinear
 from .packed import pack_layer
@@ -68,7 +69,7 @@ def explain_update(source: str, adapter: Path, name: str, alpha_over_r: float, f
     """A trained update's singular values: ``values``, how many carry 90% and 99% of its energy, and what share of it
     the first 1, 2, ... hold together, ``energy``, of which ``kept`` is told; ``merged``: how much of it is left once it
     is written into the layer, which training held in ``form``; ``token``: what merging costs and buys there."""
-    with safe_open(str(adapter / "adapter_model.safetensors"), "pt") as file:
+    with safe_open(str(adapter / ADAPTER_WEIGHTS), "pt") as file:
         keys = {key for key in file.keys() if f".{name}." in key}  # noqa: SIM118 - safe_open is no dictionary
         halves = [next((key for key in keys if f"lora_{half}." in key), "") for half in "AB"]
         if not all(halves):

@@ -234,7 +234,7 @@ def _draw_prompt(parts: SimpleNamespace) -> None:
         parts.new_seed = gr.Button("New seed", size="sm", elem_id="new-seed")
         parts.greedy = gr.Button("All greedy", size="sm", elem_id="greedy")
         parts.keep = gr.Button("Add to report", size="sm", elem_id="keep")
-    label = "Prompts this run never trained on"
+    label = "Held-out prompts: no training sees them"
     parts.examples = gr.Dataset(
         components=[gr.Textbox(visible=False)], samples=[], type="index", label=label, elem_id="examples"
     )

@@ -23,6 +23,7 @@ from ..jobs import Work, read_result
 from ..promptsets import ask_all, checked, conversation, read_prompts
 from ..records import ExportKind, ExportRequest, MergeBase
 from ..reporting import write_report
+from ..runs import ADAPTER_WEIGHTS
 from ..services import Services
 from . import render_results as show
 from .gate import Gate, visitor_of
@@ -163,7 +164,7 @@ class Judge:
         if not run:
             return []
         folder = self.services.runs.path(run)
-        drawn = [*sorted(folder.glob("results/*.json")), *folder.glob("adapter/adapter_model.safetensors")]
+        drawn = [*sorted(folder.glob("results/*.json")), *folder.glob(f"adapter/{ADAPTER_WEIGHTS}")]
         stamps = [path.stat().st_mtime_ns for path in drawn]
         return [run, split, which, page, prompts_page, self.services.votes.count(run), *stamps]
 

@@ -51,9 +51,9 @@ def build_page(services: Services, status: AppStatus) -> gr.Blocks:
             found_at_start = gr.HTML()
         led = guide.draw()
         with gr.Tabs() as tabs:
-            with gr.Tab("Train", id="train"):
+            with gr.Tab("Train", id="train") as train:
                 account.explain(gate)
-                train_tab.build(services, page, gate)
+                train_tab.build(services, page, train, gate)
             with gr.Tab("Chat", id="chat") as chat:
                 talked = chat_tab.build(services, gate)
             with gr.Tab("Evaluate", id="evaluate") as judge:
@@ -144,7 +144,7 @@ def launch(services: Services, host: str | None, port: int | None) -> None:
     try:
         page = open_page(services, status, host, port)
     except OSError as exc:
-        if "port" not in str(exc):
+        if "empty port" not in str(exc):
             raise
         raise ConfigError("port", f"cannot answer on any ({exc}); stop another app or name a free one") from exc
     begin(services, status)

@@ -43,7 +43,7 @@ def evaluation(result: Result | None) -> str:
     plot = plots.bars("Exact match by column and split", "exact match (%)", tables.exact_match(result))
     stopped = "" if result.get("complete", True) else "<p>Of the rows that are done so far.</p>"
     return (
-        stopped + left_out(result) + tables.html(tables.evaluation(result)) + plot + tables.html(tables.fields(result))
+        stopped + _left_out(result) + tables.html(tables.evaluation(result)) + plot + tables.html(tables.fields(result))
     )
 
 
@@ -75,10 +75,12 @@ def fidelity(result: Result | None) -> str:
     """Every merge against the adapter model, and which to ship."""
     if not result or not result.get("merges"):
         return '<p class="empty">Not measured yet. Press <b>Merge fidelity</b>: it loads every merge in turn.</p>'
-    return f"<p><b>{escape(result.get('sentence', ''))}</b></p>{left_out(result)}{tables.html(tables.fidelity(result))}"
+    return (
+        f"<p><b>{escape(result.get('sentence', ''))}</b></p>{_left_out(result)}{tables.html(tables.fidelity(result))}"
+    )
 
 
-def left_out(result: Result | None) -> str:
+def _left_out(result: Result | None) -> str:
     """Why a result is not of all rows, where it is not."""
     found = tables.left_out(result)
     return f"<p>{escape(found)}</p>" if found else ""

@@ -49,8 +49,8 @@ class Pressed:
         return self.at - before < _DOUBLE_CLICK_SECONDS
 
 
-def build(services: Services, page: gr.Blocks, gate: Gate) -> None:
-    """Draw the tab and wire it."""
+def build(services: Services, page: gr.Blocks, tab: gr.Tab, gate: Gate) -> None:
+    """Draw the tab and wire it: it looks when it is opened, and now and then while it is open."""
     with gr.Row():
         with gr.Column(scale=2, min_width=360):
             buttons = _draw_start()
@@ -67,8 +67,8 @@ def build(services: Services, page: gr.Blocks, gate: Gate) -> None:
     def refresh(run: str | None, seen: Any, listed: Any, names: list[str], request: gr.Request) -> list[Any]:
         return [*panel.look(run, seen, request), *history.refresh(listed, names)]
 
-    # One call for both: a page's browser goes through all it shows at each answer.
-    for trigger in (page.load, gr.Timer(_POLL_SECONDS).tick):
+    # One call for both: a page's browser goes through all it shows at each answer.  A new page opens this tab first.
+    for trigger in (tab.select, gr.Timer(_POLL_SECONDS).tick):
         read, drawn = [*panel.read, *history.read], [*panel.written, *history.drawn]
         gate.on(trigger, refresh, read, drawn, needs="visitor", concurrency_limit=None)
 
