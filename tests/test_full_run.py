@@ -15,7 +15,7 @@ from qlora_demo.compose import build_services
 from qlora_demo.config import GenerationSettings, TrainConfig
 from qlora_demo.halt import Halt
 from qlora_demo.ml.generate import encode, stream
-from qlora_demo.ml.variants import Variants
+from qlora_demo.ml.variants import Loaded, Variants
 from qlora_demo.records import AnswerRequest
 from qlora_demo.runs import Run
 from qlora_demo.services import Services
@@ -69,22 +69,30 @@ def test_every_column_says_what_plain_generate_says(trained: tuple[Services, Run
 
 
 def test_reported_times_agree_with_an_outside_stopwatch(trained: tuple[Services, Run]) -> None:
-    """Not a speed test: both sides measure the same passes of one run.  Of the median pass: a busy machine may take
-    the processor away between the two clocks of any one."""
+    """Not a speed test: both sides measure the same passes of one run.  Of three answers the one that was disturbed
+    least, and its median pass: a busy machine may take the processor away between the two clocks of any one."""
     services, run = trained
     held = Variants(services.settings, services.runs)
     for one in loaded(held, run, NAMES):
         prompt = services.runs.heldout(run.id)["test"][0][:-1]
-        chunks: Any = stream(one.model, one.tokenizer, prompt, GenerationSettings(max_new_tokens=24), one.activate)
-        outside, inside = list[float](), list[float]()
-        while True:
-            started = time.perf_counter()
-            chunk = next(chunks, None)
-            if chunk is None:
-                break
-            outside.append(time.perf_counter() - started)
-            inside.append(chunk.seconds)
-        assert median(inside) == pytest.approx(median(outside), rel=0.05), one.resident.column.name
+        answers = [_timed_twice(one, prompt) for _ in range(3)]
+        assert all(inside <= outside for passes in answers for inside, outside in passes)
+        shares = [
+            median(inside) / median(outside) for inside, outside in (zip(*passes, strict=True) for passes in answers)
+        ]
+        assert max(shares) == pytest.approx(1, rel=0.05), (one.resident.column.name, shares)
+
+
+def _timed_twice(one: Loaded, prompt: Any) -> list[tuple[float, float]]:
+    """The seconds of each pass, as they are reported and as they are from outside."""
+    chunks = stream(one.model, one.tokenizer, prompt, GenerationSettings(max_new_tokens=24), one.activate)
+    timed = list[tuple[float, float]]()
+    while True:
+        started = time.perf_counter()
+        chunk = next(chunks, None)
+        if chunk is None:
+            return timed
+        timed.append((chunk.seconds, time.perf_counter() - started))
 
 
 def _evaluated(services: Services, run: Run) -> dict[str, Any]:

@@ -53,8 +53,9 @@ def test_a_listener_wired_past_the_gate_is_caught() -> None:
 
 
 VISITORS = """
-    _groups_of again ask asked change choose_run columns compare differences edit example forget found greedy halt layer
-    layers ledger look new_seed open open_to place plan poll redraw refresh retry size talk_to vote where who <lambda>
+    _groups_of again ask asked change choose_run columns compare differences edit example forget found greedy halt
+    lay_side_by_side layer layers ledger look new_seed open open_to place plan poll redraw refresh retry size talk_to
+    vote where who <lambda>
 """
 COUNTED = "again ask edit layer retry vote"
 

@@ -8,6 +8,7 @@ import pytest
 
 from qlora_demo.benchmark_config import BenchmarkConfig
 from qlora_demo.config import TrainConfig
+from qlora_demo.errors import RunError
 from qlora_demo.services import Services
 from qlora_demo.ui.benchmark_tab import Bench
 from qlora_demo.ui.history_panel import History
@@ -43,6 +44,28 @@ def test_the_history_keeps_what_is_laid_side_by_side(services: Services) -> None
     assert new in str(drawn), "the late one drew none: this one draws it"
     services.runs.delete(new)
     assert chosen_by(panel.refresh(seen, [new])[1]) == []
+
+
+def test_a_note_that_is_being_written_stays_while_other_runs_are_laid_beside(services: Services) -> None:
+    panel = History(services)
+    first, other = (services.runs.create(TrainConfig()).id for _ in range(2))
+    _, noted, text, tags = panel.lay_side_by_side([first], "")
+    assert (noted, text, tags) == (first, "", "")
+    drawn, *late = panel.lay_side_by_side([first, other], noted)
+    assert other in drawn and [chosen_by(one) for one in late] == ["left alone"] * 3
+    panel.annotate([first, other], noted, "tried more rank", "a, b")
+    assert panel.lay_side_by_side([other], noted)[1:] == [other, "", ""]
+    assert panel.lay_side_by_side([first], other)[1:] == [first, "tried more rank", "a, b"]
+    assert panel.lay_side_by_side([], first)[1:] == ["", "", ""]
+
+
+def test_a_note_is_not_kept_with_another_run(services: Services) -> None:
+    panel = History(services)
+    first, other = (services.runs.create(TrainConfig()).id for _ in range(2))
+    panel.annotate([first], first, "of the first", "")
+    with pytest.raises(RunError, match=f"note: the one of {first} is still on its way"):
+        panel.annotate([first, other], other, "of the other", "")
+    assert panel.lay_side_by_side([first], other)[2] == "of the first"
 
 
 def test_the_benchmark_that_was_chosen_meanwhile_stays(services: Services) -> None:

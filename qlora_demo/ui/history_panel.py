@@ -22,10 +22,11 @@ def build(services: Services, gate: Gate) -> SimpleNamespace:
     """Draw the panel and wire it; ``refresh`` brings ``drawn`` up to date where something changed."""
     parts = _draw()
     panel = History(services)
-    noted = [parts.note, parts.tags]
-    gate.on(parts.chosen.change, panel.compare, parts.chosen, [parts.compared, *noted], needs="visitor")
+    noted = [parts.noted, parts.note, parts.tags]
+    chosen = [parts.chosen, parts.noted]
+    gate.on(parts.chosen.change, panel.lay_side_by_side, chosen, [parts.compared, *noted], needs="visitor")
     gate.on(parts.save.click, panel.annotate, [parts.chosen, *noted], parts.seen, needs="operator")
-    gate.guard(*noted)
+    gate.guard(parts.note, parts.tags)
     drawn = [parts.table, parts.chosen, parts.compared, parts.seen]
     return SimpleNamespace(refresh=panel.refresh, read=[parts.seen, parts.chosen], drawn=drawn, chosen=parts.chosen)
 
@@ -49,10 +50,14 @@ class History:
             listing = [gr.update(value=render.runs_table(runs), visible=bool(runs)), renewed(choices, kept, names)]
         return [*listing, self._side_by_side(kept), now]
 
-    def compare(self, names: list[str]) -> list[Any]:
-        """Curves over each other, figures side by side, what the first two differ in, and the first one's note."""
-        note = history.read_note(self.services.runs.get(names[0])) if names else history.RunNote()
-        return [self._side_by_side(names), note.text, ", ".join(note.tags)]
+    def lay_side_by_side(self, names: list[str], noted: str) -> list[Any]:
+        """Curves over each other, figures side by side, what the first two differ in, and the first one's note: left
+        alone where the page has that run's, ``noted``, already, for someone may be writing it."""
+        first = names[0] if names else ""
+        if first == noted:
+            return [self._side_by_side(names), *[gr.skip()] * 3]
+        note = history.read_note(self.services.runs.get(first)) if first else history.RunNote()
+        return [self._side_by_side(names), first, note.text, ", ".join(note.tags)]
 
     def _side_by_side(self, names: list[str]) -> str:
         runs = [self.services.runs.get(name) for name in names[:_MOST]]
@@ -62,15 +67,18 @@ class History:
         table = tables.html(history.side_by_side(self.services.runs, runs))
         return table + curves + (show.difference(runs[0], runs[1]) if len(runs) > 1 else "")
 
-    def annotate(self, names: list[str], text: str, tags: str) -> None:
-        """Keep a note and tags with the first chosen run; the table is drawn anew for it."""
+    def annotate(self, names: list[str], noted: str, text: str, tags: str) -> None:
+        """Keep a note and tags with the first chosen run; the table is drawn anew for it.  A note that is another
+        run's, ``noted``, is not put in the place of its own."""
         if not names:
             raise RunError("run: none is chosen; choose one in the history first")
+        if noted != names[0]:
+            raise RunError(f"note: the one of {names[0]} is still on its way; save again when it is here")
         history.write_note(self.services.runs.get(names[0]), text, tags)
 
 
 def _draw() -> SimpleNamespace:
-    parts = SimpleNamespace(seen=gr.State(None))
+    parts = SimpleNamespace(seen=gr.State(None), noted=gr.State(""))
     with gr.Accordion("History", open=True):
         parts.table = gr.Dataframe(
             render.runs_table([]),
