@@ -77,11 +77,13 @@ class Tab:
         self.names = NAMES
 
     def ask(self, text: str) -> None:
+        self.box = text
         self.take(self.chat.ask(text, VISITOR, *self.choices()))
 
     def take(self, steps: Iterator[list[Any]]) -> None:
-        for box, talk, *_ in steps:
-            self.box, self.talk = box if isinstance(box, str) else self.box, self._kept(talk)
+        for taken, back, talk, *_ in steps:
+            self.box = "" if isinstance(taken, str) else back if isinstance(back, str) else self.box
+            self.talk = self._kept(talk)
 
     def press(self, steps: Iterator[list[Any]]) -> None:
         for talk, *_ in steps:
@@ -201,8 +203,8 @@ def test_what_is_cleared_while_it_is_answered_is_not_shown_again(tab: Tab, drawn
     for _ in range(drawn):
         next(steps)
     tab.chat.forget(VISITOR)
-    *_, (box, talk, *_) = steps
-    assert (box, talk) == (gr.skip(), Talk())
+    *_, (taken, back, talk, *_) = steps
+    assert (taken, back, talk) == (gr.skip(), gr.skip(), Talk())
     tab.talk = Talk()
     tab.ask("three")
     assert tab.said() == ["three", f"answer {tab.engine.asked}"]
@@ -223,10 +225,10 @@ def test_what_waits_for_a_vote_is_not_taken_back(tab: Tab) -> None:
         assert tab.said() == tab.said("adapter") == ["two", "answer 2"]
 
 
-def test_the_box_is_emptied_once_for_the_next_prompt_is_typed_while_an_answer_grows(tab: Tab) -> None:
-    first, *later = [box for box, *_ in tab.chat.ask("two", VISITOR, *tab.choices())]
-    assert first == "" and len(later) > 3
-    assert all(box == gr.skip() for box in later)
+def test_a_prompt_is_taken_in_once_for_the_next_is_typed_while_an_answer_grows(tab: Tab) -> None:
+    first, *later = [told for *told, _ in (step[:3] for step in tab.chat.ask("two", VISITOR, *tab.choices()))]
+    assert first == ["two", gr.skip()] and len(later) > 3
+    assert all(told == [gr.skip()] * 2 for told in later)
 
 
 @pytest.mark.parametrize("then", ["ask", "retry", "again"])

@@ -26,7 +26,7 @@ WRONG = [
     ("columns", {"judge_run": ["x"]}, "Finished run: ['x'] is no text"),
     ("evaluate", {"judge_columns": -1}, f"Columns (one to four): -1 {TEXTS}"),
     ("refresh", {"overlay": {"a": 1}}, "Lay side by side (up to six runs): {'a': 1} is no list"),
-    ("compare", {"overlay": None}, ""),
+    ("lay_side_by_side", {"overlay": None}, ""),
     ("differences", {"left": []}, "Left: [] is no text"),
     ("poll", {"rows_page": "x"}, KIND),
     ("poll", {"which": "some"}, "is not in the list of choices"),

@@ -69,21 +69,21 @@ class Chat:
         self.stops = Stops()
 
     def ask(self, text: str, request: gr.Request, *choices: Any) -> Iterator[list[Any]]:
-        """One more prompt to every chosen column.  Its box is emptied once, for the next may be typed into it
-        meanwhile; where nothing answers it is given back."""
+        """One more prompt to every chosen column.  It is told once as taken in, for the next may be typed meanwhile;
+        where nothing answers it is given back."""
         with self._pressed(request, choices) as press:
             talk = with_prompt(press.before, text or "", press.fresh)
-            box: Any = ""
+            taken: Any = text
             shown: list[Any] = []
             try:
                 for shown in self._answer(talk, press):
-                    yield [box, *shown]
-                    box = gr.skip()
+                    yield [taken, gr.skip(), *shown]
+                    taken = gr.skip()
             except DemoError:
-                yield [text, *self.draw(press.before)]
+                yield [gr.skip(), text, *self.draw(press.before)]
                 raise
             if not press.halt.forgotten and all(answer.error for answer in _answers(talk)):
-                yield [text, *[gr.skip()] * len(shown)]
+                yield [gr.skip(), text, *[gr.skip()] * len(shown)]
 
     def retry(self, request: gr.Request, *choices: Any) -> Iterator[list[Any]]:
         """The last prompt once more, to the columns that are chosen now."""

@@ -35,6 +35,10 @@ _BUSY: dict[str, Any] = {
 """A click right after Clear must not be dropped: the page still waits for the last answer, `Stops` decides.  Who waits
 is `waiting.Waiting`'s to say, not Gradio's."""
 
+_TAKEN = "(typed, taken) => [typed.startsWith(taken) ? typed.slice(taken.length) : typed, '']"
+_GIVEN_BACK = "(typed, back) => [back && typed && typed !== back ? back + '\\n' + typed : back || typed, '']"
+"""A prompt leaves its box when it is taken in, and comes back where nothing answers.  What is typed meanwhile stays."""
+
 
 def build(services: Services, gate: Gate) -> SimpleNamespace:
     """Draw the tab and wire it; its parts: ``run`` is to be refreshed when the tab opens, ``asking`` the events that
@@ -86,11 +90,18 @@ def runs_with_adapter(runs: RunStore, chosen: str | None) -> dict[str, Any]:
 
 def _wire_answers(parts: SimpleNamespace, chat: Chat, choices: list[Any], drawn: list[Any], gate: Gate) -> list[Any]:
     """Everything that makes columns answer; its events."""
-    asked = ([parts.prompt, *choices], [parts.prompt, *drawn])
-    asking = [
-        gate.on(trigger, chat.ask, *asked, needs="visitor", **_BUSY)
-        for trigger in (parts.send.click, parts.prompt.submit)
-    ]
+    told = [parts.taken, parts.back]
+    asked = gate.on(
+        [parts.send.click, parts.prompt.submit],
+        chat.ask,
+        [parts.prompt, *choices],
+        [*told, *drawn],
+        needs="visitor",
+        **_BUSY,
+    )
+    for event, script, box in ((parts.taken.change, _TAKEN, told[0]), (asked.then, _GIVEN_BACK, told[1])):
+        gate.script(event, script, [parts.prompt, box], [parts.prompt, box])
+    asking = [asked]
     asking.append(gate.on(parts.retry.click, chat.retry, choices, drawn, needs="visitor", **_BUSY))
     for place in SLOTS:
         again, halt, edit = _for_place(chat, place)
@@ -226,6 +237,9 @@ def _draw_prompt(parts: SimpleNamespace) -> None:
     with gr.Row(equal_height=True):
         hint = "Ask all columns the same thing"
         parts.prompt = gr.Textbox(placeholder=hint, label="Prompt", show_label=False, scale=6, elem_id="prompt")
+        parts.taken, parts.back = (
+            gr.Textbox(label=f"Prompt {what}", visible="hidden") for what in ("taken in", "given back")
+        )
         parts.send = gr.Button("Send", variant="primary", elem_id="send", scale=1, min_width=90)
         parts.stop = gr.Button("Stop", elem_id="stop-answer", scale=1, min_width=90)
         parts.retry = gr.Button("Retry", elem_id="retry", scale=1, min_width=90)

@@ -58,9 +58,9 @@ class Gate:
             return triggers[0](checked, inputs, outputs, **_QUIET | options)
         return gr.on(triggers, checked, inputs, outputs, **_QUIET | options)
 
-    def script(self, trigger: Trigger, js: str, outputs: Sequence[Any]) -> None:
+    def script(self, trigger: Trigger, js: str, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
         """Have the page itself do something on an event: nothing is sent, so nobody's role matters."""
-        trigger(None, None, list(outputs), js=js, **_QUIET)
+        trigger(None, list(inputs), list(outputs), js=js, trigger_mode="multiple", **_QUIET)
 
     def guard(self, *components: Any) -> None:
         """Disable these for visitors; timers stand still."""

@@ -107,7 +107,7 @@ def _tick_in_the_open_tab_only(tabs: gr.Tabs, gate: Gate) -> None:
     every = [timer for those in timers for timer in those]
     for tab, own in zip(opened, timers, strict=True):
         updates = [{"__type__": "update", "active": timer in own} for timer in every]
-        gate.script(tab.select, f"() => ({json.dumps(updates)})", every)
+        gate.script(tab.select, f"() => ({json.dumps(updates)})", [], every)
 
 
 def _timers(block: Any) -> list[gr.Timer]:

@@ -44,6 +44,8 @@ class Server:
                 [sys.executable, "app.py"], cwd=ROOT, env=environ, stdout=log, stderr=subprocess.STDOUT
             )
         for _ in range(1200):
+            if self.process.poll() is not None:
+                break
             try:
                 urllib.request.urlopen(self.url, timeout=5).close()
                 return

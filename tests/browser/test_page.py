@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Route, expect
 
 from qlora_demo.compose import build_services
 from qlora_demo.config import TrainConfig
@@ -303,7 +303,7 @@ def test_a_model_that_does_not_exist_is_told_and_leaves_no_run(page: Page) -> No
     expect(page.locator("#progress")).to_contain_text("No run yet", timeout=MINUTE)
 
 
-def test_a_damaged_adapter_is_told_and_the_app_goes_on(page: Page, server: Server) -> None:
+def test_a_damaged_adapter_is_told_the_prompt_given_back_and_the_app_goes_on(page: Page, server: Server) -> None:
     services = build_services(Settings.from_environment())
     run = services.runs.create(TrainConfig())
     run.adapter.mkdir()
@@ -311,9 +311,17 @@ def test_a_damaged_adapter_is_told_and_the_app_goes_on(page: Page, server: Serve
     tab(page, "Chat")
     expect(page.locator("#chat-run input")).to_have_value(re.compile(run.id))
     expect(page.locator("#placement")).to_contain_text("GiB")
-    page.fill("#prompt textarea", "hello")
+    prompt, on_their_way = page.locator("#prompt textarea"), list[Route]()
+    prompt.fill("hello")
+    page.route("**/queue/join*", lambda route: on_their_way.append(route))
     page.click("#send")
+    prompt.press("End")
+    prompt.press_sequentially(", and what was typed meanwhile")
+    while on_their_way:
+        on_their_way.pop(0).continue_()
+    page.unroute("**/queue/join*")
     expect(page.get_by_text(re.compile("is missing; train again|tokenizer"))).to_be_visible(timeout=MINUTE)
+    expect(prompt).to_have_value("hello\n, and what was typed meanwhile")
     expect(page.locator("#status")).to_contain_text("device is free", timeout=MINUTE)
 
 
