@@ -18,6 +18,8 @@ from .settings import variable
 _LOOK_SECONDS = 0.5
 _TOLD_A_SECOND = 10
 """Of all who wait together: when fifty wait, telling each of every step forward takes longer than the answers."""
+_TOLD_AGAIN_SECONDS = 2.0
+"""Also the same place: only who is told something is found to have gone away."""
 _numbers = itertools.count()
 
 
@@ -51,8 +53,8 @@ class Waiting:
 
     @contextmanager
     def turn(self, visitor: Visitor, halt: Halt) -> Iterator[Iterator[int]]:
-        """A place in the queue, left at the end; inside, the places that one moves up through until it is one's turn
-        or `halt` is set.  Raises `TooMany` where the queue is full for this visitor."""
+        """A place in the queue, left at the end; inside, the places that one moves up through, each again and again,
+        until it is one's turn or `halt` is set.  Raises `TooMany` where the queue is full for this visitor."""
         ticket = self._join(visitor)
         try:
             yield self._places(ticket, halt)
@@ -83,7 +85,8 @@ class Waiting:
                     self._tickets.remove(ticket)
                     self._served = ticket
                     return
-            if place != shown and time.monotonic() - told_at >= pause:
+            since = time.monotonic() - told_at
+            if since >= (pause if place != shown else max(pause, _TOLD_AGAIN_SECONDS)):
                 yield place
                 shown, told_at = place, time.monotonic()
             with self._changed:

@@ -47,6 +47,16 @@ def test_visitors_are_answered_in_order_and_see_their_place() -> None:
     assert third.place == 0
 
 
+def test_the_same_place_is_told_again_for_only_so_is_seen_who_went_away() -> None:
+    waiting = Waiting(10)
+    first, second = (Asker(waiting, visitor(f"1.1.1.{n}")) for n in range(2))
+    assert first.place == 0
+    stopped = threading.Timer(30, second.halt.set)
+    stopped.start()
+    assert [second.place, second.place] == [1, 1]
+    stopped.cancel()
+
+
 def test_an_operator_goes_first_but_interrupts_nobody() -> None:
     waiting = Waiting(10)
     first, second = (Asker(waiting, visitor(f"1.1.1.{n}")) for n in range(2))

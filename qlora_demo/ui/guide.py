@@ -111,7 +111,7 @@ def wire(
     drawn = [parts.box, parts.line, *parts.buttons, parts.seen]
     timer = gr.Timer(_POLL_SECONDS)
     gate.guard(timer)
-    gate.on(timer.tick, look, parts.seen, drawn, needs="visitor", concurrency_limit=None)
+    gate.poll(timer.tick, look, parts.seen, drawn)
     for event in chat.asking:
         gate.on(event.then, asked, [chat.talk, parts.seen], drawn, needs="visitor")
     for stage, button in zip(guide.STAGES, parts.buttons, strict=True):
