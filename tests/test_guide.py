@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from qlora_demo import guide
+from qlora_demo.catalog import SMOLLM2
 from qlora_demo.config import TrainConfig
 from qlora_demo.guide import STAGES, Standing, standing
 from qlora_demo.jobs import Job, save_result
@@ -14,6 +15,7 @@ from qlora_demo.reporting import gather
 from qlora_demo.runs import Run, write_state
 from qlora_demo.services import Services
 from qlora_demo.ui.render_guide import guide as drawn
+from tests.calls import Client, numbers, opened, values
 
 
 def ended(services: Services, state: RunState, *, adapter: bool = True) -> Run:
@@ -63,3 +65,15 @@ def test_the_line_marks_what_is_done_and_what_is_next() -> None:
     text = drawn(Standing(guide.TRAIN))
     assert text.count('class="done"') == STAGES.index(guide.TRAIN) == 2
     assert text.count('<li aria-current="step">Train</li>') == 1 and guide.TRAIN.tells in text
+
+
+@pytest.mark.parametrize(("typed", "asks"), [("", True), ("My own question", False)])
+def test_what_is_typed_already_is_the_question_to_ask(services: Services, typed: str, asks: bool) -> None:
+    page = opened(services)
+    before = numbers(page, "lead")[STAGES.index(guide.BEFORE)]
+    with Client(str(page.local_url)) as newcomer:
+        newcomer.open(page)
+        ended = newcomer.call(before, values(page.fns[before], prompt=typed, chat_run=SMOLLM2.name))
+    page.close()
+    prompt = ended["output"]["data"][1]
+    assert isinstance(prompt, str) is asks, prompt

@@ -118,7 +118,7 @@ def wire(
         led = gate.on(
             button.click,
             _leading(services, stage),
-            [chat.run, parts.seen],
+            [chat.run, chat.prompt, parts.seen],
             [tabs, chat.prompt, *drawn],
             needs="operator",
         )
@@ -126,12 +126,12 @@ def wire(
     return look, parts.seen, drawn
 
 
-def _leading(services: Services, stage: Stage) -> Callable[[str | None, Seen], list[Any]]:
-    """Open a stage's tab; a question is put into the chat's box where one is to be asked."""
+def _leading(services: Services, stage: Stage) -> Callable[[str | None, str, Seen], list[Any]]:
+    """Open a stage's tab; where a question is to be asked and none is typed, one is put into the chat's box."""
     control = _CONTROLS[stage]
 
-    def lead(run: str | None, seen: Seen) -> list[Any]:
-        prompt = _question(services, run) if control is _SEND else gr.skip()
+    def lead(run: str | None, typed: str, seen: Seen) -> list[Any]:
+        prompt = _question(services, run) if control is _SEND and not typed else gr.skip()
         after = _with(seen, stage) if stage is guide.DATA else seen
         return [gr.Tabs(selected=control.tab), prompt, *_drawn(services, after, operator=True)]
 
