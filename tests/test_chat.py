@@ -146,6 +146,12 @@ def test_while_a_job_has_the_models_a_prompt_is_given_back_with_how_far_it_is(ta
     assert tab.said() == ["one", "answer 1", "two", "answer 2"]
 
 
+def test_what_was_not_taken_in_still_stands_in_its_box_and_is_not_given_back(tab: Tab) -> None:
+    with job(tab, "evaluation"), pytest.raises(DeviceBusy):
+        for told in tab.chat.ask("two", VISITOR, *tab.choices()):
+            assert told[:2] == [gr.skip()] * 2
+
+
 def test_a_job_that_begins_while_a_prompt_waits_gives_it_back(tab: Tab) -> None:
     steps = tab.chat.ask("two", VISITOR, *tab.choices())
     next(steps)

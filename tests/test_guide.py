@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 import pytest
 
 from qlora_demo import guide
@@ -67,13 +70,23 @@ def test_the_line_marks_what_is_done_and_what_is_next() -> None:
     assert text.count('<li aria-current="step">Train</li>') == 1 and guide.TRAIN.tells in text
 
 
-@pytest.mark.parametrize(("typed", "asks"), [("", True), ("My own question", False)])
-def test_what_is_typed_already_is_the_question_to_ask(services: Services, typed: str, asks: bool) -> None:
+def test_a_question_of_its_own_makes_room_for_another_and_a_person_s_does_not(services: Services) -> None:
     page = opened(services)
-    before = numbers(page, "lead")[STAGES.index(guide.BEFORE)]
+    before, after = (numbers(page, "lead")[STAGES.index(stage)] for stage in (guide.BEFORE, guide.AFTER))
     with Client(str(page.local_url)) as newcomer:
         newcomer.open(page)
-        ended = newcomer.call(before, values(page.fns[before], prompt=typed, chat_run=SMOLLM2.name))
+
+        def put(number: int, typed: str) -> Any:
+            handler = page.fns[number]
+            return newcomer.call(number, values(handler, prompt=typed, chat_run=SMOLLM2.name))["output"]["data"][1]
+
+        assert isinstance(put(before, "My own"), dict), "left alone"
+        first = put(before, " ")
+        assert isinstance(first, str) and first
+        run = ended(services, RunState("finished"))
+        (run.path / "heldout").mkdir()
+        row = {"messages": [{"role": "user", "content": "Never seen"}, {"role": "assistant", "content": "a"}]}
+        (run.path / "heldout" / "test.jsonl").write_text(json.dumps(row), "utf-8")
+        assert isinstance(put(after, "My own"), dict), "left alone"
+        assert put(after, first) == "Never seen"
     page.close()
-    prompt = ended["output"]["data"][1]
-    assert isinstance(prompt, str) is asks, prompt

@@ -70,7 +70,7 @@ def build(services: Services, page: gr.Blocks, gate: Gate) -> None:
         return bench.look(which, seen, visitor_of(services.access, request).role)
 
     gate.on(parts.which.input, look, read, drawn, needs="visitor")
-    gate.poll(gr.Timer(_POLL_SECONDS).tick, look, read, drawn)
+    gate.on(gr.Timer(_POLL_SECONDS).tick, look, read, drawn, needs="visitor", concurrency_limit=None)
     gate.on(page.load, look, read, drawn, needs="visitor")
     pair = [parts.which, parts.other, parts.sent]
     gate.on(parts.compare.click, bench.compare, pair, parts.compared, needs="operator")

@@ -80,7 +80,7 @@ class Chat:
                     yield [taken, gr.skip(), *shown]
                     taken = gr.skip()
             except DemoError:
-                yield [gr.skip(), text, *self.draw(press.before)]
+                yield [gr.skip(), text if shown else gr.skip(), *self.draw(press.before)]
                 raise
             if not press.halt.forgotten and all(answer.error for answer in _answers(talk)):
                 yield [gr.skip(), text, *[gr.skip()] * len(shown)]

@@ -55,7 +55,7 @@ def build(services: Services, gate: Gate) -> gr.Dropdown:
         parts.push.click, judge.push, [*export, parts.repo, parts.token], [parts.job, parts.token], needs="operator"
     )
     gate.on(parts.stop.click, services.jobs.stop, needs="operator")
-    gate.poll(gr.Timer(_POLL_SECONDS).tick, judge.poll, where, drawn)
+    gate.on(gr.Timer(_POLL_SECONDS).tick, judge.poll, where, drawn, needs="visitor", concurrency_limit=None)
     for control in (parts.run, parts.split, parts.which, parts.page, parts.prompts_page):
         gate.on(control.change, judge.redraw, where, drawn, needs="visitor")
     gate.on(parts.run.change, judge.columns, parts.run, [parts.names, parts.files], needs="visitor")

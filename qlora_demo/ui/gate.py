@@ -58,11 +58,6 @@ class Gate:
             return triggers[0](checked, inputs, outputs, **_QUIET | options)
         return gr.on(triggers, checked, inputs, outputs, **_QUIET | options)
 
-    def poll(self, trigger: Trigger, look: Callable[..., Any], inputs: Any, outputs: Any) -> None:
-        """Have every page ask this by itself, beside the queue: that is for what people start, and a call costs both
-        sides a third more there."""
-        self.on(trigger, look, inputs, outputs, needs="visitor", queue=False)
-
     def script(self, trigger: Trigger, js: str, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
         """Have the page itself do something on an event: nothing is sent, so nobody's role matters."""
         trigger(None, list(inputs), list(outputs), js=js, trigger_mode="multiple", **_QUIET)

@@ -69,9 +69,10 @@ _CONTROLS = {
 
 @dataclass(frozen=True)
 class Seen:
-    """What this page went through that leaves nothing on the disk, and what it shows."""
+    """What this page went through that leaves nothing on the disk, the question it last put, and what it shows."""
 
     stages: frozenset[str] = frozenset()
+    question: str = ""
     shown: Standing | None = None
 
 
@@ -111,7 +112,7 @@ def wire(
     drawn = [parts.box, parts.line, *parts.buttons, parts.seen]
     timer = gr.Timer(_POLL_SECONDS)
     gate.guard(timer)
-    gate.poll(timer.tick, look, parts.seen, drawn)
+    gate.on(timer.tick, look, parts.seen, drawn, needs="visitor", concurrency_limit=None)
     for event in chat.asking:
         gate.on(event.then, asked, [chat.talk, parts.seen], drawn, needs="visitor")
     for stage, button in zip(guide.STAGES, parts.buttons, strict=True):
@@ -127,22 +128,24 @@ def wire(
 
 
 def _leading(services: Services, stage: Stage) -> Callable[[str | None, str, Seen], list[Any]]:
-    """Open a stage's tab; where a question is to be asked and none is typed, one is put into the chat's box."""
+    """Open a stage's tab; where a question is to be asked, one is put into the chat's box, unless somebody typed."""
     control = _CONTROLS[stage]
 
     def lead(run: str | None, typed: str, seen: Seen) -> list[Any]:
-        prompt = _question(services, run) if control is _SEND and not typed else gr.skip()
         after = _with(seen, stage) if stage is guide.DATA else seen
-        return [gr.Tabs(selected=control.tab), prompt, *_drawn(services, after, operator=True)]
+        if control is _SEND and typed.strip() in ("", seen.question):
+            after = replace(after, question=_question(services, run))
+        put = gr.skip() if after.question == seen.question else after.question
+        return [gr.Tabs(selected=control.tab), put, *_drawn(services, after, operator=True)]
 
     return lead
 
 
-def _question(services: Services, chosen: str | None) -> Any:
-    """One that the newest run never saw, else one for what is chosen; what is in the box stays where there is none."""
+def _question(services: Services, chosen: str | None) -> str:
+    """One that the newest run never saw, else one for what is chosen; empty where there is none."""
     tuned = guide.newest_tuned(services.runs.all())
     prompts, _ = examples(services.runs, tuned.id if tuned else chosen)
-    return prompts[0] if prompts else gr.skip()
+    return prompts[0] if prompts else ""
 
 
 def _drawn(services: Services, seen: Seen, operator: bool) -> list[Any]:

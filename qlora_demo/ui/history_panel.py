@@ -78,7 +78,7 @@ class History:
 
 
 def _draw() -> SimpleNamespace:
-    parts = SimpleNamespace(seen=gr.State(None), noted=gr.State(""))
+    parts = SimpleNamespace(seen=gr.State(None))
     with gr.Accordion("History", open=True):
         parts.table = gr.Dataframe(
             render.runs_table([]),
@@ -98,6 +98,7 @@ def _draw() -> SimpleNamespace:
         )
         parts.compared = gr.HTML(elem_id="compared")
         with gr.Row():
+            parts.noted = gr.Textbox(label="Run that the note is of", visible="hidden", elem_id="noted")
             parts.note = gr.Textbox(label="Note on the first of them", lines=2, elem_id="note", scale=3)
             parts.tags = gr.Textbox(label="Tags", info="separated by commas", elem_id="tags", scale=2)
             parts.save = gr.Button("Save note", size="sm", elem_id="save-note", scale=1, min_width=100)

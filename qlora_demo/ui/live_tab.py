@@ -51,4 +51,4 @@ def build(services: Services, tab: gr.Tab, gate: Gate) -> None:
 
     gate.guard(timer)
     gate.on(tab.select, look, None, live, needs="visitor")
-    gate.poll(timer.tick, look, None, live)
+    gate.on(timer.tick, look, None, live, needs="visitor", concurrency_limit=None)

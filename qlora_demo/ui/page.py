@@ -86,7 +86,7 @@ def build_page(services: Services, status: AppStatus) -> gr.Blocks:
             return chat_tab.askable(services, chosen)
 
         gate.on(page.load, lambda: None, needs="visitor", js=LABELS)
-        gate.poll(gr.Timer(5).tick, where, None, line)
+        gate.on(gr.Timer(5).tick, where, None, line, needs="visitor", concurrency_limit=None)
         gate.on(page.load, where, None, line, needs="visitor")
         gate.on(page.load, found, None, found_at_start, needs="visitor")
         gate.on(explained.select, explain.open, explain.inputs, explain.outputs, needs="visitor")

@@ -18,7 +18,7 @@ def test_only_the_open_tab_s_timers_tick_however_it_was_opened(page: Page) -> No
     asked: set[int] = set()
 
     def note(request: Request) -> None:
-        if "/run/predict" in request.url:
+        if "/queue/join" in request.url:
             asked.add(json.loads(request.post_data or "{}")["fn_index"])
 
     def ticking(opening: Callable[[], None]) -> set[int]:
