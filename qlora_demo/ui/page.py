@@ -36,6 +36,13 @@ _THREADS = 40
 """For handlers, beside those that wait for an answer."""
 _DEVICE_SECONDS = 4.0
 """All open pages share one reading of the device: on a GPU it is a process, and something may be timed meanwhile."""
+_TICKING = """async () => {
+  const active = %s;
+  await new Promise((done) => setTimeout(done));
+  const open = Object.keys(active).find((tab) => document.getElementById(tab)?.offsetParent);
+  return active[open ?? "%s"].map((one) => ({__type__: "update", active: one}));
+}"""
+"""By what is open: the first tab says that it is selected when the page is drawn, and by then another may be."""
 
 
 def build_page(services: Services, status: AppStatus) -> gr.Blocks:
@@ -51,22 +58,22 @@ def build_page(services: Services, status: AppStatus) -> gr.Blocks:
             found_at_start = gr.HTML()
         led = guide.draw()
         with gr.Tabs() as tabs:
-            with gr.Tab("Train", id="train") as train:
+            with gr.Tab("Train", id="train", elem_id="tab-train") as train:
                 account.explain(gate)
                 train_tab.build(services, page, train, gate)
-            with gr.Tab("Chat", id="chat") as chat:
+            with gr.Tab("Chat", id="chat", elem_id="tab-chat") as chat:
                 talked = chat_tab.build(services, gate)
-            with gr.Tab("Evaluate", id="evaluate") as judge:
+            with gr.Tab("Evaluate", id="evaluate", elem_id="tab-evaluate") as judge:
                 account.explain(gate)
                 none_to_judge = _train_first(tabs, gate)
                 judged = evaluate_tab.build(services, gate)
-            with gr.Tab("Benchmark", id="benchmark"):
+            with gr.Tab("Benchmark", id="benchmark", elem_id="tab-benchmark"):
                 account.explain(gate)
                 benchmark_tab.build(services, page, gate)
-            with gr.Tab("Explain", id="explain") as explained:
+            with gr.Tab("Explain", id="explain", elem_id="tab-explain") as explained:
                 none_to_explain = _train_first(tabs, gate)
                 explain = explain_tab.build(services, gate)
-            with gr.Tab("Live", id="live") as live:
+            with gr.Tab("Live", id="live", elem_id="tab-live") as live:
                 live_tab.build(services, live, gate)
             gate.only(live, "operator")
         gate.on(page.load, *guide.wire(services, led, tabs, talked, gate), needs="visitor")
@@ -103,11 +110,11 @@ def build_page(services: Services, status: AppStatus) -> gr.Blocks:
 def _tick_in_the_open_tab_only(tabs: gr.Tabs, gate: Gate) -> None:
     """Each tick is a request, and drawn anew; a tab that was never opened has no timers in the page yet."""
     opened: list[Any] = list(tabs.children)
-    timers = [_timers(tab) for tab in opened]
-    every = [timer for those in timers for timer in those]
-    for tab, own in zip(opened, timers, strict=True):
-        updates = [{"__type__": "update", "active": timer in own} for timer in every]
-        gate.script(tab.select, f"() => ({json.dumps(updates)})", [], every)
+    timers = {tab.elem_id: _timers(tab) for tab in opened}
+    every = [timer for own in timers.values() for timer in own]
+    active = {tab: [timer in own for timer in every] for tab, own in timers.items()}
+    for tab in opened:
+        gate.script(tab.select, _TICKING % (json.dumps(active), tab.elem_id), [], every)
 
 
 def _timers(block: Any) -> list[gr.Timer]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 
 import pytest
-from playwright.sync_api import Page, Request, expect
+from playwright.sync_api import Browser, Page, Request, expect
 
 from tests.browser.test_page import tab
 
@@ -14,29 +15,39 @@ pytestmark = [pytest.mark.browser]
 _SETTLED, _LOOKED = 1200, 3300
 
 
-def test_only_the_open_tab_s_timers_tick_however_it_was_opened(page: Page) -> None:
+def ticking(page: Page, opening: Callable[[], None]) -> set[int]:
+    """The handlers that a page asks for when nobody touches it any more."""
     asked: set[int] = set()
 
     def note(request: Request) -> None:
         if "/queue/join" in request.url:
             asked.add(json.loads(request.post_data or "{}")["fn_index"])
 
-    def ticking(opening: Callable[[], None]) -> set[int]:
-        opening()
-        page.wait_for_timeout(_SETTLED)
-        asked.clear()
-        page.wait_for_timeout(_LOOKED)
-        return set(asked)
-
+    opening()
+    page.wait_for_timeout(_SETTLED)
     page.on("request", note)
+    page.wait_for_timeout(_LOOKED)
+    page.remove_listener("request", note)
+    return asked
+
+
+def test_only_the_open_tab_s_timers_tick_however_and_whenever_it_was_opened(page: Page, browser: Browser) -> None:
     expect(page.locator("#plan p").first).to_be_visible()
-    train = ticking(lambda: None)
-    chat = ticking(lambda: tab(page, "Chat"))
-    evaluate = ticking(lambda: tab(page, "Evaluate"))
+    train = ticking(page, lambda: None)
+    chat = ticking(page, lambda: tab(page, "Chat"))
+    evaluate = ticking(page, lambda: tab(page, "Evaluate"))
     first = page.get_by_role("button", name="No run is finished yet: train one")
-    again = ticking(lambda: first.first.click())
-    live = ticking(lambda: tab(page, "Live"))
+    again = ticking(page, lambda: first.first.click())
+    live = ticking(page, lambda: tab(page, "Live"))
     own = (train & again) - chat - evaluate - live
     assert len(own) == 1, "the chosen run's panel, and the history with it"
-    assert evaluate - train - chat - again - live, "the results"
+    results = evaluate - train - chat - again - live
+    assert results
     assert not (chat - train - again), "only what stands above the tabs"
+
+    for _ in range(2):
+        drawing = browser.new_page()
+        drawing.goto(page.url)
+        asked = ticking(drawing, partial(tab, drawing, "Evaluate"))
+        assert results <= asked and not own & asked, "the page says late that its first tab is selected"
+        drawing.close()
