@@ -76,13 +76,14 @@ def test_a_question_of_its_own_makes_room_for_another_and_a_person_s_does_not(se
     with Client(str(page.local_url)) as newcomer:
         newcomer.open(page)
 
-        def put(number: int, typed: str) -> Any:
+        def put(number: int, typed: str | None) -> Any:
             handler = page.fns[number]
             return newcomer.call(number, values(handler, prompt=typed, chat_run=SMOLLM2.name))["output"]["data"][1]
 
         assert isinstance(put(before, "My own"), dict), "left alone"
-        first = put(before, " ")
+        first = put(before, None)  # the tab was never opened
         assert isinstance(first, str) and first
+        assert put(before, " ") == first
         run = ended(services, RunState("finished"))
         (run.path / "heldout").mkdir()
         row = {"messages": [{"role": "user", "content": "Never seen"}, {"role": "assistant", "content": "a"}]}

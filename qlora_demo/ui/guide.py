@@ -127,16 +127,16 @@ def wire(
     return look, parts.seen, drawn
 
 
-def _leading(services: Services, stage: Stage) -> Callable[[str | None, str, Seen], list[Any]]:
+def _leading(services: Services, stage: Stage) -> Callable[[str | None, str | None, Seen], list[Any]]:
     """Open a stage's tab; where a question is to be asked, one is put into the chat's box, unless somebody typed."""
     control = _CONTROLS[stage]
 
-    def lead(run: str | None, typed: str, seen: Seen) -> list[Any]:
+    def lead(run: str | None, typed: str | None, seen: Seen) -> list[Any]:
         after = _with(seen, stage) if stage is guide.DATA else seen
-        if control is _SEND and typed.strip() in ("", seen.question):
-            after = replace(after, question=_question(services, run))
-        put = gr.skip() if after.question == seen.question else after.question
-        return [gr.Tabs(selected=control.tab), put, *_drawn(services, after, operator=True)]
+        asks = control is _SEND and (typed or "").strip() in ("", seen.question)
+        question = _question(services, run) if asks else ""
+        after = replace(after, question=question or seen.question)
+        return [gr.Tabs(selected=control.tab), question or gr.skip(), *_drawn(services, after, operator=True)]
 
     return lead
 
