@@ -90,19 +90,17 @@ def runs_with_adapter(runs: RunStore, chosen: str | None) -> dict[str, Any]:
 
 def _wire_answers(parts: SimpleNamespace, chat: Chat, choices: list[Any], drawn: list[Any], gate: Gate) -> list[Any]:
     """Everything that makes columns answer; its events."""
-    told = [parts.taken, parts.back]
     asked = gate.on(
         [parts.send.click, parts.prompt.submit],
         chat.ask,
         [parts.prompt, *choices],
-        [*told, *drawn],
+        [parts.taken, parts.back, *drawn],
         needs="visitor",
         **_BUSY,
     )
-    for event, script, box in ((parts.taken.change, _TAKEN, told[0]), (asked.then, _GIVEN_BACK, told[1])):
-        gate.script(event, script, [parts.prompt, box], [parts.prompt, box])
-    asking = [asked]
-    asking.append(gate.on(parts.retry.click, chat.retry, choices, drawn, needs="visitor", **_BUSY))
+    for event, script, told in ((parts.taken.change, _TAKEN, parts.taken), (asked.then, _GIVEN_BACK, parts.back)):
+        gate.script(event, script, [parts.prompt, told], [parts.prompt, told])
+    asking = [asked, gate.on(parts.retry.click, chat.retry, choices, drawn, needs="visitor", **_BUSY)]
     for place in SLOTS:
         again, halt, edit = _for_place(chat, place)
         asking.append(gate.on(parts.again[place].click, again, choices, drawn, needs="visitor", **_BUSY))

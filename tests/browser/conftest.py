@@ -21,7 +21,7 @@ from tests.calls import free_port
 
 ROOT = Path(__file__).parents[2]
 # What takes longer says so; two cores that also train a model answer within this.
-expect.set_options(timeout=60_000)
+expect.set_options(timeout=30_000)
 
 
 class Server:
