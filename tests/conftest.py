@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import hypothesis
 import pytest
-from playwright.sync_api import Browser, BrowserType, sync_playwright
+from playwright.sync_api import Browser, BrowserType, expect, sync_playwright
 
 from qlora_demo.catalog import SMOLLM2
 from qlora_demo.compose import build_services
@@ -24,6 +24,8 @@ from .hub_server import OWNERS_TOKEN, HubServer
 # A busy machine is no wrong result.
 hypothesis.settings.register_profile("here", deadline=None)
 hypothesis.settings.load_profile("here")
+# What takes longer says so; two cores that also train a model answer within this.
+expect.set_options(timeout=30_000)
 
 Disk = Callable[[int], Path]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")

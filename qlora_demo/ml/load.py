@@ -10,8 +10,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import bitsandbytes
 import torch
@@ -82,10 +83,8 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     file of one that was saved after a padded batch asks for both."""
     if is_shape(source):
         return shape_tokenizer(source)
-    try:
+    with _translated(partial(_model_error, source)):
         tokenizer: Any = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    except Exception as exc:  # noqa: BLE001 - a damaged or hostile file fails in any class
-        _translate(_model_error(source, exc), exc)
     if tokenizer.chat_template is None:
         tokenizer.chat_template = PLAIN_TEMPLATE
     if tokenizer.pad_token is None:
@@ -170,17 +169,14 @@ def load_adapter(base: PreTrainedModel | PeftModel, folder: Path, name: str = "d
     config = read_adapter_config(folder)
     check_adapter(config, folder)
     options: dict[str, Any] = {"adapter_name": name, "autocast_adapter_dtype": False}
-    try:
-        with _packing_hidden(base):
-            if isinstance(base, PeftModel):
-                base.load_adapter(str(folder), **options)
-                return base.eval()
-            return PeftModel.from_pretrained(base, str(folder), config=config, **options).eval()
-    except Exception as exc:  # noqa: BLE001 - a damaged or hostile file fails in any class
-        _translate(
-            AdapterError(f"adapter {folder}: does not fit the base model or is damaged ({_line(exc)}); train again"),
-            exc,
-        )
+    with (
+        _translated(partial(_adapter_error, folder, "does not fit the base model or is damaged")),
+        _packing_hidden(base),
+    ):
+        if isinstance(base, PeftModel):
+            base.load_adapter(str(folder), **options)
+            return base.eval()
+        return PeftModel.from_pretrained(base, str(folder), config=config, **options).eval()
 
 
 def read_adapter_config(folder: Path) -> PeftConfig:
@@ -188,12 +184,8 @@ def read_adapter_config(folder: Path) -> PeftConfig:
     for name in ADAPTER_FILES:
         if not (folder / name).is_file():
             raise AdapterError(f"adapter {folder}: {name} is missing; train again or restore the file")
-    try:
+    with _translated(partial(_adapter_error, folder, "adapter_config.json cannot be read")):
         return PeftConfig.from_pretrained(str(folder))
-    except Exception as exc:  # noqa: BLE001 - a damaged or hostile file fails in any class
-        _translate(
-            AdapterError(f"adapter {folder}: adapter_config.json cannot be read ({_line(exc)}); train again"), exc
-        )
 
 
 def four_bit_layers(model: nn.Module) -> list[bitsandbytes.nn.Linear4bit]:
@@ -276,10 +268,8 @@ def read_config(source: str) -> PreTrainedConfig:
     """The configuration of a resolved base model; its weights are not read."""
     if is_shape(source):
         return shape_config(source)
-    try:
+    with _translated(partial(_model_error, source)):
         config: PreTrainedConfig = AutoConfig.from_pretrained(source, trust_remote_code=False)
-    except Exception as exc:  # noqa: BLE001 - a damaged or hostile file fails in any class
-        _translate(_model_error(source, exc), exc)
     return config
 
 
@@ -290,7 +280,7 @@ def _load(
     if is_shape(source):
         return build_shape(source, quantization, compute_dtype(), (on, attention))
     config = read_config(source)
-    try:
+    with _translated(partial(_model_error, source)):
         model: PreTrainedModel
         model, found = AutoModelForCausalLM.from_pretrained(
             source,
@@ -303,18 +293,20 @@ def _load(
             trust_remote_code=False,
             output_loading_info=True,
         )
-    except Exception as exc:  # noqa: BLE001 - a damaged or hostile file fails in any class
-        _translate(_model_error(source, exc), exc)
     if missing := sorted(found["missing_keys"]):  # which the library would fill with chance
         raise ModelError(f"model: {source} holds no {missing[0]} ({len(missing)} missing in all); fetch it again")
     return model.eval()
 
 
-def _translate(error: DemoError, exc: Exception) -> NoReturn:
+@contextmanager
+def _translated(error: Callable[[Exception], DemoError]) -> Iterator[None]:
     """Raise ours for theirs; no room is another matter, and is dealt with where memory is."""
-    if ran_out(exc):
-        raise exc
-    raise error from exc
+    try:
+        yield
+    except Exception as exc:
+        if ran_out(exc):
+            raise
+        raise error(exc) from exc
 
 
 def _model_error(source: str, exc: Exception) -> ModelError:
@@ -323,6 +315,10 @@ def _model_error(source: str, exc: Exception) -> ModelError:
             f"model: folder {source} cannot be read ({_line(exc)}); give a folder saved by save_pretrained"
         )
     return not_given(source, exc)
+
+
+def _adapter_error(folder: Path, what: str, exc: Exception) -> AdapterError:
+    return AdapterError(f"adapter {folder}: {what} ({_line(exc)}); train again")
 
 
 def _line(exc: Exception) -> str:

@@ -13,15 +13,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page
 
 from qlora_demo.runs import RunStore
 from qlora_demo.settings import Settings
 from tests.calls import free_port
 
 ROOT = Path(__file__).parents[2]
-# What takes longer says so; two cores that also train a model answer within this.
-expect.set_options(timeout=30_000)
 
 
 class Server:

@@ -38,7 +38,6 @@ from qlora_demo.votes import NewComparison
 from tests.calls import Client, opened
 from tests.ml.test_variants import finished_run
 
-expect.set_options(timeout=30_000)
 SCRIPT = "</pre><script>window.ran=1</script><img src=x onerror=window.ran=1><svg/onload=window.ran=1>'\"]]>{{7*7}}"
 
 
