@@ -29,7 +29,8 @@ _TICKET_ROWS = {"train": 2000, "test": 100, "hard": 100}
 
 @dataclass(frozen=True)
 class Splits:
-    """Rows as chat messages (or ``{"text": ...}``): those to train on, and the held-out ones by split."""
+    """Rows as chat messages (or ``{"text": ...}``): those to train on, and the held-out ones by split, of which no copy
+    is trained on."""
 
     train: list[Row]
     heldout: dict[str, list[Row]]
@@ -47,8 +48,18 @@ def load_splits(config: TrainConfig) -> Splits:
     if len(rows) < 2:
         raise DataError(f"dataset: {config.dataset} holds {len(rows)} row; give at least 2, one is held out")
     kept = heldout_places(len(rows), config)
-    train = [row for at, row in enumerate(rows) if at not in kept]
-    return Splits(train, {"test": [rows[at] for at in sorted(kept)]})
+    heldout = [rows[at] for at in sorted(kept)]
+    unseen = {row_digest(row) for row in heldout}
+    train = [row for at, row in enumerate(rows) if at not in kept and row_digest(row) not in unseen]
+    if not train:
+        raise DataError(f"dataset: {config.dataset} holds only copies of what is held out; give at least 2 other rows")
+    return Splits(train, {"test": heldout})
+
+
+def row_digest(row: Row) -> int:
+    """64 bits that equal rows share."""
+    text = json.dumps(row, sort_keys=True).encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
 
 
 def rows_digest(splits: Splits) -> str:

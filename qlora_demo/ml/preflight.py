@@ -5,8 +5,6 @@ It reads row by row and keeps no more of each than a few numbers, so a large fil
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
@@ -25,7 +23,7 @@ from ..row_files import FoundRow
 from ..row_formats import Row, detect, out_of_order
 from ..settings import Settings
 from ..sources import resolve
-from .data import bundled_splits, heldout_places, iter_rows, to_prompt_completion, usable
+from .data import bundled_splits, heldout_places, iter_rows, row_digest, to_prompt_completion, usable
 from .load import load_tokenizer
 
 Pieces = list[tuple[str, bool]]
@@ -39,7 +37,7 @@ _KINDS = {
     "cut": "are longer than max_length and lose their end",
     "dropped": "keep no trained token within max_length and are dropped",
     "duplicate": "are there more than once",
-    "leak": "are held out and trained on as well",
+    "leak": "are copies of rows that are held out, and are not trained on",
     "encoding": "hold characters that were lost in a wrong encoding",
     "order": "have turns out of order",
     "unasked": "begin with an answer to nothing, which is not trained on",
@@ -186,8 +184,7 @@ def _measured(tokenizer: Any, rows: Sequence[_Rendered], max_length: int) -> Ite
 
 
 def _look_at_row(one: _Rendered, config: TrainConfig, seen: _Seen) -> None:
-    row = json.dumps(one.row, sort_keys=True).encode("utf-8", "surrogatepass")
-    seen.digests.append(int.from_bytes(hashlib.blake2b(row, digest_size=8).digest(), "big"))
+    seen.digests.append(row_digest(one.row))
     seen.places.append(one.where)
     if "\ufffd" in one.text:
         seen.note("encoding", one.where)
@@ -237,9 +234,10 @@ def _look_at_all(config: TrainConfig, seen: _Seen) -> None:
     held = frozenset() if bundled or count < 2 else heldout_places(count, config)
     trained = frozenset(range(count)) - held
     if not bundled:
-        _look_at_copies(trained, held, seen)
-    if count < 2 and "unusable" not in seen.problems:
-        seen.note("unusable", f"{config.dataset} holds {count} usable rows; give at least 2", fatal=True)
+        trained = _without_copies(trained, held, seen)
+    if (count < 2 or not trained) and "unusable" not in seen.problems:
+        what = f"{config.dataset} holds {count} usable rows, of which {len(trained)} are left to train on"
+        seen.note("unusable", f"{what}; give at least 2 that differ", fatal=True)
     if "unusable" in seen.problems:  # mended, the rows are split otherwise
         return
     for kind, side in (("untrained", trained), ("unmeasured", held)):
@@ -248,15 +246,17 @@ def _look_at_all(config: TrainConfig, seen: _Seen) -> None:
                 seen.note(kind, seen.places[at], fatal=True)
 
 
-def _look_at_copies(trained: frozenset[int], held: frozenset[int], seen: _Seen) -> None:
-    outside = {seen.digests[at] for at in trained}
+def _without_copies(trained: frozenset[int], held: frozenset[int], seen: _Seen) -> frozenset[int]:
+    """Where the rows stand that are trained on: those of which nothing is held out."""
+    unseen = {seen.digests[at] for at in held}
     before: set[int] = set()
     for at, digest in enumerate(seen.digests):
         if digest in before:
             seen.note("duplicate", seen.places[at])
         before.add(digest)
-        if at in held and digest in outside:
+        if at in trained and digest in unseen:
             seen.note("leak", seen.places[at])
+    return frozenset(at for at in trained if seen.digests[at] not in unseen)
 
 
 def _result(config: TrainConfig, seen: _Seen) -> dict[str, Any]:

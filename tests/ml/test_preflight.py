@@ -91,13 +91,26 @@ def test_only_the_first_rows_of_a_problem_are_shown_and_all_are_counted(check: A
     assert "line 21" in problem["rows"][0]
 
 
-def test_a_row_on_both_sides_of_the_split_is_a_leak(check: Any) -> None:
-    found = problems(check([row for row in GOOD for _ in range(2)]))
-    assert found["leak"] >= 1 and found["duplicate"] == 20
+def test_a_copy_of_a_held_out_row_is_told_and_not_trained_on(check: Any, tmp_path: Path) -> None:
+    found = check([row for row in GOOD for _ in range(2)])
+    splits = load_splits(TrainConfig(dataset=str(tmp_path / "rows.jsonl")))
+    (held,) = splits.heldout.values()
+    assert problems(found) == {"leak": len(held), "duplicate": 20} and not found["fatal"]
+    assert [row for row in splits.train if row in held] == []
+    assert len(splits.train) == 40 - 2 * len(held)
+
+
+def test_copies_of_one_row_are_fatal(check: Any, tmp_path: Path) -> None:
+    assert (
+        "holds 5 usable rows, of which 0 are left to train on; give at least 2 that differ"
+        in (check(GOOD[:1] * 5)["fatal"])
+    )
+    with pytest.raises(DataError, match="holds only copies of what is held out"):
+        load_splits(TrainConfig(dataset=str(tmp_path / "rows.jsonl")))
 
 
 def test_nothing_left_to_train_is_fatal(check: Any) -> None:
-    found = check([pair("word " * 80, "a")] * 5)
+    found = check([pair(f"{number} " + "word " * 80, "a") for number in range(5)])
     assert "are dropped" in found["fatal"]
 
 
@@ -124,7 +137,8 @@ def test_an_answer_to_nothing_is_told_and_the_rest_is_trained(
 ) -> None:
     rows = [OPENED, {"messages": [HELLO]}, *GOOD[:9]]
     assert "unasked" not in problems(check(rows, loss_on="all"))
-    assert "are all that is trained on" in check([{"messages": [HELLO]}] * 4)["fatal"]
+    greetings = [{"messages": [HELLO | {"content": word}]} for word in ("hello", "hi", "good day")]
+    assert "are all that is trained on" in check(greetings)["fatal"]
     found = check(rows, eval_rows=1)
     assert (problems(found), found["fatal"]) == ({"unasked": 2, "order": 2}, "")
     assert [text for text, trained in found["rendered"][0] if trained] == ["say<|im_end|>\n"]
