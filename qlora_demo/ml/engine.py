@@ -178,6 +178,8 @@ class Engine:
         splits = {split: rows[:limit] for split, rows in self._heldout(run_id).items()}
         for progress in self._load(columns, halt, "evaluation"):
             yield Step(replace(progress, fraction=None))  # the bar is of the rows
+        if halt.is_set():
+            return
         yield from self._until(halt, "evaluate", before_after(columns, splits, self._variants.loaded))
 
     def _fidelity(self, run_id: str, limit: int | None, halt: Halt) -> Generator[Step]:
@@ -212,6 +214,8 @@ class Engine:
             return
         rows: Rows = next(iter(self.runs.heldout(run.id).values()), [])[:_FIDELITY_ROWS]
         yield from (Step(progress) for progress in self._load([adapter], halt, "merge"))
+        if halt.is_set():
+            return
         model = self._variants.loaded[adapter.name]
         target = ExportTarget(onto, out, what == "merged-4bit")
         steps = export_merged(self._variants.origin(adapter), model, rows, target, written)

@@ -16,7 +16,7 @@ from ..disk import draft_folder, require_free, require_new
 from ..errors import WrongModel
 from ..memory import weight_bytes
 from ..records import MergeBase, Message, Progress, Step
-from ..sources import Origin, shape_of
+from ..sources import Origin, shape_of, weights_digest
 from .evaluate import Conversation, Rows, divergences, fidelity_figures, that_fit
 from .generate import encode
 from .load import device, keep_exact, load_quantized
@@ -61,6 +61,11 @@ def export_merged(origin: Origin, adapter: Loaded, rows: Rows, target: ExportTar
     """
     onto, out, four_bit = target.onto, target.out, target.four_bit
     size = weight_bytes(shape_of(origin.model), "16bit")
+    if weights_digest(origin.model) != adapter.weights.digest:
+        raise WrongModel(
+            f"merged model: the files of {origin.model} are no longer those in memory; restore them, or press Free "
+            "memory and train again"
+        )
     require_new(out)
     require_free(out, 2 * size if four_bit else size, "the merged model")
     on = device() if _FITS * size <= device_now().free_bytes else torch.device("cpu")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
+from qlora_demo.columns import parse_all
 from qlora_demo.compose import build_services
 from qlora_demo.errors import RequestError, WrongModel
 from qlora_demo.halt import Halt
@@ -119,6 +121,24 @@ def test_a_merge_that_reloads_differently_leaves_nothing(
     with pytest.raises(WrongModel, match="gives other logits"):
         list(services.engine().export(merging(run, tmp_path), Halt()))
     assert list(tmp_path.glob("*merged*")) == []
+
+
+def test_a_base_whose_files_changed_since_it_was_read_is_not_merged_onto(
+    services: Services, tiny_model: Path, tmp_path: Path
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model, model)
+    run = run_with_rows(services, model, "lora")
+    list(services.engine().load(parse_all(["adapter"], run.id), Halt()))
+    other = LlamaForCausalLM.from_pretrained(model)
+    with torch.no_grad():
+        other.model.norm.weight.add_(1)
+        other.model.layers[0].mlp.up_proj.weight.add_(1)
+    other.save_pretrained(model)
+    with pytest.raises(WrongModel, match="are no longer those in memory"):
+        list(services.engine().export(merging(run, tmp_path), Halt()))
+    assert not (tmp_path / "merged").exists()
+    services.engine().release()
 
 
 def test_a_stopped_merge_leaves_nothing(services: Services, run: Run, tmp_path: Path) -> None:
