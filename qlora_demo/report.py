@@ -128,7 +128,7 @@ def _places(folder: Path, run: str) -> dict[str, Path]:
 
 def _template() -> Any:
     environment = Environment(loader=PackageLoader(__package__), autoescape=True)
-    environment.filters |= {"duration": duration, "memory": memory, "date": _date, "left_out": tables.left_out}
+    environment.filters |= {"duration": duration, "memory": memory, "date": _date, "remarks": tables.remarks}
     return environment.get_template("report.html")
 
 

@@ -12,7 +12,7 @@ from .answers import kept
 from .errors import ConfigError, RunError
 from .gpu import device_info
 from .history import read_note
-from .jobs import at_work, read_result, save_result
+from .jobs import at_work, read_result, save_result, told_result
 from .locks import HeldLock
 from .records import Answer
 from .report import Report, save
@@ -34,7 +34,8 @@ def write_report(services: Services, run: Run, folder: Path) -> dict[str, Path]:
 
 def gather(services: Services, run: Run) -> Report:
     """Configuration, curves, results, kept conversations, note, votes, machine and versions of a run."""
-    votes = services.votes.tally(run.id, run.adapter_since)
+    since = services.runs.adapter_since(run.id)
+    votes = services.votes.tally(run.id, since)
     state = asdict(run.state)
     choices = run.state.choices
     del state["choices"]
@@ -49,13 +50,13 @@ def gather(services: Services, run: Run) -> Report:
         versions=services.runs.versions(run.id),
         machine=_machine(),
         metrics=services.runs.metrics(run.id),
-        evaluation=read_result(run, "evaluation"),
+        evaluation=told_result(services.runs, run, "evaluation"),
         fidelity=read_result(run, "fidelity"),
-        prompts=read_result(run, "prompts"),
+        prompts=told_result(services.runs, run, "prompts"),
         conversations=kept_talks["conversations"],
         note=read_note(run),
         votes=votes if votes.votes + votes.earlier else None,
-        comparisons=services.votes.comparisons(run.id, limit=_COMPARISONS, since=run.adapter_since),
+        comparisons=services.votes.comparisons(run.id, limit=_COMPARISONS, since=since),
     )
 
 

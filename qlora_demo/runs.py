@@ -17,7 +17,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -199,6 +199,16 @@ class RunStore:
         except (OSError, ValueError, RecursionError):
             return {}
         return {str(key): str(value) for key, value in found.items()} if isinstance(found, dict) else {}
+
+    def adapter_since(self, run: str) -> Callable[[str], float]:
+        """Of a column's name: `Run.adapter_since` of the run whose adapter it has, which may be another; else 0."""
+        known = {one.id: one.adapter_since for one in self.all()}
+
+        def since(name: str) -> float:
+            recipe, _, source = name.partition("@")
+            return 0.0 if recipe == "base" else known.get(source or run, 0.0)
+
+        return since
 
     def heldout(self, name: str) -> dict[str, list[list[Message]]]:
         """Held-out conversations by split, `test` first; rows of plain text hold none."""

@@ -70,10 +70,12 @@ def fidelity(result: Result | None) -> Table:
     return Table(("against the adapter model", *merges), tuple(rows) if merges else ())
 
 
-def left_out(result: Result | None) -> str:
-    """How many held-out rows an evaluation or a fidelity result is not of, and why; empty where it is of all."""
-    rows = (result or {}).get("left_out", 0)
-    return f"Left out: {rows} row{'s' * (rows != 1)}, too long for a model's context or asking nothing." if rows else ""
+def remarks(result: Result | None) -> str:
+    """What a result is not of: held-out rows that were left out, and adapters that others have taken the place of."""
+    rows, outdated = (result or {}).get("left_out", 0), (result or {}).get("outdated", [])
+    said = [f"Left out: {rows} row{'s' * (rows != 1)}, too long for a model's context or asking nothing."] * bool(rows)
+    said += [f"Of the adapter before its run was resumed: {', '.join(outdated)}."] * bool(outdated)
+    return " ".join(said)
 
 
 def votes(tally: Tally) -> Table:
@@ -88,7 +90,7 @@ def votes(tally: Tally) -> Table:
 def vote_counts(tally: Tally) -> str:
     """How many votes there are, and how they were counted."""
     count = f"{tally.votes} vote{'s' * (tally.votes != 1)}"
-    earlier = f"Not counted: {tally.earlier} on the adapter before the run was resumed. " if tally.earlier else ""
+    earlier = f"Not counted: {tally.earlier} on an adapter before its run was resumed. " if tally.earlier else ""
     return f"{count}, of them {tally.ties} a tie and {tally.all_bad} all bad. {earlier}{tally.method}"
 
 

@@ -7,9 +7,10 @@ import math
 import secrets
 import sqlite3
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
@@ -36,6 +37,12 @@ CREATE TABLE IF NOT EXISTS votes (
     comparison TEXT PRIMARY KEY REFERENCES comparisons (id), choice TEXT NOT NULL, time REAL NOT NULL
 );
 """
+
+Since = Callable[[str], float]
+
+
+def _always(column: str) -> float:
+    return 0.0
 
 
 @dataclass(frozen=True)
@@ -74,7 +81,7 @@ class WinRate:
 
 @dataclass(frozen=True)
 class Tally:
-    """The votes on a run, best column first; ``earlier`` ones are of the adapter before the run was resumed, and are
+    """The votes on a run, best column first; ``earlier`` ones are of an adapter before its run was resumed, and are
     counted nowhere else."""
 
     run: str
@@ -126,24 +133,27 @@ class VoteStore:
             except sqlite3.IntegrityError as exc:
                 raise RequestError("vote: this comparison has its vote already; send another prompt") from exc
 
-    def comparisons(self, run: str, limit: int = 100, offset: int = 0, since: float = 0.0) -> list[Comparison]:
-        """Comparisons of a run, newest first, of what was answered since then."""
+    def comparisons(self, run: str, limit: int = 100, offset: int = 0, since: Since = _always) -> list[Comparison]:
+        """Comparisons of a run, newest first, by adapters that are still there: ``since`` says of a column's name since
+        when, in seconds since the epoch."""
         if not self.path.exists():
             return []
         query = (
             "SELECT run, system, prompt, settings, shown, answers, id, c.time, coalesce(choice, '') FROM comparisons c "
-            "LEFT JOIN votes ON comparison = id WHERE run = ? AND c.time >= ? ORDER BY c.time DESC, id LIMIT ? OFFSET ?"
+            "LEFT JOIN votes ON comparison = id WHERE run = ? AND c.time >= since(shown) "
+            "ORDER BY c.time DESC, id LIMIT ? OFFSET ?"
         )
         with self._open() as database:
-            rows = database.execute(query, (run, since, limit, offset)).fetchall()
+            _know(database, since)
+            rows = database.execute(query, (run, limit, offset)).fetchall()
         return [_comparison(row) for row in rows]
 
     def count(self, run: str) -> int:
         """Votes on a run's comparisons."""
         return sum(count for *_, count in self._ballots(run))
 
-    def tally(self, run: str, since: float = 0.0) -> Tally:
-        """Win rates of a run's columns, and what the votes say, by what was answered since its adapter is there."""
+    def tally(self, run: str, since: Since = _always) -> Tally:
+        """Win rates of a run's columns, and what the votes say; ``since`` as in `comparisons`."""
         ballots = self._ballots(run, since)
         total = sum(count for *_, count in ballots)
         wins = {name: 0 for shown, *_ in ballots for name in shown}
@@ -158,19 +168,20 @@ class VoteStore:
         ]
         rates.sort(key=lambda one: one.rate, reverse=True)
         ties, bad = (sum(n for _, choice, n in ballots if choice == kind) for kind in (TIE, ALL_BAD))
-        earlier = self.count(run) - total if since else 0
+        earlier = self.count(run) - total
         return Tally(run, total, ties, bad, tuple(rates), _verdict(rates, ballots, total), earlier)
 
-    def _ballots(self, run: str, since: float = 0.0) -> list[tuple[tuple[str, ...], str, int]]:
+    def _ballots(self, run: str, since: Since = _always) -> list[tuple[tuple[str, ...], str, int]]:
         """What was shown, what was chosen, and how often."""
         if not self.path.exists():
             return []
         query = (
             "SELECT shown, choice, count(*) FROM votes JOIN comparisons ON id = comparison "
-            "WHERE run = ? AND comparisons.time >= ? GROUP BY shown, choice"
+            "WHERE run = ? AND comparisons.time >= since(shown) GROUP BY shown, choice"
         )
         with self._open() as database:
-            rows = database.execute(query, (run, since)).fetchall()
+            _know(database, since)
+            rows = database.execute(query, (run,)).fetchall()
         return [(tuple(json.loads(shown)), choice, count) for shown, choice, count in rows]
 
     @contextmanager
@@ -188,6 +199,11 @@ class VoteStore:
         if is_full(exc, self.path.parent):  # which SQLite may take for an error of the disk
             return "the disk is full; remove files there and try again"
         return "somebody else is writing it; try again" if _is_busy(exc) else "move the damaged file away"
+
+
+def _know(database: sqlite3.Connection, since: Since) -> None:
+    """Let queries ask since when all columns that were shown are there."""
+    database.create_function("since", 1, cache(lambda shown: max(map(since, json.loads(shown)), default=0.0)))
 
 
 def _switch_to_wal(database: sqlite3.Connection) -> None:

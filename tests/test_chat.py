@@ -152,9 +152,11 @@ def test_what_was_not_taken_in_still_stands_in_its_box_and_is_not_given_back(tab
             assert told[:2] == [gr.skip()] * 2
 
 
-def test_a_job_that_begins_while_a_prompt_waits_gives_it_back(tab: Tab) -> None:
+@pytest.mark.parametrize("drawn", [1, 2], ids=["waits", "loads"])
+def test_a_job_that_begins_while_a_prompt_waits_or_loads_gives_it_back(tab: Tab, drawn: int) -> None:
     steps = tab.chat.ask("two", VISITOR, *tab.choices())
-    next(steps)
+    for _ in range(drawn):
+        next(steps)
     with job(tab, "fidelity"), pytest.raises(DeviceBusy, match=r"fidelity of .* is at work"):
         tab.take(steps)
     assert (tab.said(), tab.box) == (["one", "answer 1"], "two")
@@ -293,15 +295,20 @@ def test_a_report_keeps_whole_answers_to_the_prompt_and_no_others(tab: Tab, monk
     assert report_of(tab) == [{"base": "answer 2", "merged": "answer 3"}]
 
 
-def test_what_an_adapter_said_before_the_run_went_on_is_not_told_of_the_one_that_is_there(tab: Tab) -> None:
+@pytest.mark.parametrize("other", [False, True], ids=["of the run", "of another run"])
+def test_what_an_adapter_said_before_its_run_went_on_is_not_told_of_the_one_that_is_there(
+    tab: Tab, other: bool
+) -> None:
+    runs = tab.chat.services.runs
+    run = runs.create(TrainConfig()) if other else runs.get(tab.run)
+    tab.names = ["base", f"adapter@{run.id}"] if other else tab.names
     tab.ask("one")
-    run = tab.chat.services.runs.get(tab.run)
     run.adapter.mkdir(exist_ok=True)
     (run.adapter / "adapter_model.safetensors").touch()
     write_state(run.path, replace(run.state, earlier_seconds=1.0))
-    with pytest.raises(ConfigError, match="report: the answers are of the adapter before the run was resumed"):
+    with pytest.raises(ConfigError, match="report: answers are of an adapter before its run was resumed"):
         tab.chat.keep(tab.talk)
-    with pytest.raises(ConfigError, match="prompt: the answers are of the adapter before the run was resumed"):
+    with pytest.raises(ConfigError, match="prompt: answers are of an adapter before its run was resumed"):
         tab.press(tab.chat.again(1, VISITOR, *tab.choices()))
     tab.ask("two")
     assert tab.engine.heard[-1] == ["two"]

@@ -5,16 +5,18 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
 from qlora_demo.config import TrainConfig
 from qlora_demo.errors import DeviceBusy, ModelError, RunError, WorkError
 from qlora_demo.halt import Halt
-from qlora_demo.jobs import Jobs, read_result, save_result
+from qlora_demo.jobs import Jobs, read_result, save_result, told_result
 from qlora_demo.records import Progress, Step
-from qlora_demo.runs import Run, RunStore
+from qlora_demo.runs import Run, RunStore, write_state
 from qlora_demo.services import Services
+from qlora_demo.tables import remarks
 
 
 @pytest.fixture
@@ -132,3 +134,14 @@ def test_an_app_that_ends_stops_what_is_at_work(services: Services, run: Run) ->
     services.close()
     wait(services.jobs)
     assert services.jobs.last is not None and not services.jobs.going and not services.jobs.last.error
+
+
+def test_a_column_whose_adapter_was_trained_on_since_is_named(services: Services) -> None:
+    run, other = (services.runs.create(TrainConfig()) for _ in range(2))
+    save_result(run, "evaluation", {"variants": {"base": {}, "adapter": {}, f"adapter@{other.id}": {}}})
+    assert "outdated" not in (told_result(services.runs, run, "evaluation") or {})
+    other.adapter.mkdir()
+    (other.adapter / "adapter_model.safetensors").touch()
+    write_state(other.path, replace(other.state, earlier_seconds=1.0))
+    found = told_result(services.runs, run, "evaluation")
+    assert remarks(found) == f"Of the adapter before its run was resumed: adapter@{other.id}."

@@ -140,7 +140,7 @@ def libraries_stay_in_their_rooms(sources: Sources) -> list[str]:
 
 
 def broad_handlers_have_a_reason(sources: Sources) -> list[str]:
-    """Law 8: no bare except; `except Exception` only with a reason, and never to do nothing."""
+    """Law 8: no bare except; `except Exception` to raise another, or with a reason, and never to do nothing."""
     return [
         f"{source.module}:{node.lineno}"
         for source in sources.values()
@@ -154,6 +154,8 @@ def _is_careless(handler: ast.ExceptHandler, source: Source) -> bool:
     if handler.type is not None and not _broad(handler.type):
         return False
     line = source.text.splitlines()[handler.lineno - 1]
+    if handler.type is not None and isinstance(handler.body[-1], ast.Raise):
+        return False
     does_nothing = all(isinstance(node, ast.Pass) for node in handler.body)
     return handler.type is None or does_nothing or not re.search(r"# noqa: BLE001\W+\w", line)
 

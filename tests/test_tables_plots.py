@@ -44,7 +44,7 @@ def test_fidelity_shows_changes_with_their_sign() -> None:
 def test_nothing_measured_is_no_table() -> None:
     for empty in (tables.evaluation(None), tables.fields({}), tables.fidelity(None)):
         assert tables.html(empty) == ""
-    assert tables.left_out(None) == tables.left_out({"left_out": 0}) == ""
+    assert tables.remarks(None) == tables.remarks({"left_out": 0}) == ""
 
 
 def test_cells_are_escaped() -> None:
@@ -128,7 +128,7 @@ def test_bars_begin_at_nothing_also_where_all_are_nothing() -> None:
     assert ticks and not [one for one in ticks if "−" in one]
 
 
-def test_a_mark_is_drawn_among_the_groups_and_left_out_beyond_them() -> None:
+def test_a_mark_is_drawn_among_the_groups_and_remarks_beyond_them() -> None:
     groups = {str(top): {"rows": 1.0} for top in (10, 20, 30)}
     assert "max_length" in plots.bars("t", "rows", groups, "tokens", ("max_length", 1.5))
     assert "max_length" not in plots.bars("t", "rows", groups, "tokens", ("max_length", 9.0))

@@ -300,7 +300,8 @@ def _load(
 
 @contextmanager
 def _translated(error: Callable[[Exception], DemoError]) -> Iterator[None]:
-    """Raise ours for theirs; no room is another matter, and is dealt with where memory is."""
+    """Raise ours for theirs, whose class may be any where a file is damaged or hostile; no room is another matter, and
+    is dealt with where memory is."""
     try:
         yield
     except Exception as exc:

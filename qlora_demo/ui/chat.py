@@ -6,7 +6,7 @@ Every handler returns values for the same things on the page, in the order of `C
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -95,7 +95,7 @@ class Chat:
         """The last prompt once more, in one column only."""
         with self._pressed(request, choices) as press:
             talk = copied(press.before)
-            _require_same_adapter("prompt", talk, press.fresh.since)
+            self._require_same_adapters("prompt", talk)
             ask_again(talk, place)
             yield from self._answer(talk, press)
 
@@ -141,7 +141,7 @@ class Chat:
         run = self.services.runs.get(needed_run(talk.run))
         if not talk.ended:
             raise ConfigError("report", "an answer still grows; wait for it or press Stop")
-        _require_same_adapter("report", talk, run.adapter_since)
+        self._require_same_adapters("report", talk)
         count = keep_conversation(run, talk.system, talk.prompt, list(talk.answers.values()))
         gr.Info(
             f"The report of {run.id} holds {count} conversation{'s' * (count > 1)} now; make it on the Evaluate tab."
@@ -216,7 +216,7 @@ class Chat:
             run, names, system, blind, order, talk, *values = choices
             settings = controls.read(GenerationSettings, self.sampling, values)
             columns = grammar.parse_all(names, needed_run(run))
-            fresh = Talk(run, system or "", self._adapter_since(run), blind=bool(blind), columns=columns)
+            fresh = Talk(run, system or "", self._since(run, names), blind=bool(blind), columns=columns)
             yield Press(self._asker(request), talk.instead or talk, fresh, settings, order, halt)
 
     def _answer(self, talk: Talk, press: Press) -> Iterator[list[Any]]:
@@ -261,6 +261,7 @@ class Chat:
         rest = [gr.skip()] * (len(self.draw(talk)) - 2 - len(self.draw_slots(talk, "")))
         for progress in self.services.engine().load(request.columns, halt):
             yield [gr.skip(), "", *self.draw_slots(talk, progress.text), *rest]
+        self.services.jobs.require_models()  # one may have begun meanwhile
         for answers in self.services.engine().answer(request, halt):
             talk.answers |= {one.column: one for one in answers}
             yield [gr.skip(), "", *self.draw_slots(talk, ""), *rest]
@@ -268,8 +269,16 @@ class Chat:
     def _asker(self, request: gr.Request) -> Visitor:
         return visitor_of(self.services.access, request)
 
-    def _adapter_since(self, run: str) -> float:
-        return 0.0 if run in BUNDLED_MODELS else self.services.runs.get(run).adapter_since
+    def _since(self, run: str, names: Iterable[str]) -> dict[str, float]:
+        """Of each column since when its adapter is there; raises `RunError` where the run is gone."""
+        if run not in BUNDLED_MODELS:
+            self.services.runs.get(run)
+        since = self.services.runs.adapter_since(run)
+        return {name: since(name) for name in names}
+
+    def _require_same_adapters(self, field: str, talk: Talk) -> None:
+        if any(talk.since[name] != at for name, at in self._since(talk.run, talk.answers).items()):
+            raise ConfigError(field, "answers are of an adapter before its run was resumed; send the prompt anew")
 
     def _kept(self, talk: Talk, settings: GenerationSettings) -> Talk:
         """A blind talk whose comparison is stored, to be voted on; one that has failed columns is shown as it is."""
@@ -305,11 +314,6 @@ def greedy() -> int:
     """The temperature at which every column takes its likeliest token."""
     gr.Info("Every column takes its likeliest token from now on: the temperature is 0.")
     return 0
-
-
-def _require_same_adapter(field: str, talk: Talk, since: float) -> None:
-    if talk.since != since:
-        raise ConfigError(field, "the answers are of the adapter before the run was resumed; send the prompt anew")
 
 
 def _vote_buttons(talk: Talk) -> list[Any]:

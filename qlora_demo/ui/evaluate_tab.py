@@ -19,7 +19,7 @@ from ..catalog import DEFAULT_COLUMNS
 from ..config import GenerationSettings
 from ..errors import ConfigError
 from ..exporting import base_for, export_folder, push
-from ..jobs import Work, read_result
+from ..jobs import Work, read_result, told_result
 from ..promptsets import ask_all, checked, conversation, read_prompts
 from ..records import ExportKind, ExportRequest, MergeBase
 from ..reporting import write_report
@@ -131,7 +131,7 @@ class Judge:
         if not run:
             return [self._job(request), *[gr.skip()] * 7, None]
         found = self.services.runs.get(run)
-        evaluation, prompts = read_result(found, "evaluation"), read_result(found, "prompts")
+        evaluation, prompts = (told_result(self.services.runs, found, kind) for kind in ("evaluation", "prompts"))
         splits = list((evaluation or {}).get("splits", {}))
         shown = split if split in splits else next(iter(splits), None)
         return [
@@ -141,7 +141,7 @@ class Judge:
             show.rows_shown(evaluation, shown, which, _from_zero(page)),
             show.fidelity(read_result(found, "fidelity")),
             show.prompts_shown(prompts, _from_zero(prompts_page)),
-            show.votes(self.services.votes.tally(run, found.adapter_since)),
+            show.votes(self.services.votes.tally(run, self.services.runs.adapter_since(run))),
             show.exported(read_result(found, "export")) if self._is_operator(request) else "",
             self._marks((run, shown, which, page, prompts_page)),
         ]

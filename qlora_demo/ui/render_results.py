@@ -43,7 +43,7 @@ def evaluation(result: Result | None) -> str:
     plot = plots.bars("Exact match by column and split", "exact match (%)", tables.exact_match(result))
     stopped = "" if result.get("complete", True) else "<p>Of the rows that are done so far.</p>"
     return (
-        stopped + _left_out(result) + tables.html(tables.evaluation(result)) + plot + tables.html(tables.fields(result))
+        stopped + _remarks(result) + tables.html(tables.evaluation(result)) + plot + tables.html(tables.fields(result))
     )
 
 
@@ -68,21 +68,18 @@ def prompts_shown(result: Result | None, page: int) -> str:
     if not rows:
         return '<p class="empty">No prompt set yet. Paste prompts, one a line, and press <b>Ask all columns</b>.</p>'
     chosen = list(range(len(rows)))[page * PAGE_ROWS : (page + 1) * PAGE_ROWS]
-    return f"<p>{len(rows)} prompts</p>" + _answers_table(rows, chosen, with_reference=False)
+    return f"<p>{len(rows)} prompts</p>" + _remarks(result) + _answers_table(rows, chosen, with_reference=False)
 
 
 def fidelity(result: Result | None) -> str:
     """Every merge against the adapter model, and which to ship."""
     if not result or not result.get("merges"):
         return '<p class="empty">Not measured yet. Press <b>Merge fidelity</b>: it loads every merge in turn.</p>'
-    return (
-        f"<p><b>{escape(result.get('sentence', ''))}</b></p>{_left_out(result)}{tables.html(tables.fidelity(result))}"
-    )
+    return f"<p><b>{escape(result.get('sentence', ''))}</b></p>{_remarks(result)}{tables.html(tables.fidelity(result))}"
 
 
-def _left_out(result: Result | None) -> str:
-    """Why a result is not of all rows, where it is not."""
-    found = tables.left_out(result)
+def _remarks(result: Result | None) -> str:
+    found = tables.remarks(result)
     return f"<p>{escape(found)}</p>" if found else ""
 
 

@@ -35,13 +35,13 @@ class Talk:
 
     ``columns`` stand in the order shown, ``asked`` are those that the last prompt, which has this ``number``, went to,
     and ``answers`` hold no others than those to it.  While ``blind``, names and figures are not shown; a vote on the
-    stored ``comparison`` ends that.  ``since``: when the run's adapter took the place of one before it
-    (`Run.adapter_since`).  ``instead``: what stands in its place since its answer came to nothing.
+    stored ``comparison`` ends that.  ``since``: of each column that was asked, when its adapter took the place of one
+    before it (`RunStore.adapter_since`).  ``instead``: what stands in its place since its answer came to nothing.
     """
 
     run: str = ""
     system: str = ""
-    since: float = 0.0
+    since: dict[str, float] = field(default_factory=dict)
     prompt: str = ""
     number: int = 0
     blind: bool = False
@@ -125,20 +125,23 @@ def require_voted(talk: Talk) -> None:
 
 
 def with_prompt(talk: Talk, text: str, fresh: Talk) -> Talk:
-    """The talk with one more prompt in every column of `fresh`, which says what is chosen now; a new one where run, its
+    """The talk with one more prompt in every column of `fresh`, which says what is chosen now; a new one where run, an
     adapter or the system prompt changed, and for a blind prompt: by what a column said before everybody would know it.
     Blind columns are shuffled for each prompt."""
     if not text.strip():
         raise ConfigError("prompt", "it is empty; type something or pick an example")
     check_characters(text + fresh.system, "prompt: it")
     require_voted(talk)
-    same = (talk.run, talk.system, talk.since) == (fresh.run, fresh.system, fresh.since) and not fresh.blind
+    kept = talk.since | fresh.since == fresh.since | talk.since
+    same = (talk.run, talk.system) == (fresh.run, fresh.system) and kept and not fresh.blind
     turns = {name: list(column) for name, column in talk.turns.items()} if same else {}
     asked = tuple(column.name for column in fresh.columns)
     for name in asked:
         turns.setdefault(name, []).append(Exchange(talk.number + 1, text))
     columns = tuple(random.sample(fresh.columns, len(fresh.columns))) if fresh.blind else fresh.columns
-    return replace(fresh, prompt=text, number=talk.number + 1, columns=columns, asked=asked, turns=turns, answers={})
+    since = talk.since | fresh.since if same else fresh.since
+    new = replace(fresh, since=since, prompt=text, number=talk.number + 1, columns=columns)
+    return replace(new, asked=asked, turns=turns, answers={})
 
 
 def conversation(talk: Talk, name: str) -> tuple[Message, ...]:

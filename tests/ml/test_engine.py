@@ -275,14 +275,11 @@ def test_loading_can_be_stopped_between_two_models(services: Services, run: Run)
 def test_an_evaluation_and_a_merge_that_are_stopped_while_they_load_just_end(
     services: Services, run: Run, tmp_path: Path
 ) -> None:
-    engine, columns = services.engine(), parse_all(NAMES, run.id)
-    for work in (
-        lambda halt: engine.evaluate(run.id, columns, 2, halt),
-        lambda halt: engine.export(merging(run, tmp_path), halt),
-    ):
+    engine, evaluating, exporting = services.engine(), Halt(), Halt()
+    evaluated = engine.evaluate(run.id, parse_all(NAMES, run.id), 2, evaluating)
+    exported = engine.export(merging(run, tmp_path), exporting)
+    for steps, halt in ((evaluated, evaluating), (exported, exporting)):
         engine.release()
-        halt = Halt()
-        steps = work(halt)
         next(steps)
         halt.set()
         assert [step for step in steps if step.result] == []
