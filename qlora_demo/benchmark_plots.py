@@ -42,8 +42,8 @@ def _rank_plots(rows: list[Row]) -> Iterable[str]:
     yield plots.lines("Peak memory by rank", "rank r", "GiB", memory_taken)
     speed = _by_target(rows, lambda row: float(row["tokens_per_second"]))
     yield plots.lines("Training speed by rank", "rank r", "tokens/s", speed)
-    if any("score" in row for row in rows):
-        scores = _by_target(rows, lambda row: 100 * row["score"].get("exact_match", 0.0))
+    if scored := [row for row in rows if "exact_match" in row.get("score", {})]:
+        scores = _by_target(scored, lambda row: 100 * float(row["score"]["exact_match"]))
         yield plots.lines("Exact match by rank", "rank r", "% of the held-out rows", scores)
 
 

@@ -157,6 +157,8 @@ class Benchmarks:
 
     def stop(self, name: str) -> None:
         """Ask for the end of what is measured; the rows so far are kept."""
+        if not is_held(self.path(name) / "lock"):
+            raise RunError(f"benchmark {name}: it has ended; there is nothing to stop")
         (self.path(name) / "stop").touch()
 
     def delete(self, name: str) -> None:

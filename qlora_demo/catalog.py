@@ -52,6 +52,8 @@ VARIANTS: dict[Recipe, str] = {
 }
 """What a column can run, in the order they are offered; ml/variants.py knows how to build each."""
 
+FIDELITY_ROWS = 32
+"""Held-out rows that merges are compared on, where nobody says how many."""
 DEFAULT_COLUMNS = ("base", "adapter", "merged")
 
 SHAPES = {

@@ -30,7 +30,7 @@ from .arguments import (
     train_config,
     with_given,
 )
-from .catalog import DEFAULT_COLUMNS, SMOLLM2
+from .catalog import DEFAULT_COLUMNS, FIDELITY_ROWS, SMOLLM2
 from .cli_benchmark import add_arguments, benchmark, print_benchmark
 from .columns import parse_all
 from .compose import build_services, serve
@@ -308,7 +308,7 @@ def _parser() -> Parser:
     evaluation.add_argument("--limit", type=positive, help="rows of each split; default: all")
     faithful = _add(commands, "fidelity", fidelity)
     faithful.add_argument("run")
-    faithful.add_argument("--limit", type=positive, help="rows; default 32")
+    faithful.add_argument("--limit", type=positive, help=f"rows; default: {FIDELITY_ROWS}")
     measuring = _add(commands, "benchmark", benchmark)
     add_arguments(measuring)
     measuring.set_defaults(show=print_benchmark)

@@ -53,7 +53,7 @@ class Launcher:
             why = "there is nothing left to train" if run.state.ended else "it has not ended"
             raise RunError(f"run {name}: {run.state.status}, {why}; start a new run with its settings")
         (run.path / "stop").unlink(missing_ok=True)
-        write_state(run.path, replace(run.state, status="queued", error="", ended_at=None, refused=False, lighter=()))
+        write_state(run.path, replace(run.state, status="queued", error="", refused=False, lighter=()))
         logs.event("run.queued", run=run.id)
         with contextlib.suppress(DeviceBusy):
             self.start_next()

@@ -84,15 +84,17 @@ def bars(
     x_label: str = "",
     mark: tuple[str, float] | None = None,
 ) -> str:
-    """A group of bars per key, one bar per inner key, its value written on it; ``mark``: a named line at a place among
-    the groups, counted from 0, left out where it is beyond them."""
+    """A group of bars per key, one bar per inner key with its value written on it, none where there is no value;
+    ``mark``: a named line at a place among the groups, counted from 0, left out where it is beyond them."""
     names = list(dict.fromkeys(name for values in groups.values() for name in values))
     width = 0.8 / max(1, len(names))
 
     def draw(axes: Any) -> None:
         for at, name in enumerate(names):
             middle = [place + (at - (len(names) - 1) / 2) * width for place in range(len(groups))]
-            drawn = axes.bar(middle, [values.get(name, 0.0) for values in groups.values()], width * 0.92, label=name)
+            drawn = axes.bar(
+                middle, [values.get(name, math.nan) for values in groups.values()], width * 0.92, label=name
+            )
             if len(groups) <= _FEW:
                 axes.bar_label(drawn, fmt="{:.3g}", padding=2, fontsize=8)
         highest = max((value for values in groups.values() for value in values.values()), default=0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TextIO
@@ -125,6 +125,7 @@ def _table(delimiter: str) -> Callable[[Path], Iterator[FoundRow]]:
                 rows = csv.DictReader(pieces, delimiter=delimiter, strict=True)
                 if rows.fieldnames and pieces.damaged:
                     raise DataError(f"dataset: {path}, line {rows.line_num}: {_NO_UTF8}")
+                _refuse_twins(rows.fieldnames or (), path)
                 for row in rows:
                     yield _cells(row, f"{path}, line {rows.line_num}", pieces.damaged)
                     pieces.begin_row()
@@ -132,6 +133,12 @@ def _table(delimiter: str) -> Callable[[Path], Iterator[FoundRow]]:
             raise DataError(f"dataset: {path} cannot be read ({exc}); save it as plain UTF-8 text") from exc
 
     return read
+
+
+def _refuse_twins(names: Sequence[str], path: Path) -> None:
+    twins = [name for at, name in enumerate(names) if name in names[:at]]
+    if twins:
+        raise DataError(f"dataset: {path} has two columns {twins[0]!r}; give each a name of its own")
 
 
 def _cells(row: dict[str | Any, Any], where: str, damaged: bool) -> FoundRow:

@@ -6,7 +6,7 @@ context                          joined to a prompt that is text: alpaca's input
 system, system_prompt            the opening turn, unless the turns begin with one of their own
 text                             every token is trained
 
-What has no place in these is refused and not left out: tools and their calls, reasoning, weights of answers.
+What has no place in these is refused and not left out: tools and their calls, reasoning, weights and labels of answers.
 """
 
 from __future__ import annotations
@@ -80,6 +80,10 @@ def to_messages(row: Row, mapping: Mapping[str, str], where: str) -> Row:
         meant = _chosen(meant, mapping)
     if "messages" in meant or ("prompt" in meant and "completion" in meant):
         _refuse_unread(row, [name for name in _UNREAD_COLUMNS if name not in meant.values()], where)
+        if isinstance(row.get("label"), bool):
+            raise DataError(
+                f"{where}: label is {row['label']}, but all answers are trained alike; leave label or row out"
+            )
         turns = _from_messages(row, meant, where) if "messages" in meant else _from_pair(row, meant, where)
         return {"messages": _opened(_answered(turns, where), _text(row, meant, "system", where), where)}
     if "text" in meant:

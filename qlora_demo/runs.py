@@ -330,7 +330,9 @@ def _settled(path: Path, state: RunState) -> RunState:
         return state
     tail = "; ".join(filter(None, map(str.strip, _log_tail(path, 3).splitlines())))
     full = "; its disk is full, remove files there" if is_full(OSError(), path) else ""
-    return replace(state, status="failed", error=f"the training process died without a word{full}{LOG_ENDS}{tail}")
+    error = f"the training process died without a word{full}{LOG_ENDS}{tail}"
+    seen = max(_written_at(path / name) for name in ("state.json", "metrics.jsonl", "train.log"))
+    return replace(state, status="failed", error=error, ended_at=seen / 1e9)
 
 
 def _log_tail(path: Path, lines: int) -> str:

@@ -98,7 +98,8 @@ def exact_match(result: Result | None) -> dict[str, dict[str, float]]:
     """The task's own score in percent, by column and split."""
     found: dict[str, dict[str, float]] = {}
     for split, column, figures in _columns(result):
-        found.setdefault(column, {})[split] = 100 * figures.get("exact_match", 0.0)
+        if "exact_match" in figures:
+            found.setdefault(column, {})[split] = 100 * figures["exact_match"]
     return found
 
 

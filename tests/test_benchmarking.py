@@ -115,6 +115,8 @@ def test_a_stop_ends_the_case_that_is_measured_and_keeps_the_rows(benchmarks: Be
     while benchmarks.lease.holder() and time.monotonic() < deadline:
         time.sleep(0.1)
     assert benchmarks.get(name)["state"] == "stopped"
+    with pytest.raises(RunError, match="it has ended; there is nothing to stop"):
+        benchmarks.stop(name)
     benchmarks.delete(name)
     assert benchmarks.names() == []
 

@@ -84,7 +84,12 @@ def test_the_handler_refuses_by_itself_what_the_door_lets_through(
     monkeypatch.setattr("qlora_demo.ui.door.Door._check_call", lambda *_: None)
     visitor.open(app.page)
     before = everything(app.home)
-    calls = {"delete": [app.run], "stop": [app.run], "release": [None], "annotate": [[app.run], app.run, "a", "b"]}
+    calls = {
+        "delete_named": [app.run],
+        "stop": [app.run],
+        "release": [None],
+        "annotate": [[app.run], f"{app.run}@0", "a", "b"],
+    }
     for name, data in calls.items():
         ended = visitor.call(numbers(app.page, name)[0], data)
         assert ended["success"] is False
@@ -95,7 +100,7 @@ def test_the_handler_refuses_by_itself_what_the_door_lets_through(
 def test_an_operator_does_reach_them(app: SimpleNamespace, operator: Client) -> None:
     operator.open(app.page)
     [number] = numbers(app.page, "annotate")
-    assert operator.call(number, [[app.run], app.run, "a note", "tag"])["success"]
+    assert operator.call(number, [[app.run], f"{app.run}@0", "a note", "tag"])["success"]
     assert "a note" in b"".join(everything(app.home).values()).decode("utf-8", "replace")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,8 +10,10 @@ import pytest
 from qlora_demo.benchmark_config import BenchmarkConfig
 from qlora_demo.config import TrainConfig
 from qlora_demo.errors import RunError
+from qlora_demo.runs import write_state
 from qlora_demo.services import Services
 from qlora_demo.ui.benchmark_tab import Bench
+from qlora_demo.ui.chat_tab import runs_with_adapter
 from qlora_demo.ui.history_panel import History
 from qlora_demo.ui.listed import renewed
 from qlora_demo.ui.run_panel import poll
@@ -50,22 +53,32 @@ def test_a_note_that_is_being_written_stays_while_other_runs_are_laid_beside(ser
     panel = History(services)
     first, other = (services.runs.create(TrainConfig()).id for _ in range(2))
     _, noted, text, tags = panel.lay_side_by_side([first], "")
-    assert (noted, text, tags) == (first, "", "")
+    assert (noted, text, tags) == (f"{first}@0", "", "")
     drawn, *late = panel.lay_side_by_side([first, other], noted)
     assert other in drawn and [chosen_by(one) for one in late] == ["left alone"] * 3
-    panel.annotate([first, other], noted, "tried more rank", "a, b")
-    assert panel.lay_side_by_side([other], noted)[1:] == [other, "", ""]
-    assert panel.lay_side_by_side([first], other)[1:] == [first, "tried more rank", "a, b"]
-    assert panel.lay_side_by_side([], first)[1:] == ["", "", ""]
+    _, noted = panel.annotate([first, other], noted, "tried more rank", "a, b")
+    assert panel.lay_side_by_side([other], noted)[1:] == [f"{other}@0", "", ""]
+    assert panel.lay_side_by_side([first], f"{other}@0")[1:] == [noted, "tried more rank", "a, b"]
+    assert panel.lay_side_by_side([], noted)[1:] == ["", "", ""]
 
 
 def test_a_note_is_not_kept_with_another_run(services: Services) -> None:
     panel = History(services)
     first, other = (services.runs.create(TrainConfig()).id for _ in range(2))
-    panel.annotate([first], first, "of the first", "")
-    with pytest.raises(RunError, match=f"note: the one of {first} is still on its way"):
-        panel.annotate([first, other], other, "of the other", "")
-    assert panel.lay_side_by_side([first], other)[2] == "of the first"
+    panel.annotate([first], f"{first}@0", "of the first", "")
+    with pytest.raises(RunError, match=f"note: the one of {first} is still loading"):
+        panel.annotate([first, other], f"{other}@0", "of the other", "")
+    assert panel.lay_side_by_side([first], f"{other}@0")[2] == "of the first"
+
+
+def test_a_note_that_somebody_else_wrote_meanwhile_is_not_overwritten(services: Services) -> None:
+    panel, run = History(services), services.runs.create(TrainConfig()).id
+    _, ours, *_ = panel.lay_side_by_side([run], "")
+    _, theirs = panel.annotate([run], ours, "best so far", "keep")
+    with pytest.raises(RunError, match=f"note: somebody changed the one of {run}"):
+        panel.annotate([run], ours, "", "review")
+    assert panel.lay_side_by_side([run], "")[1:] == [theirs, "best so far", "keep"]
+    panel.annotate([run], theirs, "best so far, reviewed", "keep")
 
 
 def test_the_benchmark_that_was_chosen_meanwhile_stays(services: Services) -> None:
@@ -105,3 +118,25 @@ def test_the_last_run_and_the_last_result_can_go(services: Services) -> None:
     bench = Bench(services, [], [], TrainConfig())
     result = services.benchmarks.create(BenchmarkConfig(), TrainConfig(model="shape:tiny"))
     assert bench.delete(result)[0] == {"choices": [], "value": None, "__type__": "update"}
+
+
+def test_a_run_that_is_talked_to_stays_chosen_while_it_trains_on(services: Services) -> None:
+    run, newer = (services.runs.create(TrainConfig()) for _ in range(2))
+    for one in (run, newer):
+        one.adapter.mkdir()
+    write_state(run.path, replace(run.state, status="queued"))
+    write_state(newer.path, replace(newer.state, status="finished"))
+    kept = runs_with_adapter(services.runs, run.id)
+    assert chosen_by(kept) == "left alone" and [name for _, name in kept["choices"]] == [newer.id, run.id]
+    assert chosen_by(runs_with_adapter(services.runs, None)) == newer.id
+
+
+def test_a_page_whose_run_was_deleted_is_told_nothing_at_each_poll(services: Services) -> None:
+    run = services.runs.create(TrainConfig()).id
+    page = opened(services)
+    [number] = numbers(page, "poll")
+    with Client(str(page.local_url)) as client:
+        services.runs.delete(run)
+        ended = client.call(number, values(page.fns[number], judge_run=run))
+        assert ended["success"] and ended["told"] == []
+    page.close()

@@ -80,6 +80,12 @@ def test_the_time_left_is_shown_while_a_run_is_running_only() -> None:
     assert "left" not in render.run_progress(a_run(RunState("running", max_steps=10)), steps(100))
 
 
+def test_the_time_left_knows_nothing_of_a_pause() -> None:
+    resumed = a_run(RunState("running", max_steps=10, started_at=9000.0))
+    assert "left" not in render.run_progress(resumed, steps(100, 102, 9002))
+    assert "about 12.0 s left" in render.run_progress(resumed, steps(100, 102, 9002, 9004))
+
+
 def test_a_run_that_ended_says_how_long_it_took() -> None:
     state = RunState("finished", max_steps=2, started_at=100.0, ended_at=190.0)
     assert "took 1 min 30 s" in render.run_progress(a_run(state), steps(100, 102))

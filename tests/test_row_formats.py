@@ -132,6 +132,10 @@ def test_plain_text_is_kept_whole() -> None:
             {"messages": [QUESTION, ANSWER | {"weight": 0}, QUESTION, ANSWER | {"weight": 1}]},
             "row 1, message 2: weight is 0, but all answers are trained alike; leave weight or row out",
         ),
+        (
+            {"prompt": "q", "completion": "a", "label": False},
+            "row 1: label is False, but all answers are trained alike; leave label or row out",
+        ),
     ],
 )
 def test_a_bad_row_is_named_with_its_number(row: dict[str, Any], message: str) -> None:

@@ -10,11 +10,12 @@ import pytest
 from qlora_demo.checking import RESULT
 from qlora_demo.compose import build_services
 from qlora_demo.config import TrainConfig
+from qlora_demo.errors import RunError
 from qlora_demo.jobs import save_result
 from qlora_demo.records import RunState
 from qlora_demo.runs import write_state
 from qlora_demo.services import Services
-from qlora_demo.ui.run_panel import poll
+from qlora_demo.ui.run_panel import lightening, poll
 from tests.calls import Client, numbers, opened, values
 
 PASSWORD = "correct horse"
@@ -90,3 +91,24 @@ def test_who_signs_out_on_an_open_page_sees_the_log_no_longer(services: Services
     assert "my private log" in poll(services, run.id, {}, "operator")
     drawn = poll(services, run.id, seen, "visitor")
     assert "" in drawn and "my private log" not in drawn
+
+
+def test_what_is_deleted_is_what_was_chosen_when_delete_was_pressed_first(services: Services) -> None:
+    kept, gone = (services.runs.create(TrainConfig()).id for _ in range(2))
+    page = opened(services)
+    first, _ = numbers(page, "ask_first")
+    sure, _ = numbers(page, "delete_named")
+    with Client(str(page.local_url)) as client:
+        client.open(page)
+        button, *_ = client.call(first, [gone])["output"]["data"]
+        assert button["value"] == f"Delete {gone} for good" and button["visible"]
+        assert set(services.runs.names()) == {gone, kept}, "one press deletes nothing"
+        assert client.call(sure, [kept])["success"], "chosen meanwhile"
+    assert services.runs.names() == [kept]
+    page.close()
+
+
+def test_lighter_settings_that_are_no_longer_proposed_are_refused(services: Services) -> None:
+    run = services.runs.create(TrainConfig())
+    with pytest.raises(RunError, match="created now, and nothing lighter is proposed"):
+        lightening(services, ["r"], 0)(run.id)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +153,14 @@ def test_a_dead_run_without_end_state_reads_as_failed_with_the_log_tail(store: R
     assert "died" in state.error
     assert state.error.endswith("; its log ends: noise; 99%; Killed \ufffd")
     assert read_state(run.path).status == status
+
+
+def test_a_dead_run_ended_when_it_was_last_heard_of(store: RunStore, run: Run) -> None:
+    write_state(run.path, RunState("running", started_at=1000.0))
+    append_metrics(run.path, TrainMetrics(1, 1060.0, loss=1.0))
+    for path in run.path.iterdir():
+        os.utime(path, (1060, 1060))
+    assert store.get(run.id).state.seconds(time.time()) == 60
 
 
 def test_a_dead_run_without_a_log_reads_as_failed_too(store: RunStore, run: Run) -> None:

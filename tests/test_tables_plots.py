@@ -29,7 +29,7 @@ def test_an_evaluation_has_a_row_per_split_and_column_and_only_figures_that_exis
         ("hard", "adapter", "2", "0.5", "50.0%"),
     )
     assert tables.fields(RESULT).rows == (("hard", "adapter", "25.0%"),)
-    assert tables.exact_match(RESULT) == {"base": {"test": 0.0}, "adapter": {"test": 0.0, "hard": 50.0}}
+    assert tables.exact_match(RESULT) == {"base": {"test": 0.0}, "adapter": {"hard": 50.0}}
 
 
 def test_fidelity_shows_changes_with_their_sign() -> None:
@@ -64,6 +64,12 @@ def test_plots_have_titles_axes_and_the_text_as_text() -> None:
     assert {"96.2", "0", "test", "base"} <= set(
         text_of(plots.bars("Score", "percent", {"base": {"test": 0.0}, "adapter": {"test": 96.2, "hard": 77.0}}))
     )
+
+
+def test_what_was_not_measured_has_no_bar() -> None:
+    drawn = text_of(plots.bars("Score", "percent", {"base": {"test": 10.0, "hard": 20.0}, "adapter": {"test": 90.0}}))
+    assert drawn.count("0") == 1, "of the axis alone"
+    assert {"10", "20", "90"} <= set(drawn)
 
 
 def test_curves_hold_both_losses_and_the_rate_and_leave_out_what_was_not_measured() -> None:

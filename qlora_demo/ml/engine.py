@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import logs
+from ..catalog import FIDELITY_ROWS
 from ..columns import is_bundled, parse
 from ..config import TrainConfig
 from ..errors import DataError, OutOfMemory, RunError
@@ -44,8 +45,6 @@ from .preflight import preflight
 from .turns import answers
 from .variants import Variants
 from .worker import Worker
-
-_FIDELITY_ROWS = 32
 
 
 class Engine:
@@ -183,7 +182,7 @@ class Engine:
         yield from self._until(halt, "evaluate", before_after(columns, splits, self._variants.loaded))
 
     def _fidelity(self, run_id: str, limit: int | None, halt: Halt) -> Generator[Step]:
-        rows = next(iter(self._heldout(run_id).values()))[: limit or _FIDELITY_ROWS]
+        rows = next(iter(self._heldout(run_id).values()))[: limit or FIDELITY_ROWS]
 
         def load(columns: Sequence[Column]) -> Iterator[Progress]:
             return self._load(columns, halt, "evaluation")
@@ -212,7 +211,7 @@ class Engine:
         if what == "adapter":
             yield from export_adapter(self._variants.origin(adapter), out, written)
             return
-        rows: Rows = next(iter(self.runs.heldout(run.id).values()), [])[:_FIDELITY_ROWS]
+        rows: Rows = next(iter(self.runs.heldout(run.id).values()), [])[:FIDELITY_ROWS]
         yield from (Step(progress) for progress in self._load([adapter], halt, "merge"))
         if halt.is_set():
             return

@@ -20,7 +20,7 @@ from ..gpu import device_info
 from ..knobs import knob
 from ..presets import ARTICLE, COMPARED
 from ..services import Services
-from . import controls
+from . import controls, deletion
 from . import render_benchmark as show
 from .gate import Gate, visitor_of
 from .listed import listed, renewed
@@ -59,7 +59,7 @@ def build(services: Services, page: gr.Blocks, gate: Gate) -> None:
     gate.on(parts.kind.change, _groups_of, parts.kind, parts.groups, needs="visitor")
     gate.on(parts.start.click, bench.start, chosen, drawn, needs="operator")
     gate.on(parts.stop.click, bench.stop, parts.which, None, needs="operator")
-    gate.on(parts.delete.click, bench.delete, parts.which, drawn, needs="operator")
+    deletion.wire(parts.deletion, parts.which, bench.delete, drawn, gate)
     gate.on(
         parts.full.click, lambda: _filled(parts.options, FULL), None, list(parts.options.values()), needs="operator"
     )
@@ -106,9 +106,9 @@ class Bench:
         self.services.benchmarks.stop(_named(which))
         gr.Info("Stopping; what was measured so far is kept.")
 
-    def delete(self, which: str | None) -> list[Any]:
+    def delete(self, which: str) -> list[Any]:
         """Remove a result."""
-        self.services.benchmarks.delete(_named(which))
+        self.services.benchmarks.delete(which)
         return self.look(None, None)
 
     def look(self, which: str | None, seen: Any, role: Role = "operator") -> list[Any]:
@@ -186,7 +186,7 @@ def _draw() -> SimpleNamespace:
             parts.result = gr.HTML(elem_id="benchmark-result")
             with gr.Row():
                 parts.file = gr.DownloadButton("Download JSON", elem_id="benchmark-file", size="sm")
-                parts.delete = gr.Button("Delete this result", elem_id="benchmark-delete", size="sm")
+                parts.deletion = deletion.draw("Delete this result", "benchmark-delete")
             with gr.Accordion("Beside another result", open=False):
                 _draw_comparison(parts)
     return parts

@@ -81,8 +81,8 @@ def askable(services: Services, chosen: str | None) -> dict[str, Any]:
 
 
 def runs_with_adapter(runs: RunStore, chosen: str | None) -> dict[str, Any]:
-    """The finished runs; keeps the one that is chosen, else takes the newest."""
-    ready = [run for run in runs.all() if run.has_adapter and run.state.ended]
+    """The finished runs; keeps the one that is chosen, also where it trains on, else takes the newest."""
+    ready = [run for run in runs.all() if run.has_adapter and (run.state.ended or run.id == chosen)]
     ids = [run.id for run in ready]
     value = chosen if chosen in ids else (ids[0] if ids else None)
     return renewed([(render.run_label(run), run.id) for run in ready], value, chosen)

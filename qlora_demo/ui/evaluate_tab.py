@@ -15,7 +15,7 @@ import gradio as gr
 
 from .. import columns as grammar
 from .. import report as reports
-from ..catalog import DEFAULT_COLUMNS
+from ..catalog import DEFAULT_COLUMNS, FIDELITY_ROWS
 from ..config import GenerationSettings
 from ..errors import ConfigError
 from ..exporting import base_for, export_folder, push
@@ -128,7 +128,7 @@ class Judge:
     def redraw(self, request: gr.Request, *where: Any) -> list[Any]:
         """Everything, from what is stored."""
         run, split, which, page, prompts_page, _ = where
-        if not run:
+        if not self._is_there(run):
             return [self._job(request), *[gr.skip()] * 7, None]
         found = self.services.runs.get(run)
         evaluation, prompts = (told_result(self.services.runs, found, kind) for kind in ("evaluation", "prompts"))
@@ -150,6 +150,10 @@ class Judge:
         self.services.jobs.start(kind, needed_run(run), work, models=models)
         return show.job(self.services.jobs.last)
 
+    def _is_there(self, run: str | None) -> bool:
+        """Whether a run is chosen that nobody has deleted."""
+        return run in self.services.runs.names()
+
     def _is_operator(self, request: gr.Request) -> bool:
         return visitor_of(self.services.access, request).role == "operator"
 
@@ -161,7 +165,7 @@ class Judge:
     def _marks(self, where: Any) -> list[Any]:
         """Changes whenever something that is drawn does."""
         run, split, which, page, prompts_page, *_ = where
-        if not run:
+        if not self._is_there(run):
             return []
         folder = self.services.runs.path(run)
         drawn = [*sorted(folder.glob("results/*.json")), *folder.glob(f"adapter/{ADAPTER_WEIGHTS}")]
@@ -200,7 +204,13 @@ def _draw() -> SimpleNamespace:
             elem_id="judge-columns",
             scale=4,
         )
-        parts.limit = gr.Number(25, label="Rows of each split", info="empty: all", precision=0, elem_id="judge-rows")
+        parts.limit = gr.Number(
+            25,
+            label="Rows of each split",
+            info=f"empty: all; for merge fidelity {FIDELITY_ROWS}",
+            precision=0,
+            elem_id="judge-rows",
+        )
     with gr.Row():
         parts.evaluate = gr.Button("Before and after", variant="primary", elem_id="evaluate")
         parts.faithful = gr.Button("Merge fidelity", elem_id="fidelity-start")

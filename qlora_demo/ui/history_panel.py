@@ -9,6 +9,7 @@ import gradio as gr
 
 from .. import history, tables
 from ..errors import RunError
+from ..runs import Run
 from ..services import Services
 from . import render
 from . import render_training as show
@@ -25,7 +26,7 @@ def build(services: Services, gate: Gate) -> SimpleNamespace:
     noted = [parts.noted, parts.note, parts.tags]
     chosen = [parts.chosen, parts.noted]
     gate.on(parts.chosen.change, panel.lay_side_by_side, chosen, [parts.compared, *noted], needs="visitor")
-    gate.on(parts.save.click, panel.annotate, [parts.chosen, *noted], parts.seen, needs="operator")
+    gate.on(parts.save.click, panel.annotate, [parts.chosen, *noted], [parts.seen, parts.noted], needs="operator")
     gate.guard(parts.note, parts.tags)
     drawn = [parts.table, parts.chosen, parts.compared, parts.seen]
     return SimpleNamespace(refresh=panel.refresh, read=[parts.seen, parts.chosen], drawn=drawn, chosen=parts.chosen)
@@ -54,10 +55,13 @@ class History:
         """Curves over each other, figures side by side, what the first two differ in, and the first one's note: left
         alone where the page has that run's, ``noted``, already, for someone may be writing it."""
         first = names[0] if names else ""
-        if first == noted:
+        if first == noted.partition("@")[0]:
             return [self._side_by_side(names), *[gr.skip()] * 3]
-        note = history.read_note(self.services.runs.get(first)) if first else history.RunNote()
-        return [self._side_by_side(names), first, note.text, ", ".join(note.tags)]
+        if not first:
+            return [self._side_by_side(names), "", "", ""]
+        run = self.services.runs.get(first)
+        stamp, note = _stamp(run), history.read_note(run)
+        return [self._side_by_side(names), stamp, note.text, ", ".join(note.tags)]
 
     def _side_by_side(self, names: list[str]) -> str:
         runs = [self.services.runs.get(name) for name in names[:_MOST]]
@@ -67,14 +71,23 @@ class History:
         table = tables.html(history.side_by_side(self.services.runs, runs))
         return table + curves + (show.difference(runs[0], runs[1]) if len(runs) > 1 else "")
 
-    def annotate(self, names: list[str], noted: str, text: str, tags: str) -> None:
+    def annotate(self, names: list[str], noted: str, text: str, tags: str) -> list[Any]:
         """Keep a note and tags with the first chosen run; the table is drawn anew for it.  A note that is another
-        run's, ``noted``, is not put in the place of its own."""
+        run's than ``noted``, or that somebody changed since, is not put in the place of what is there."""
         if not names:
             raise RunError("run: none is chosen; choose one in the history first")
-        if noted != names[0]:
-            raise RunError(f"note: the one of {names[0]} is still on its way; save again when it is here")
-        history.write_note(self.services.runs.get(names[0]), text, tags)
+        run = self.services.runs.get(names[0])
+        if noted.partition("@")[0] != run.id:
+            raise RunError(f"note: the one of {run.id} is still loading; try again in a moment")
+        if noted != _stamp(run):
+            raise RunError(f"note: somebody changed the one of {run.id}; choose the run anew to see it")
+        history.write_note(run, text, tags)
+        return [None, _stamp(run)]
+
+
+def _stamp(run: Run) -> str:
+    """A run and the state of its note."""
+    return f"{run.id}@{history.stamps(run)[0]}"
 
 
 def _draw() -> SimpleNamespace:
@@ -98,7 +111,7 @@ def _draw() -> SimpleNamespace:
         )
         parts.compared = gr.HTML(elem_id="compared")
         with gr.Row():
-            parts.noted = gr.Textbox(label="Run that the note is of", visible="hidden", elem_id="noted")
+            parts.noted = gr.Textbox(label="Run and state of the note", visible="hidden", elem_id="noted")
             parts.note = gr.Textbox(label="Note on the first of them", lines=2, elem_id="note", scale=3)
             parts.tags = gr.Textbox(label="Tags", info="separated by commas", elem_id="tags", scale=2)
             parts.save = gr.Button("Save note", size="sm", elem_id="save-note", scale=1, min_width=100)

@@ -84,8 +84,9 @@ def run_progress(run: Run | None, metrics: Sequence[TrainMetrics]) -> str:
     share = step / total if total else 0.0
     place = "" if state.status in BEFORE and not step else f" · step {step} of {total or '…'}"
     head = f"<b>{escape(_WAITING.get(state.status, state.status))}</b>{place}"
-    if state.status == "running" and len(steps) > 1 and step < total:
-        head += f" · about {duration(seconds_left(steps, total))} left"
+    sitting = [line for line in steps if line.time >= (state.started_at or 0)]
+    if state.status == "running" and len(sitting) > 1 and step < total:
+        head += f" · about {duration(seconds_left(sitting, total))} left"
     if state.ended and state.ended_at and (took := state.seconds(state.ended_at)) is not None:
         head += f" · took {duration(took)}"
     error = f'<p class="bad">{escape(state.error)}</p>' if state.error else ""
@@ -127,7 +128,7 @@ def _figures(metrics: Sequence[TrainMetrics]) -> str:
         ("held-out loss", f"{heldout[-1]:.3f}" if heldout else "…"),
         ("speed", f"{tokens / seconds:,.0f} tokens/s" if seconds else "…"),
         ("step", duration(seconds / len(recent))),
-        ("peak memory", memory(steps[-1].memory_bytes or 0)),
+        ("peak memory", memory(max(m.memory_bytes or 0 for m in steps))),
     ]
     return "<dl>" + "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in cells) + "</dl>"
 

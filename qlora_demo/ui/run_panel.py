@@ -25,7 +25,7 @@ from ..planning import plan_training
 from ..records import TrainMetrics
 from ..runs import LOG_ENDS, Run, RunStore
 from ..services import Services
-from . import controls, render
+from . import controls, deletion, render
 from . import render_training as show
 from .gate import Gate, visitor_of
 from .listed import listed, renewed
@@ -67,7 +67,7 @@ def draw() -> dict[str, Any]:
         shown["log"] = gr.Textbox(show_label=False, lines=12, max_lines=12, interactive=False, elem_id="log")
     with gr.Row():
         shown["reuse"] = gr.Button("Use these settings again", size="sm", elem_id="reuse")
-        shown["delete"] = gr.Button("Delete this run", size="sm", elem_id="delete")
+        shown["deletion"] = deletion.draw("Delete this run", "delete")
     shown |= {f"lighter-{place}": button for place, button in enumerate(shown["lighter"])}
     return shown
 
@@ -87,8 +87,8 @@ def wire(services: Services, chosen: controls.Controls, shown: dict[str, Any], g
     def resume(run_id: str | None) -> list[Any]:
         return poll(services, services.launcher.resume(_named(run_id)).id, {}, "operator")
 
-    def delete(run_id: str | None) -> list[Any]:
-        services.runs.delete(_named(run_id))
+    def delete(run_id: str) -> list[Any]:
+        services.runs.delete(run_id)
         return poll(services, None, {}, "operator")
 
     def reuse(run_id: str | None) -> list[Any]:
@@ -98,10 +98,10 @@ def wire(services: Services, chosen: controls.Controls, shown: dict[str, Any], g
     gate.only(shown["log part"], "operator")
     gate.on(shown["stop"].click, stop, shown["run"], needs="operator")
     gate.on(shown["resume"].click, resume, shown["run"], written, needs="operator")
-    gate.on(shown["delete"].click, delete, shown["run"], written, needs="operator")
+    deletion.wire(shown["deletion"], shown["run"], delete, written, gate)
     gate.on(shown["reuse"].click, reuse, shown["run"], form, needs="operator")
     for place, button in enumerate(shown["lighter"]):
-        lighten = _lightening(services, list(chosen), place)
+        lighten = lightening(services, list(chosen), place)
         gate.on(button.click, lighten, shown["run"], form, needs="operator")
     gate.on(shown["run"].input, look, read, written, needs="visitor")
     return SimpleNamespace(look=look, read=read, written=written)
@@ -211,11 +211,13 @@ def _named(run_id: str | None) -> str:
     return run_id
 
 
-def _lightening(services: Services, names: list[str], place: int) -> Callable[[str | None], list[Any]]:
+def lightening(services: Services, names: list[str], place: int) -> Callable[[str | None], list[Any]]:
     """Fill the form with a run's config and one of the lighter settings it was told."""
 
     def apply(run_id: str | None) -> list[Any]:
         run = services.runs.get(_named(run_id))
+        if place >= len(run.state.lighter):
+            raise RunError(f"run {run.id}: is {run.state.status} now, and nothing lighter is proposed")
         return controls.fill(run.config.changed(**run.state.lighter[place].changes), names)
 
     return apply

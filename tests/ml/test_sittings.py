@@ -102,7 +102,12 @@ def test_what_was_measured_and_exported_before_a_run_went_on_is_not_told_of_what
     (run.path / "report").mkdir()
     (run.path / "report" / "of it.html").touch()
     assert run.adapter_since == 0
+    metrics = services.runs.metrics(run.id)
+    (run.path / "metrics.jsonl").unlink()
+    for line in metrics:
+        append_metrics(run.path, replace(line, memory_bytes=1 << 50))
     train(run.path, config, services.settings)
+    assert services.runs.get(run.id).state.summary["peak_memory_bytes"] == 1 << 50, "of all its sittings"
     assert read_result(run, "evaluation") is None and not (run.path / "exports" / "merged").exists()
     assert (read_result(run, "preflight") or {})["told"] == "preflight"
     assert services.runs.get(run.id).adapter_since == (run.adapter / "adapter_model.safetensors").stat().st_mtime

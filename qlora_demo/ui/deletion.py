@@ -1,0 +1,34 @@
+"""Deleting in two presses: the second button names what it deletes, whatever the page has chosen by then."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import gradio as gr
+
+from .gate import Gate
+
+
+def draw(label: str, elem_id: str) -> SimpleNamespace:
+    """Both buttons; the second is not seen before the first is pressed."""
+    return SimpleNamespace(
+        first=gr.Button(label, size="sm", elem_id=elem_id),
+        sure=gr.Button(visible=False, variant="stop", size="sm", elem_id=f"{elem_id}-sure"),
+        name=gr.State(""),
+    )
+
+
+def wire(parts: SimpleNamespace, chosen: Any, delete: Callable[[str], list[Any]], drawn: list[Any], gate: Gate) -> None:
+    """Have ``delete``, which returns values for ``drawn``, called with the name that was ``chosen`` at the first
+    press."""
+
+    def ask_first(name: str | None) -> list[Any]:
+        return [gr.Button(f"Delete {name} for good", visible=bool(name)), name or ""]
+
+    def delete_named(name: str) -> list[Any]:
+        return [gr.Button(visible=False), *delete(name)]
+
+    gate.on(parts.first.click, ask_first, chosen, [parts.sure, parts.name], needs="operator")
+    gate.on(parts.sure.click, delete_named, parts.name, [parts.sure, *drawn], needs="operator")
