@@ -55,7 +55,7 @@ def test_the_held_out_loss_is_the_mean_over_trained_tokens_whatever_the_batch(
 def test_where_no_held_out_token_is_trained_there_is_no_held_out_loss(
     services: Services, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows = [{"prompt": "q" + " long" * 40 * (at % 2), "completion": "x"} for at in range(12)]
+    rows = [{"prompt": f"q{at}" + " long" * 40 * (at % 2), "completion": "x"} for at in range(12)]
     file = tmp_path / "rows.jsonl"
     file.write_text("\n".join(map(json.dumps, rows)), "utf-8")
     config = TrainConfig(model=str(tiny_model), dataset=str(file), **TINY)
