@@ -93,7 +93,7 @@ def make_trainer(
     try:
         return Trainer(
             model=model,
-            args=_sft_config(path, config, chosen),
+            args=on_one_gpu(_sft_config(path, config, chosen)),
             train_dataset=training_set(splits.train, config.loss_on),
             eval_dataset=training_set(heldout, config.loss_on),
             processing_class=tokenizer,
@@ -105,6 +105,14 @@ def make_trainer(
         raise ConfigError(
             "loss_on", f"assistant cannot be used here ({' '.join(str(exc).split())[:200]}); choose completion"
         ) from exc
+
+
+def on_one_gpu(args: SFTConfig) -> SFTConfig:
+    """The library's settings for the one GPU of this process: of several that one process sees it would make a
+    `DataParallel`, which TRL refuses."""
+    if args.n_gpu > 1:
+        args._n_gpu = 1
+    return args
 
 
 def gathered_weights(trainer: SFTTrainer) -> dict[str, torch.Tensor] | None:

@@ -20,7 +20,7 @@ from qlora_demo.config import TrainConfig
 from qlora_demo.errors import ConfigError, ModelError
 from qlora_demo.memory import ModelShape
 from qlora_demo.ml import trainer
-from qlora_demo.ml.data import load_splits
+from qlora_demo.ml.data import Splits, load_splits
 from qlora_demo.ml.train import _save_adapter
 from qlora_demo.services import Services
 from tests.ml.test_train import TINY
@@ -127,6 +127,27 @@ def test_what_is_chosen_reaches_the_trainer_of_a_gpu(
     given = settings(TrainConfig(**values), situation, monkeypatch)
     assert {name: given[name] for name in expected} == expected
     assert "fsdp" not in given
+
+
+@pytest.mark.parametrize("visible", [1, 2])
+def test_one_process_trains_on_one_gpu_however_many_it_sees(
+    visible: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_, **__: True)
+    monkeypatch.setattr(trainer, "Trainer", SimpleNamespace)
+    config = TrainConfig(loss_on="all")
+    rows = [{"input_ids": [1, 2]}]
+    made = trainer.make_trainer(
+        tmp_path, config, choose(config, SHAPE, H100), Splits(rows, {"test": rows}), (None, None)
+    )
+    assert (made.args.n_gpu, made.args.device, made.args.train_batch_size) == (
+        1,
+        torch.device("cuda", 0),
+        config.per_device_train_batch_size,
+    )
 
 
 @pytest.mark.parametrize("checkpointing", ["on", "off"])
