@@ -152,13 +152,14 @@ def load_dequantized(source: str, form: BaseForm = "nf4", on: torch.device | Non
     return model
 
 
-def quantize_nf4(model: PreTrainedModel) -> PreTrainedModel:
-    """The model with every linear layer but the head replaced by its NF4 form, one layer at a time."""
+def quantize_nf4(model: PreTrainedModel, on: torch.device) -> PreTrainedModel:
+    """The model on a device with every linear layer but the head replaced by its NF4 form, one layer at a time."""
     head = model.get_output_embeddings()
-    for name, layer in list(model.named_modules()):
-        if type(layer) is nn.Linear and layer is not head:
-            model.set_submodule(name, four_bit(layer))
-    return model.eval()
+    plain = [name for name, layer in model.named_modules() if type(layer) is nn.Linear and layer is not head]
+    for name in plain:  # by their names, so that none of them is kept
+        model.set_submodule(name, four_bit(model.get_submodule(name), on))
+    moved: Any = model
+    return moved.to(on).eval()
 
 
 def load_adapter(base: PreTrainedModel | PeftModel, folder: Path, name: str = "default") -> PeftModel:
@@ -253,15 +254,15 @@ def _is_packed(state: Any) -> bool:
     return bool(getattr(state, "packing_format_for_cpu", False))
 
 
-def four_bit(layer: nn.Linear) -> bitsandbytes.nn.Linear4bit:
-    """A linear layer in NF4 with double quantization."""
+def four_bit(layer: nn.Linear, on: torch.device | None = None) -> bitsandbytes.nn.Linear4bit:
+    """A linear layer in NF4 with double quantization, quantized on the layer's device or where it is wanted."""
     stored: dict[str, Any] = {"compress_statistics": True, "quant_type": "nf4"}
     made = bitsandbytes.nn.Linear4bit(
         layer.in_features, layer.out_features, layer.bias is not None, layer.weight.dtype, device="meta", **stored
     )
     made.weight = bitsandbytes.nn.Params4bit(layer.weight.data, requires_grad=False, **stored)
     made.bias = layer.bias
-    return made.to(layer.weight.device)
+    return made.to(on or layer.weight.device)
 
 
 def read_config(source: str) -> PreTrainedConfig:
