@@ -27,6 +27,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.integrations import sdpa_attention
 from transformers.utils.logging import disable_progress_bar
 
 from ..catalog import is_shape
@@ -76,6 +77,16 @@ def compute_dtype() -> torch.dtype:
 def sixteen_bit() -> Precision:
     """The name of the device's 16-bit type."""
     return "bf16" if compute_dtype() is torch.bfloat16 else "fp16"
+
+
+def repeat_grouped_keys_on_old_gpus() -> None:
+    """Below compute capability 8, repeat grouped keys and values, so that the memory-efficient kernel takes them.
+
+    Without padding the library hands them to torch as they are, which only the flash kernel, of newer GPUs, and the
+    plain one take; the plain one keeps a score for every pair of tokens.
+    """
+    if device().type == "cuda" and torch.cuda.get_device_capability(device()) < (8, 0):
+        sdpa_attention.use_gqa_in_sdpa = lambda *_: False
 
 
 def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
@@ -278,6 +289,7 @@ def read_config(source: str) -> PreTrainedConfig:
 def _load(
     source: str, quantization: BitsAndBytesConfig | None, on: torch.device, attention: str | None
 ) -> PreTrainedModel:
+    repeat_grouped_keys_on_old_gpus()
     if is_shape(source):
         return build_shape(source, quantization, compute_dtype(), (on, attention))
     config = read_config(source)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from bitsandbytes.functional import has_avx512bf16
+from transformers.integrations import sdpa_attention
 
 from qlora_demo.errors import AdapterError, ModelError
 from qlora_demo.ml import load
@@ -185,6 +186,25 @@ def test_sharded_4_bit_weights_are_stored_in_the_type_of_the_others(tiny_model: 
     ids = torch.arange(3, 12)[None]
     with torch.inference_mode():
         assert torch.equal(plain(input_ids=ids).logits, sharded(input_ids=ids).logits)
+
+
+@pytest.mark.parametrize("capability", [(7, 5), (8, 0)])
+def test_grouped_keys_are_repeated_where_no_fast_kernel_takes_them(
+    tiny_model: Path, capability: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sdpa_attention, "use_gqa_in_sdpa", sdpa_attention.use_gqa_in_sdpa)  # to be put back
+    monkeypatch.setattr(load, "device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(load, "has_bf16", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
+    attend, grouped = torch.nn.functional.scaled_dot_product_attention, set[bool]()
+
+    def watched(*given: Any, **named: Any) -> torch.Tensor:
+        grouped.add(named.get("enable_gqa", False))
+        return attend(*given, **named)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
+    _evaluate(load.load_16bit(str(tiny_model), torch.device("cpu")))
+    assert grouped == {capability >= (8, 0)}
 
 
 def test_each_process_of_a_run_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
