@@ -248,13 +248,11 @@ def test_a_gpu_with_flash_attention_takes_them_all(monkeypatch: pytest.MonkeyPat
 def test_where_there_is_no_bf16_what_is_trained_is_in_fp32(
     services: Services, tiny_model: Path, chat_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The trainer itself is made for this CPU, which has no fp16; what becomes of its model is the same."""
-    make = trainer.make_trainer
-    monkeypatch.setattr(trainer, "choose", lambda *given: replace(choose(*given), fp16=True))
+    """The trainer's settings are those of this CPU, which has no fp16; what becomes of its model is the same."""
+    given = trainer._sft_config
+    monkeypatch.setattr(trainer, "choose", lambda *known: replace(choose(*known), fp16=True))
     monkeypatch.setattr(
-        trainer,
-        "make_trainer",
-        lambda path, config, chosen, *rest: make(path, config, replace(chosen, fp16=False), *rest),
+        trainer, "_sft_config", lambda path, config, chosen: given(path, config, replace(chosen, fp16=False))
     )
     config = TrainConfig(model=str(tiny_model), dataset=str(chat_file), max_length=64, r=4, max_steps=1)
     run = services.runs.create(config)
