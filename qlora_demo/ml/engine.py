@@ -39,8 +39,9 @@ from .explain import explain_layer, explain_update, layer_names
 from .export import ExportTarget, export_adapter, export_merged
 from .judge import before_after, merge_fidelity
 from .limits import read_bandwidth
-from .load import device, ran_out
+from .load import device
 from .preflight import preflight
+from .room import ran_out
 from .turns import answers
 from .variants import Variants
 from .worker import Worker

@@ -26,6 +26,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    core_model_loading,
 )
 from transformers.integrations import sdpa_attention
 from transformers.utils.logging import disable_progress_bar
@@ -36,11 +37,12 @@ from ..records import BaseForm, Precision
 from ..sources import ADAPTER_FILES, not_given
 from .adapter_check import check_adapter
 from .peak import nothing_hoarded
+from .room import ran_out
 from .shapes import build_shape, shape_config, shape_tokenizer
 
 disable_progress_bar()
 
-_NO_MEMORY = ("DefaultCPUAllocator", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+_keep_error = core_model_loading.log_conversion_errors
 Use = Literal["inference", "exact"]
 """``exact``: the stored 4-bit weights are never repacked, so training and dequantization are right."""
 
@@ -52,9 +54,19 @@ PLAIN_TEMPLATE = (
 )
 
 
-def ran_out(exc: BaseException) -> bool:
-    """Whether an error means that memory ran out; beside its GPU allocator torch says so with a plain RuntimeError."""
-    return isinstance(exc, torch.OutOfMemoryError | MemoryError) or any(words in str(exc) for words in _NO_MEMORY)
+@contextmanager
+def _keep_all_but_memory(*given: Any) -> Iterator[None]:
+    """The library's way with a weight that it cannot convert is to tell at the end, and not what was wrong with it."""
+    try:
+        with _keep_error(*given):
+            yield
+    except core_model_loading.SkipParameters as exc:
+        if exc.__context__ and ran_out(exc.__context__):
+            raise exc.__context__ from None
+        raise
+
+
+core_model_loading.log_conversion_errors = _keep_all_but_memory
 
 
 def device() -> torch.device:
@@ -169,8 +181,7 @@ def quantize_nf4(model: PreTrainedModel, on: torch.device) -> PreTrainedModel:
     plain = [name for name, layer in model.named_modules() if type(layer) is nn.Linear and layer is not head]
     for name in plain:  # by their names, so that none of them is kept
         model.set_submodule(name, four_bit(model.get_submodule(name), on))
-    moved: Any = model
-    return moved.to(on).eval()
+    return model.to(on).eval()
 
 
 def load_adapter(base: PreTrainedModel | PeftModel, folder: Path, name: str = "default") -> PeftModel:
@@ -251,7 +262,8 @@ def _tensors(model: nn.Module, leave_out: Callable[[str], bool]) -> list[torch.T
 @contextmanager
 def _packing_hidden(model: nn.Module) -> Iterator[None]:
     """Keep `state_dict`, which PEFT asks for, from unpacking repacked layers: their constants would be rounded."""
-    packed = [s for s in (layer.weight.quant_state for layer in four_bit_layers(model)) if _is_packed(s)]
+    states = (layer.weight.quant_state for layer in four_bit_layers(model))
+    packed = [state for state in states if getattr(state, "packing_format_for_cpu", False)]
     for state in packed:
         state.packing_format_for_cpu = False
     try:
@@ -259,10 +271,6 @@ def _packing_hidden(model: nn.Module) -> Iterator[None]:
     finally:
         for state in packed:
             state.packing_format_for_cpu = True
-
-
-def _is_packed(state: Any) -> bool:
-    return bool(getattr(state, "packing_format_for_cpu", False))
 
 
 def four_bit(layer: nn.Linear, on: torch.device | None = None) -> bitsandbytes.nn.Linear4bit:

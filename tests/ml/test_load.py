@@ -12,8 +12,8 @@ import torch
 from bitsandbytes.functional import has_avx512bf16
 from transformers.integrations import sdpa_attention
 
-from qlora_demo.errors import AdapterError, ModelError
-from qlora_demo.ml import load
+from qlora_demo.errors import AdapterError, DataError, ModelError
+from qlora_demo.ml import load, room
 from qlora_demo.settings import Settings
 from qlora_demo.sources import resolve
 from tests.tiny import save_adapter
@@ -38,13 +38,33 @@ def _evaluate(model: Any) -> None:
     ("said", "memory"),
     [
         ("CUDA error: out of memory\nCompile with `TORCH_USE_CUDA_DSA`", True),
+        ("Triton Error [CUDA]: out of memory", True),
+        ("CUDA driver error: out of memory", True),
         ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", True),
         ("DefaultCPUAllocator: can't allocate memory: you tried to allocate 20 bytes.", True),
         ("CUDA error: an illegal memory access was encountered", False),
     ],
 )
 def test_memory_that_ran_out_is_told_from_other_faults(said: str, memory: bool) -> None:
-    assert load.ran_out(RuntimeError(said)) is memory
+    assert room.ran_out(RuntimeError(said)) is memory
+
+
+def test_a_file_is_no_fault_of_memory_by_its_name() -> None:
+    assert not room.ran_out(DataError("dataset: there is no file out of memory.jsonl; check the path"))
+
+
+@pytest.mark.parametrize(
+    ("error", "told"), [(torch.OutOfMemoryError, torch.OutOfMemoryError), (ValueError, ModelError)]
+)
+def test_memory_that_ran_out_while_weights_were_quantized_is_told_as_such(
+    tiny_model: Path, error: type[Exception], told: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: Any) -> None:
+        raise error("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+    monkeypatch.setattr("bitsandbytes.nn.Params4bit._quantize", failing)
+    with pytest.raises(told):
+        load.load_quantized(str(tiny_model), "exact")
 
 
 def test_training_after_an_evaluation_has_the_gradients_of_a_fresh_model(tiny_model: Path) -> None:
