@@ -21,7 +21,7 @@ from ..config import MOST_TOKENS, TrainConfig
 from ..errors import NoRoom
 from ..flops import train_flops
 from ..memory import ModelShape
-from ..memory_plan import Comparison, compare, parse_memory
+from ..memory_plan import Comparison, On, compare, parse_memory
 from ..settings import Settings
 from ..sources import resolve, shape_of
 from ..units import memory
@@ -64,6 +64,7 @@ def measure_training(case: Case, options: BenchmarkConfig, settings: Settings) -
         "checkpointing": chosen.gradient_checkpointing,
         "optim": chosen.optim,
         "kernels": chosen.kernels,
+        "fp16": chosen.fp16,
         "shape": asdict(shape),
     }
     if config.score_rows:
@@ -249,8 +250,9 @@ def _held_lower(asked: int, held: int) -> str:
 
 
 def _compared(shape: ModelShape, config: TrainConfig, chosen: Chosen, budget: int) -> Comparison:
+    on: On = "cuda-fp16" if chosen.fp16 else device_kind()
     recomputes, kernels = chosen.gradient_checkpointing, chosen.kernels
-    return compare(shape, config, device_kind(), budget, checkpointing=recomputes, kernels=kernels)
+    return compare(shape, config, on, budget, checkpointing=recomputes, kernels=kernels)
 
 
 def _try(config: TrainConfig, shape: ModelShape, loaded: list[Any], budget: int) -> dict[str, Any]:

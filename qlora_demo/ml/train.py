@@ -57,7 +57,7 @@ from .machine import versions
 from .peak import peak_memory_bytes
 from .reporter import Reporter, write_run_state
 from .room import ran_out
-from .trainer import INITIAL_DRAFT, build_trainer, device_kind, gathered_weights, save_adapter, situation
+from .trainer import INITIAL_DRAFT, build_trainer, gathered_weights, save_adapter, situation
 
 _LOSS = {"completion": "on each answer", "assistant": "on the assistant's turns", "all": "on every token"}
 
@@ -252,13 +252,14 @@ def _out_of_memory(path: Path, exc: BaseException) -> tuple[OutOfMemory, tuple[L
     activations were recomputed."""
     config = TrainConfig.from_file(path / "config.json")
     shape = shape_of(resolve(Settings.from_environment(), config.model))
-    checkpointing, kernels = bool(read_state(path).checkpointing), situation(shape.family).kernels
-    needed = plan(shape, config, device_kind(), checkpointing=checkpointing, kernels=kernels).total_bytes
+    now = situation(shape.family)
+    how: dict[str, Any] = {"checkpointing": bool(read_state(path).checkpointing), "kernels": now.kernels}
+    needed = plan(shape, config, now.on, **how).total_bytes
     told = OutOfMemory(
         f"device: out of memory ({exc}); by the plan the run takes {memory(needed)} and the device has "
         f"{memory(device_info().total_bytes)}; take one of the lighter settings below and start again"
     )
-    return told, lighter(shape, config, device_kind(), checkpointing=checkpointing, kernels=kernels)
+    return told, lighter(shape, config, now.on, **how)
 
 
 def _sitting_seconds(before: RunState, lines: Sequence[TrainMetrics]) -> float:
