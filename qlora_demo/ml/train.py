@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import math
 import os
 import shutil
@@ -164,11 +165,24 @@ def _finish(path: Path, config: TrainConfig, splits: Splits, trainer: SFTTrainer
     early = trainer.state.global_step < trainer.state.max_steps
     status = "failed" if broken else "stopped" if early else "finished"
     write_run_state(path, replace(read_state(path), summary=summary))
+    unscored = ""
     if config.score_rows and saved:
-        summary["score"] = score_answers(trainer, splits.heldout["test"][: config.score_rows])
-    _end(path, status, summary=summary, error=reporter.trouble)
+        summary["score"], unscored = _scored(trainer, splits.heldout["test"][: config.score_rows])
+    _end(path, status, summary=summary, error=reporter.trouble or unscored)
     if status == "finished" and is_main():
         shutil.rmtree(path / CHECKPOINTS, ignore_errors=True)
+
+
+def _scored(trainer: SFTTrainer, rows: list[Any]) -> tuple[dict[str, Any], str]:
+    """The score, or why there is none: what was trained is saved, and needs no more room.  Not where each rank holds a
+    part: the others would wait for one that goes on without them."""
+    try:
+        return score_answers(trainer, rows), ""
+    except (RuntimeError, MemoryError) as exc:
+        if trainer.is_fsdp_enabled or not ran_out(exc):
+            raise
+        logs.event("training.unscored", logging.WARNING, why=" ".join(str(exc).split())[:200])
+        return {}, f"score_rows: the device had no room to answer {len(rows)} rows; the adapter is saved: evaluate it"
 
 
 def score_answers(trainer: SFTTrainer, rows: list[Any]) -> dict[str, Any]:
