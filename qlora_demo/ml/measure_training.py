@@ -198,8 +198,8 @@ def synchronize() -> None:
 
 
 def limit_memory(budget: int) -> int:
-    """Hold this process's allocator on a GPU to a budget, less what the driver took for the process itself, or to
-    what is free of a device of about that size; the budget that holds."""
+    """Hold this process's allocator on a GPU to a budget, less what is taken already, by the driver and by any other
+    process, or to what is free of a device of about that size; the budget that holds."""
     if device().type != "cuda":
         return budget
     torch.zeros(1, device=device())
@@ -226,7 +226,8 @@ def budget_on(budget: int, free: int, total: int) -> int:
 
 def device_peak_bytes(peak: int) -> int:
     """What a device must have free for a peak: on a GPU what is taken of it outside of the allocator comes on top, the
-    driver's part above all; what the allocator holds in reserve does not, which it gives back where room is short."""
+    driver's part above all, and that of other processes where there are any; what the allocator holds in reserve does
+    not, which it gives back where room is short."""
     if device().type != "cuda":
         return peak
     free, total = torch.cuda.mem_get_info()
