@@ -57,7 +57,7 @@ def _row_checks(row: Any, kind: str) -> Iterable[tuple[str, bool]]:
     yield ".batch", ("batch" in row) == ("prompt_tokens" in row)
     yield from ((f".{name}", _is_number(row.get(name, 0))) for name in ("batch", "prompt_tokens"))
     yield from ((f".{name}", _is_number(row.get(name, 0))) for name in _RECKONED_FROM)
-    yield ".checkpointing", isinstance(row.get("checkpointing", False), bool)
+    yield from ((f".{name}", isinstance(row.get(name, False), bool)) for name in ("checkpointing", "fp16"))
     yield ".kernels", _is_text(row.get("kernels", ""))
     yield ".shape", isinstance(row.get("shape", {}), dict) and all(map(_is_scalar, row.get("shape", {}).values()))
     for name, (_, form) in COLUMNS[kind].items():

@@ -12,7 +12,8 @@ from .errors import ConfigError
 _BY_THE_PLAN = "By the plan is what the memory plan said when this was measured, where the search began."
 _MEANT = {
     "training": {
-        "device_peak_bytes": "Needed of the device is the peak, and on a GPU what the driver takes beside it.",
+        "device_peak_bytes": "Needed of the device is the peak, and on a GPU what is taken beside it: by the driver, "
+        "and by any other process on the card, which cannot be told from it.",
         "planned_bytes": "Planned is what the memory plan, as it is now, says of the model's shape and the settings, "
         "and – where a file does not tell enough for it.",
         "flops_share": "FLOP utilisation is the arithmetic that the tokens need (4 operations for each frozen weight, "

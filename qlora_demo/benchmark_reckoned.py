@@ -15,7 +15,7 @@ from .catalog import shape_named
 from .config import TrainConfig
 from .errors import RequestError
 from .memory import ModelShape
-from .memory_plan import Kernels, Kind, plan
+from .memory_plan import Kernels, Kind, On, plan
 
 Result = Mapping[str, Any]
 Row = Mapping[str, Any]
@@ -63,7 +63,8 @@ def planned_bytes(result: Result, row: Row) -> int | None:
         return None
     try:
         config = _config(result, row, kind)
-        return plan(_shape(row, config), config, kind, checkpointing=recomputes, kernels=kernels).total_bytes
+        on: On = "cuda-fp16" if row.get("fp16") else kind
+        return plan(_shape(row, config), config, on, checkpointing=recomputes, kernels=kernels).total_bytes
     except (RequestError, LookupError, ValueError):
         return None
 

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from .config import TrainConfig, target_names
 from .errors import ConfigError
 from .memory import ModelShape
-from .memory_plan import Kernels, Kind, optimizer_of, paged_state_bytes, plan
+from .memory_plan import Kernels, Kind, On, optimizer_of, paged_state_bytes, plan
 from .records import CHECKPOINTING, Choice
 from .units import GIB, memory
 
@@ -33,6 +33,10 @@ class Situation:
     free_bytes: int
     no_fused_kernels: str = "they were not looked for"
     triton: bool = True
+
+    @property
+    def on(self) -> On:
+        return self.kind if self.has_bf16 or self.kind == "cpu" else "cuda-fp16"
 
     @property
     def kernels(self) -> Kernels:
@@ -73,12 +77,12 @@ def choose(config: TrainConfig, shape: ModelShape, situation: Situation) -> Chos
     )
 
 
-def expected(kind: Kind, shape: ModelShape, free_bytes: int, *, here: bool = True) -> Situation:
+def expected(kind: Kind, shape: ModelShape, free_bytes: int, *, here: bool = True, has_bf16: bool = True) -> Situation:
     """The situation on a device of a kind, as far as it can be told without loading anything: on this machine, or on
     another that has what requirements-gpu.txt installs."""
     fuses = kind == "cuda" and shape.family in _FUSED and (not here or bool(find_spec("liger_kernel")))
     trouble = "" if fuses else "they need a CUDA device, a model that Liger has kernels for, and liger-kernel"
-    return Situation(kind, True, free_bytes, trouble, triton=not here or bool(find_spec("triton")))
+    return Situation(kind, has_bf16, free_bytes, trouble, triton=not here or bool(find_spec("triton")))
 
 
 def refuse(config: TrainConfig, kind: Kind) -> None:
@@ -141,7 +145,7 @@ def _checkpointing(config: TrainConfig, shape: ModelShape, situation: Situation)
     what = CHECKPOINTING
     if config.gradient_checkpointing != "auto":
         return config.gradient_checkpointing == "on", Choice(what, config.gradient_checkpointing, "chosen by hand")
-    need = plan(shape, config, situation.kind, checkpointing=False, kernels=situation.kernels).total_bytes
+    need = plan(shape, config, situation.on, checkpointing=False, kernels=situation.kernels).total_bytes
     figures = f"the plan without is {need / GIB:.1f} GiB of {situation.free_bytes / GIB:.1f} GiB free"
     if need > _ROOM * situation.free_bytes:
         return True, Choice(what, "on", f"{figures}: recomputing activations saves memory")

@@ -62,13 +62,24 @@ def gpu_count() -> int:
     return listed if visible is None else min(listed, len(visible))
 
 
-def bf16_in_words() -> str:
+def has_bf16() -> bool:
     """Whether the device computes in bf16, without importing torch: GPUs do from compute capability 8.0 on."""
-    try:
-        capability = float(_smi("compute_cap")[0])
-    except (ValueError, IndexError):
+    capability = _capability()
+    return capability is None or capability >= 8
+
+
+def bf16_in_words() -> str:
+    """The same, for people."""
+    if (capability := _capability()) is None:
         return "yes, on the processor"
     return f"{'yes' if capability >= 8 else 'no, fp16 is used instead'} (compute capability {capability})"
+
+
+def _capability() -> float | None:
+    try:
+        return float(_smi("compute_cap")[0])
+    except (ValueError, IndexError):
+        return None
 
 
 def _processor() -> DeviceInfo:

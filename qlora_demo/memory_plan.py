@@ -14,6 +14,8 @@ from .units import GIB, MIB
 
 Way = Literal["qlora", "lora", "lora-8bit", "full"]
 Kind = Literal["cuda", "cpu"]
+On = Literal["cuda", "cuda-fp16", "cpu"]
+"""What trains: a GPU, one without bf16, where every adapter is in fp32, or a processor."""
 Kernels = Literal["fused", "triton", "torch"]
 """What computes on a GPU: Liger's kernels in the layers and Triton's in the loss, the latter alone, or neither."""
 _LOGITS_TILE = (4096, 32768)
@@ -83,7 +85,7 @@ class Comparison:
 def plan(
     shape: ModelShape,
     config: TrainConfig,
-    kind: Kind,
+    on: On,
     *,
     checkpointing: bool,
     kernels: Kernels = "triton",
@@ -91,13 +93,15 @@ def plan(
 ) -> MemoryPlan:
     """The itemised plan of a config; ``kernels`` are a GPU's; ``full`` trains every weight instead, in 16 bit with fp32
     AdamW state."""
+    kind: Kind = "cpu" if on == "cpu" else "cuda"
+    wide = on == "cuda-fp16" or config.method == "lora"
     base = shape.linear_parameters + shape.other_parameters
     trained = base if full else adapter_parameters(shape, config)
     passing = _passing(shape, config, kind, checkpointing=checkpointing, kernels=kernels, full=full)
     if not full:
-        passing.append(_adapted(shape, config, kind, checkpointing=checkpointing, kernels=kernels))
+        passing.append(_adapted(shape, config, kind, checkpointing=checkpointing, kernels=kernels, wide=wide))
     freed = _freed(shape, config, passing, checkpointing)
-    items = [*_weights(shape, config, full), *_trained(config, kind, trained, full, freed), *passing]
+    items = [*_weights(shape, config, full), *_trained(config, kind, trained, freed, full=full, wide=wide), *passing]
     overhead, how = _OVERHEAD[kind]
     items.append(MemoryItem("fixed overhead", overhead, how))
     margin = round(_MARGIN * sum(item.bytes for item in items))
@@ -110,7 +114,7 @@ def plan(
 def compare(
     shape: ModelShape,
     config: TrainConfig,
-    kind: Kind,
+    on: On,
     device_bytes: int,
     *,
     checkpointing: bool,
@@ -119,7 +123,7 @@ def compare(
     """The plan beside plain LoRA and full fine-tuning, with the largest batch and the longest row that fit."""
 
     def planned(changed: TrainConfig, recomputes: bool = checkpointing, full: bool = False) -> MemoryPlan:
-        return plan(shape, changed, kind, checkpointing=recomputes, kernels=kernels, full=full)
+        return plan(shape, changed, on, checkpointing=recomputes, kernels=kernels, full=full)
 
     def fits(changed: TrainConfig) -> bool:
         return planned(changed).total_bytes <= device_bytes
@@ -142,7 +146,7 @@ def compare(
 
 
 def lighter(
-    shape: ModelShape, config: TrainConfig, kind: Kind, *, checkpointing: bool, kernels: Kernels = "triton"
+    shape: ModelShape, config: TrainConfig, on: On, *, checkpointing: bool, kernels: Kernels = "triton"
 ) -> tuple[Lighter, ...]:
     """The three changes of a config that save most memory by the plan, the largest saving first."""
     batch, length = config.per_device_train_batch_size, config.max_length
@@ -154,7 +158,7 @@ def lighter(
         {"r": max(1, config.r // 2)},
         {"target_modules": "attention"},
     ]
-    now = plan(shape, config, kind, checkpointing=checkpointing, kernels=kernels).total_bytes
+    now = plan(shape, config, on, checkpointing=checkpointing, kernels=kernels).total_bytes
 
     def saves(changes: dict[str, Any]) -> int:
         recomputes = checkpointing or changes.get("gradient_checkpointing") == "on"
@@ -162,7 +166,7 @@ def lighter(
             changed = config.changed(**changes)
         except ConfigError:  # beyond a field's range, or at odds with another
             return 0
-        return now - plan(shape, changed, kind, checkpointing=recomputes, kernels=kernels).total_bytes
+        return now - plan(shape, changed, on, checkpointing=recomputes, kernels=kernels).total_bytes
 
     found = sorted((Lighter(changes, saves(changes)) for changes in wanted), key=lambda one: -one.saves_bytes)
     return tuple(one for one in found if one.saves_bytes > 0)[:3]
@@ -232,17 +236,17 @@ def _freed(shape: ModelShape, config: TrainConfig, passing: list[MemoryItem], ch
     return sum(item.bytes for item in passing if item.name != "logits")
 
 
-def _trained(config: TrainConfig, kind: Kind, trained: int, full: bool, freed: int) -> list[MemoryItem]:
-    """What is trained and what that needs; by the time all gradients are there, so much of the activations is
-    ``freed``."""
-    wide = 2 if full or config.method != "lora" else 4
+def _trained(config: TrainConfig, kind: Kind, trained: int, freed: int, *, full: bool, wide: bool) -> list[MemoryItem]:
+    """What is trained, ``wide`` in fp32, and what that needs; by the time all gradients are there, so much of the
+    activations is ``freed``."""
+    width = 4 if wide and not full else 2
     name = optimizer_of(config, kind)
-    state = 8.0 if full else _OPTIMIZER_BYTES.get(name, 2.0 * wide)
-    adapters = [] if full else [MemoryItem("adapters", wide * trained, f"{trained:,} x {wide} bytes")]
-    how = f"{trained:,} x {wide} bytes" + " less the activations that are freed by then" * bool(freed)
+    state = 8.0 if full else _OPTIMIZER_BYTES.get(name, 2.0 * width)
+    adapters = [] if full else [MemoryItem("adapters", width * trained, f"{trained:,} x {width} bytes")]
+    how = f"{trained:,} x {width} bytes" + " less the activations that are freed by then" * bool(freed)
     return [
         *adapters,
-        MemoryItem("gradients", max(0, wide * trained - freed), how),
+        MemoryItem("gradients", max(0, width * trained - freed), how),
         MemoryItem("optimizer state", round(state * trained), f"{trained:,} x {state:g} bytes, {name}"),
     ]
 
@@ -279,7 +283,7 @@ def _scores(shape: ModelShape, tokens: int, kind: Kind, kernels: Kernels) -> Mem
 
 
 def _adapted(
-    shape: ModelShape, config: TrainConfig, kind: Kind, *, checkpointing: bool, kernels: Kernels
+    shape: ModelShape, config: TrainConfig, kind: Kind, *, checkpointing: bool, kernels: Kernels, wide: bool
 ) -> MemoryItem:
     """What the adapters keep for the backward pass beside what their layers keep anyway."""
     targets = _targets(shape, config)
@@ -287,31 +291,30 @@ def _adapted(
     inputs = dropped * sum(given for given, _ in targets.values())
     how = f"{dropped} bytes of each adapted layer's input, dropped out, and 2 r" if dropped else "2 r of each layer"
     if kernels == "fused" and kind == "cuda" and not dropped:
-        inputs = 2 * _inputs_kept(shape, config)
+        inputs = 2 * _inputs_kept(shape, config, wide)
         how = "each input of adapted layers, and 2 r of each"
     magnitudes = _WEIGHED_BYTES * sum(outputs for _, outputs in targets.values()) if config.use_dora else 0
     layers = 1 if checkpointing else shape.num_hidden_layers
     tokens = config.per_device_train_batch_size * config.max_length
     per_token = inputs + magnitudes + 2 * config.r * len(targets)
-    copies = _copies(config, targets)
+    copies = _copies(config, targets, wide)
     how += ", DoRA's outputs" * config.use_dora + ", and 16-bit copies of weights" * bool(copies)
     return MemoryItem("adapters' activations", layers * (tokens * per_token + copies), how)
 
 
-def _copies(config: TrainConfig, targets: dict[str, tuple[int, int]]) -> int:
+def _copies(config: TrainConfig, targets: dict[str, tuple[int, int]], wide: bool) -> int:
     """Of one layer's weights in 16 bit that are kept for the backward pass: of adapters in fp32, and of quantized
     layers under DoRA, which with dropout multiplies by them once more."""
-    if config.method == "lora":
-        return 2 * sum(config.r * (inputs + outputs) for inputs, outputs in targets.values())
-    multiplied_again = config.use_dora and config.lora_dropout
-    return 2 * sum(inputs * outputs for inputs, outputs in targets.values()) if multiplied_again else 0
+    adapters = wide * config.r * sum(inputs + outputs for inputs, outputs in targets.values())
+    multiplied_again = config.method != "lora" and config.use_dora and config.lora_dropout
+    return 2 * (adapters + (sum(inputs * outputs for inputs, outputs in targets.values()) if multiplied_again else 0))
 
 
-def _inputs_kept(shape: ModelShape, config: TrainConfig) -> int:
+def _inputs_kept(shape: ModelShape, config: TrainConfig, wide: bool) -> int:
     """Values that fused layers keep for adapters alone.  Adapters in fp32 have a copy of their input each; others share
     it: q, k and v one, gate and up another, and o's is kept by the attention."""
     targets = _targets(shape, config)
-    if config.method == "lora":
+    if wide:
         return sum(given for given, _ in targets.values())
     shared = [
         (shape.hidden_size, {"q_proj", "k_proj", "v_proj"}),

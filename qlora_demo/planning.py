@@ -8,7 +8,7 @@ from .catalog import SHAPES
 from .choices import choose, expected, refuse_targets
 from .config import TrainConfig
 from .errors import ConfigError
-from .gpu import device_info
+from .gpu import device_info, has_bf16
 from .memory_plan import Comparison, Kind, compare
 from .placement import Device, Placement, Wanted, place
 from .records import Column
@@ -41,9 +41,11 @@ def plan_training(settings: Settings, config: TrainConfig, gpu_bytes: int | None
         )
     kind: Kind = "cuda" if gpu_bytes else info.kind
     device_bytes = gpu_bytes or info.total_bytes
-    chosen = choose(config, shape, expected(kind, shape, device_bytes, here=kind == info.kind))
+    bf16 = bool(gpu_bytes) or has_bf16()
+    now = expected(kind, shape, device_bytes, here=kind == info.kind, has_bf16=bf16)
+    chosen = choose(config, shape, now)
     return compare(
-        shape, config, kind, device_bytes, checkpointing=chosen.gradient_checkpointing, kernels=chosen.kernels
+        shape, config, now.on, device_bytes, checkpointing=chosen.gradient_checkpointing, kernels=chosen.kernels
     )
 
 

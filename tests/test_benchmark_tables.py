@@ -68,7 +68,7 @@ def trained(machine: dict[str, str], model: str = ARTICLE.model, **row: Any) -> 
 
 
 def by_the_plan(shape: str, kind: Any, **how: Any) -> str:
-    config = cases(BenchmarkConfig(), ARTICLE, kind)[1].config
+    config = cases(BenchmarkConfig(), ARTICLE, kind.removesuffix("-fp16"))[1].config
     return memory(plan(SHAPES[shape], config, kind, checkpointing=False, **how).total_bytes)
 
 
@@ -80,6 +80,8 @@ def test_what_is_planned_is_the_plan_of_now_not_the_one_in_the_file() -> None:
         == [by_the_plan("llama-2-7b", "cuda", kernels="fused")]
     )
     assert by_the_plan("llama-2-7b", "cuda", kernels="torch") != by_the_plan("llama-2-7b", "cuda", kernels="fused")
+    on_t4 = trained(GPU, kernels="torch", fp16=True)
+    assert cells(on_t4, "planned") == [by_the_plan("llama-2-7b", "cuda-fp16", kernels="torch")]
     assert cells(trained(CPU), "planned") == [by_the_plan("llama-2-7b", "cpu")]
 
 

@@ -204,6 +204,7 @@ def test_names_lead_nowhere_else_and_what_cannot_be_read_is_left_out(benchmarks:
         ('{"kind": "rank", "rows": [{"case": "r 8, mlp", "step_median_seconds": ""}]}', r"rows\[0\]\.step_median"),
         ('{"kind": "training", "rows": [{"case": "a", "shape": {"hidden_size": []}}]}', r"rows\[0\]\.shape"),
         ('{"kind": "training", "rows": [{"case": "a", "checkpointing": 1}]}', r"rows\[0\]\.checkpointing"),
+        ('{"kind": "training", "rows": [{"case": "a", "fp16": 1}]}', r"rows\[0\]\.fp16"),
         ('{"kind": "inference", "rows": [{"case": "a", "read_bytes": null}]}', r"rows\[0\]\.read_bytes"),
         ('{"kind": "training", "rows": [{"case": "a", "score": {"exact_match": 2}}]}', r"rows\[0\]\.score\.exact"),
         ('{"kind": "training", "rows": [{"case": "a", "score": {"rows": 1.5}}]}', r"rows\[0\]\.score\.rows"),

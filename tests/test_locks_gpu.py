@@ -183,18 +183,18 @@ def test_the_device_has_a_name_and_plausible_memory() -> None:
 
 
 def test_the_first_gpu_that_nvidia_smi_lists_is_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _fake_nvidia_smi(tmp_path, monkeypatch, "echo 'NVIDIA H200, 1000, 2000'; echo 'NVIDIA T4, 1, 2'")
+    fake_nvidia_smi(tmp_path, monkeypatch, "echo 'NVIDIA H200, 1000, 2000'; echo 'NVIDIA T4, 1, 2'")
     assert device_info() == DeviceInfo("cuda", "NVIDIA H200", 1000 << 20, 2000 << 20)
 
 
 def test_the_first_gpu_that_may_be_seen_is_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _fake_nvidia_smi(tmp_path, monkeypatch, 'case "$*" in *--id=1) echo "NVIDIA T4, 1, 2";; *) exit 9;; esac')
+    fake_nvidia_smi(tmp_path, monkeypatch, 'case "$*" in *--id=1) echo "NVIDIA T4, 1, 2";; *) exit 9;; esac')
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,0")
     assert device_info().name == "NVIDIA T4"
 
 
 def test_a_gpu_that_is_hidden_is_not_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _fake_nvidia_smi(tmp_path, monkeypatch, "echo 'NVIDIA H200, 1000, 2000'")
+    fake_nvidia_smi(tmp_path, monkeypatch, "echo 'NVIDIA H200, 1000, 2000'")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert device_info().kind == "cpu"
 
@@ -203,7 +203,7 @@ def test_a_gpu_that_is_hidden_is_not_the_device(tmp_path: Path, monkeypatch: pyt
 def test_without_a_usable_gpu_the_processor_is_the_device(
     script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _fake_nvidia_smi(tmp_path, monkeypatch, script)
+    fake_nvidia_smi(tmp_path, monkeypatch, script)
     assert device_info().kind == "cpu"
 
 
@@ -224,7 +224,7 @@ def test_without_a_usable_gpu_the_processor_is_the_device(
 def test_the_gpus_that_may_be_seen_are_counted(
     script: str, visible: str | None, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _fake_nvidia_smi(tmp_path, monkeypatch, script)
+    fake_nvidia_smi(tmp_path, monkeypatch, script)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert gpu_count() == count
@@ -246,11 +246,11 @@ def test_without_nvidia_smi_no_gpu_is_counted(tmp_path: Path, monkeypatch: pytes
 def test_whether_there_is_bf16_is_told_in_words(
     script: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _fake_nvidia_smi(tmp_path, monkeypatch, script)
+    fake_nvidia_smi(tmp_path, monkeypatch, script)
     assert bf16_in_words() == words
 
 
-def _fake_nvidia_smi(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+def fake_nvidia_smi(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
     program = folder / "nvidia-smi"
     program.write_text(f"#!/bin/sh\n{script}\n", "utf-8")
     program.chmod(0o755)

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 
-from qlora_demo.choices import Situation, choose
+from qlora_demo.catalog import SHAPES
+from qlora_demo.choices import Situation, choose, expected
 from qlora_demo.config import Method, Switch, TrainConfig
 from qlora_demo.errors import ModelError
 from qlora_demo.memory import BITS_PER_WEIGHT, ModelShape, activation_bytes, weight_bytes
+from qlora_demo.memory_plan import On, plan
+from qlora_demo.planning import plan_training
 from qlora_demo.records import BaseForm
+from qlora_demo.services import Services
 from qlora_demo.units import GIB
+from tests.test_locks_gpu import fake_nvidia_smi
 
 LLAMA_2_7B: dict[str, Any] = {
     "hidden_size": 4096,
@@ -156,3 +162,24 @@ def test_fused_kernels_are_taken_where_they_load_and_the_reason_is_kept_where_no
     assert (loads.kernels, loads.reasons[-1].value) == ("fused", "Liger's norms, rotary positions and MLP")
     assert (lacks.kernels, lacks.reasons[-1].value) == ("triton", "none")
     assert lacks.reasons[-1].why == "liger-kernel is not installed"
+
+
+@pytest.mark.parametrize(("capability", "on"), [("7.5", "cuda-fp16"), ("8.0", "cuda")])
+def test_a_plan_for_this_gpu_knows_whether_it_has_bf16_and_one_for_another_expects_it(
+    services: Services, capability: str, on: On, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    says = f'case "$*" in *compute_cap*) echo {capability};; *) echo "T4, 15000, 15360";; esac'
+    fake_nvidia_smi(tmp_path, monkeypatch, says)
+    config = TrainConfig(model="llama-2-7b", gradient_checkpointing="on")
+    here, there = (plan_training(services.settings, config, size).chosen.total_bytes for size in (None, 16 * GIB))
+    how: dict[str, Any] = {"checkpointing": True, "kernels": expected("cuda", SHAPE, GIB).kernels}
+    shape = SHAPES["llama-2-7b"]
+    assert here == plan(shape, config, on, **how).total_bytes
+    assert there == plan(shape, config, "cuda", **how).total_bytes
+
+
+def test_checkpointing_is_decided_by_what_fp32_adapters_take() -> None:
+    config = TrainConfig(r=64)
+    free = round(plan(SHAPE, config, "cuda", checkpointing=False).total_bytes / 0.8) + GIB // 4
+    assert not choose(config, SHAPE, replace(H200, free_bytes=free)).gradient_checkpointing
+    assert choose(config, SHAPE, replace(T4, free_bytes=free)).gradient_checkpointing

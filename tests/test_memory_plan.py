@@ -12,10 +12,20 @@ from transformers import CONFIG_MAPPING
 from qlora_demo import choices
 from qlora_demo.catalog import SHAPES
 from qlora_demo.choices import Situation, refuse_processes
-from qlora_demo.config import TrainConfig
+from qlora_demo.config import Method, TrainConfig
 from qlora_demo.errors import ConfigError, ModelError
 from qlora_demo.memory import ModelShape, activation_bytes
-from qlora_demo.memory_plan import Kernels, Kind, MemoryPlan, compare, lighter, paged_state_bytes, parse_memory, plan
+from qlora_demo.memory_plan import (
+    Kernels,
+    Kind,
+    MemoryPlan,
+    On,
+    compare,
+    lighter,
+    paged_state_bytes,
+    parse_memory,
+    plan,
+)
 from qlora_demo.planning import plan_training
 from qlora_demo.services import Services
 from qlora_demo.units import GIB
@@ -146,6 +156,18 @@ def test_fused_layers_keep_what_adapters_read_and_fp32_adapters_a_copy_each() ->
     assert kept(method="lora") == 2 * (6 * hidden + middle) + 2 * adapters // 2048
     assert kept(use_dora=True) == kept() + 4 * sum(outputs for _, outputs in modules.values())
     assert kept(lora_dropout=0.05) == 3 * (6 * hidden + middle)
+
+
+def test_without_bf16_adapters_of_quantized_layers_are_in_fp32_as_those_of_16_bit_layers_are() -> None:
+    def taken(on: On, method: Method) -> list[int]:
+        config = TrainConfig(**{**ARTICLE, "optim": "adamw_torch"}, method=method)
+        found = plan(LLAMA, config, on, checkpointing=False, kernels="fused")
+        return [item(found, name) for name in ("adapters", "gradients", "optimizer state", "adapters' activations")]
+
+    trained = planned().trainable_parameters
+    assert taken("cuda", "qlora")[:3] == [2 * trained, 2 * trained, 4 * trained]
+    assert taken("cuda-fp16", "qlora")[:3] == [4 * trained, 4 * trained, 8 * trained]
+    assert taken("cuda-fp16", "qlora") == taken("cuda-fp16", "lora") == taken("cuda", "lora")
 
 
 def test_gradients_come_as_activations_go_unless_they_are_there_already() -> None:

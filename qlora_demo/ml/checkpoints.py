@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import TrainerCallback
 
 from ..config import TrainConfig
@@ -24,6 +25,14 @@ class Checkpoints(TrainerCallback):
     def __init__(self, config: TrainConfig) -> None:
         self.steps, self.seconds = config.save_steps, 60 * config.save_minutes
         self._saved = time.monotonic()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:
+        """Optimizer state that was saved as paged is not when it is read onto a GPU, as several processes do each, and
+        still says so; bitsandbytes would end the process as it moves it."""
+        for values in optimizer.state.values() if optimizer else ():
+            for value in values.values():
+                if isinstance(value, torch.Tensor) and value.device.type != "cpu":  # paged memory counts as the host's
+                    vars(value).pop("is_paged", None)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         by_step = self.steps and state.global_step % self.steps == 0

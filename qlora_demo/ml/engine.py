@@ -40,8 +40,9 @@ from .explain import explain_layer, explain_update, layer_names
 from .export import ExportTarget, export_adapter, export_merged
 from .judge import before_after, merge_fidelity
 from .limits import read_bandwidth
-from .load import device, ran_out
+from .load import device
 from .preflight import preflight
+from .room import ran_out
 from .turns import answers
 from .variants import Variants
 from .worker import Worker
@@ -158,10 +159,13 @@ class Engine:
             raise OutOfMemory(f"device: no room to {what}; all models were freed: try again with less")
 
     def _release(self) -> None:
-        self._variants.release()
-        if self._held is not None:
-            self._held.release()
-            self._held = None
+        """Free the models, and the device also where that fails: a GPU whose context is lost gives nothing back."""
+        try:
+            self._variants.release()
+        finally:
+            if self._held is not None:
+                self._held.release()
+                self._held = None
 
     def _answer(self, request: AnswerRequest, halt: Halt) -> Generator[tuple[Answer, ...]]:
         for _ in self._load(request.columns, halt, "chat"):

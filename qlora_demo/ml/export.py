@@ -19,9 +19,9 @@ from ..records import MergeBase, Message, Progress, Step
 from ..sources import Origin, shape_of, weights_digest
 from .evaluate import Conversation, Rows, divergences, fidelity_figures, that_fit
 from .generate import encode
-from .load import device, keep_exact, load_quantized
-from .merge import load_merged
-from .variants import Loaded, device_now
+from .load import keep_exact, load_quantized
+from .merge import load_merged, where_to_merge
+from .variants import Loaded
 from .weights import Weights
 
 Card = Callable[[dict[str, Any]], str]
@@ -39,8 +39,6 @@ class ExportTarget:
 
 _NONE: list[list[Message]] = [[{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]]
 """What is saved is still held to give what it gave, where a run has no row to measure it on."""
-_FITS = 1.5
-"""The merged weights times this must be free: the base is dequantized, and a layer merged, beside them."""
 
 
 def export_adapter(origin: Origin, out: Path, card: Card) -> Generator[Step]:
@@ -57,7 +55,7 @@ def export_adapter(origin: Origin, out: Path, card: Card) -> Generator[Step]:
 def export_merged(origin: Origin, adapter: Loaded, rows: Rows, target: ExportTarget, card: Card) -> Generator[Step]:
     """Merge, compare with the adapter model on `rows`, save, reload what was saved and compare its logits.
 
-    On the CPU where the device has no room.  The folder must not exist, and appears only when it has been verified.
+    On the CPU where only that has room.  The folder must not exist, and appears only when it has been verified.
     """
     onto, out, four_bit = target.onto, target.out, target.four_bit
     size = weight_bytes(shape_of(origin.model), "16bit")
@@ -68,7 +66,7 @@ def export_merged(origin: Origin, adapter: Loaded, rows: Rows, target: ExportTar
         )
     require_new(out)
     require_free(out, 2 * size if four_bit else size, "the merged model")
-    on = device() if _FITS * size <= device_now().free_bytes else torch.device("cpu")
+    on = where_to_merge(origin.model)
     yield Step(Progress(f"merging onto the {onto} base ({on.type})", 0.1))
     model = load_merged(origin, onto, on)
     align_special_tokens(model, adapter.tokenizer)

@@ -27,7 +27,7 @@ from transformers import (
 )
 
 from ..config import GenerationSettings
-from ..errors import ConfigError
+from ..errors import ConfigError, WorkError
 from ..records import AnswerTiming, Finish, GenerationChunk, Message
 from .fast_step import EAGER, FastPath, FastStep, Route
 from .load import context_length
@@ -288,7 +288,13 @@ def _sampler(model: PreTrainedModel, settings: GenerationSettings) -> Callable[[
     def draw(scores: torch.Tensor) -> torch.Tensor:
         for warper in warpers:
             scores = warper(None, scores)
-        return torch.multinomial(scores.softmax(dim=-1), 1, generator=generator).squeeze(1)
+        chances = scores.softmax(dim=-1)
+        if chances.isnan().any():  # a GPU that draws of them is lost to the process
+            raise WorkError(
+                "answer: the model's scores are no numbers, and no token can be drawn; its weights are damaged, or too "
+                "large for fp16 where a GPU has no bf16: choose another run or model"
+            )
+        return torch.multinomial(chances, 1, generator=generator).squeeze(1)
 
     return draw
 

@@ -26,7 +26,9 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    core_model_loading,
 )
+from transformers.integrations import sdpa_attention
 from transformers.utils.logging import disable_progress_bar
 
 from ..catalog import is_shape
@@ -35,11 +37,12 @@ from ..records import BaseForm, Precision
 from ..sources import ADAPTER_FILES, not_given
 from .adapter_check import check_adapter
 from .peak import nothing_hoarded
+from .room import ran_out
 from .shapes import build_shape, shape_config, shape_tokenizer
 
 disable_progress_bar()
 
-_NO_MEMORY = ("DefaultCPUAllocator", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+_keep_error = core_model_loading.log_conversion_errors
 Use = Literal["inference", "exact"]
 """``exact``: the stored 4-bit weights are never repacked, so training and dequantization are right."""
 
@@ -51,9 +54,19 @@ PLAIN_TEMPLATE = (
 )
 
 
-def ran_out(exc: BaseException) -> bool:
-    """Whether an error means that memory ran out; beside its GPU allocator torch says so with a plain RuntimeError."""
-    return isinstance(exc, torch.OutOfMemoryError | MemoryError) or any(words in str(exc) for words in _NO_MEMORY)
+@contextmanager
+def _keep_all_but_memory(*given: Any) -> Iterator[None]:
+    """The library's way with a weight that it cannot convert is to tell at the end, and not what was wrong with it."""
+    try:
+        with _keep_error(*given):
+            yield
+    except core_model_loading.SkipParameters as exc:
+        if exc.__context__ and ran_out(exc.__context__):
+            raise exc.__context__ from None
+        raise
+
+
+core_model_loading.log_conversion_errors = _keep_all_but_memory
 
 
 def device() -> torch.device:
@@ -76,6 +89,16 @@ def compute_dtype() -> torch.dtype:
 def sixteen_bit() -> Precision:
     """The name of the device's 16-bit type."""
     return "bf16" if compute_dtype() is torch.bfloat16 else "fp16"
+
+
+def repeat_grouped_keys_on_old_gpus() -> None:
+    """Below compute capability 8, repeat grouped keys and values, so that the memory-efficient kernel takes them.
+
+    Without padding the library hands them to torch as they are, which only the flash kernel, of newer GPUs, and the
+    plain one take; the plain one keeps a score for every pair of tokens.
+    """
+    if device().type == "cuda" and torch.cuda.get_device_capability(device()) < (8, 0):
+        sdpa_attention.use_gqa_in_sdpa = lambda *_: False
 
 
 def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
@@ -152,13 +175,13 @@ def load_dequantized(source: str, form: BaseForm = "nf4", on: torch.device | Non
     return model
 
 
-def quantize_nf4(model: PreTrainedModel) -> PreTrainedModel:
-    """The model with every linear layer but the head replaced by its NF4 form, one layer at a time."""
+def quantize_nf4(model: PreTrainedModel, on: torch.device) -> PreTrainedModel:
+    """The model on a device with every linear layer but the head replaced by its NF4 form, one layer at a time."""
     head = model.get_output_embeddings()
-    for name, layer in list(model.named_modules()):
-        if type(layer) is nn.Linear and layer is not head:
-            model.set_submodule(name, four_bit(layer))
-    return model.eval()
+    plain = [name for name, layer in model.named_modules() if type(layer) is nn.Linear and layer is not head]
+    for name in plain:  # by their names, so that none of them is kept
+        model.set_submodule(name, four_bit(model.get_submodule(name), on))
+    return model.to(on).eval()
 
 
 def load_adapter(base: PreTrainedModel | PeftModel, folder: Path, name: str = "default") -> PeftModel:
@@ -239,7 +262,8 @@ def _tensors(model: nn.Module, leave_out: Callable[[str], bool]) -> list[torch.T
 @contextmanager
 def _packing_hidden(model: nn.Module) -> Iterator[None]:
     """Keep `state_dict`, which PEFT asks for, from unpacking repacked layers: their constants would be rounded."""
-    packed = [s for s in (layer.weight.quant_state for layer in four_bit_layers(model)) if _is_packed(s)]
+    states = (layer.weight.quant_state for layer in four_bit_layers(model))
+    packed = [state for state in states if getattr(state, "packing_format_for_cpu", False)]
     for state in packed:
         state.packing_format_for_cpu = False
     try:
@@ -249,19 +273,15 @@ def _packing_hidden(model: nn.Module) -> Iterator[None]:
             state.packing_format_for_cpu = True
 
 
-def _is_packed(state: Any) -> bool:
-    return bool(getattr(state, "packing_format_for_cpu", False))
-
-
-def four_bit(layer: nn.Linear) -> bitsandbytes.nn.Linear4bit:
-    """A linear layer in NF4 with double quantization."""
+def four_bit(layer: nn.Linear, on: torch.device | None = None) -> bitsandbytes.nn.Linear4bit:
+    """A linear layer in NF4 with double quantization, quantized on the layer's device or where it is wanted."""
     stored: dict[str, Any] = {"compress_statistics": True, "quant_type": "nf4"}
     made = bitsandbytes.nn.Linear4bit(
         layer.in_features, layer.out_features, layer.bias is not None, layer.weight.dtype, device="meta", **stored
     )
     made.weight = bitsandbytes.nn.Params4bit(layer.weight.data, requires_grad=False, **stored)
     made.bias = layer.bias
-    return made.to(layer.weight.device)
+    return made.to(on or layer.weight.device)
 
 
 def read_config(source: str) -> PreTrainedConfig:
@@ -277,6 +297,7 @@ def read_config(source: str) -> PreTrainedConfig:
 def _load(
     source: str, quantization: BitsAndBytesConfig | None, on: torch.device, attention: str | None
 ) -> PreTrainedModel:
+    repeat_grouped_keys_on_old_gpus()
     if is_shape(source):
         return build_shape(source, quantization, compute_dtype(), (on, attention))
     config = read_config(source)

@@ -21,14 +21,15 @@ from ..config import MOST_TOKENS, TrainConfig
 from ..errors import NoRoom
 from ..flops import train_flops
 from ..memory import ModelShape
-from ..memory_plan import Comparison, compare, parse_memory
+from ..memory_plan import Comparison, On, compare, parse_memory
 from ..settings import Settings
 from ..sources import resolve, shape_of
 from ..units import memory
 from .data import Splits, load_splits
 from .limits import matmul_rate
-from .load import device, load_base, load_tokenizer, ran_out
+from .load import device, load_base, load_tokenizer
 from .peak import give_back, paged_bytes, peak_memory_bytes, reset_peak
+from .room import ran_out
 from .train import score_answers
 from .trainer import build_trainer, device_kind, loss_kernels, make_trainer, situation
 
@@ -63,6 +64,7 @@ def measure_training(case: Case, options: BenchmarkConfig, settings: Settings) -
         "checkpointing": chosen.gradient_checkpointing,
         "optim": chosen.optim,
         "kernels": chosen.kernels,
+        "fp16": chosen.fp16,
         "shape": asdict(shape),
     }
     if config.score_rows:
@@ -196,8 +198,8 @@ def synchronize() -> None:
 
 
 def limit_memory(budget: int) -> int:
-    """Hold this process's allocator on a GPU to a budget, less what the driver took for the process itself, or to
-    what is free of a device of about that size; the budget that holds."""
+    """Hold this process's allocator on a GPU to a budget, less what is taken already, by the driver and by any other
+    process, or to what is free of a device of about that size; the budget that holds."""
     if device().type != "cuda":
         return budget
     torch.zeros(1, device=device())
@@ -224,7 +226,8 @@ def budget_on(budget: int, free: int, total: int) -> int:
 
 def device_peak_bytes(peak: int) -> int:
     """What a device must have free for a peak: on a GPU what is taken of it outside of the allocator comes on top, the
-    driver's part above all; what the allocator holds in reserve does not, which it gives back where room is short."""
+    driver's part above all, and that of other processes where there are any; what the allocator holds in reserve does
+    not, which it gives back where room is short."""
     if device().type != "cuda":
         return peak
     free, total = torch.cuda.mem_get_info()
@@ -248,8 +251,9 @@ def _held_lower(asked: int, held: int) -> str:
 
 
 def _compared(shape: ModelShape, config: TrainConfig, chosen: Chosen, budget: int) -> Comparison:
+    on: On = "cuda-fp16" if chosen.fp16 else device_kind()
     recomputes, kernels = chosen.gradient_checkpointing, chosen.kernels
-    return compare(shape, config, device_kind(), budget, checkpointing=recomputes, kernels=kernels)
+    return compare(shape, config, on, budget, checkpointing=recomputes, kernels=kernels)
 
 
 def _try(config: TrainConfig, shape: ModelShape, loaded: list[Any], budget: int) -> dict[str, Any]:

@@ -7,15 +7,29 @@ assumed: see `merge_fidelity` in judge.py.
 
 from __future__ import annotations
 
+import psutil
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from transformers import PreTrainedModel
 
 from ..errors import RequestError, WrongModel
+from ..memory import weight_bytes
 from ..records import MergeBase
-from ..sources import Origin
-from .load import load_16bit, load_adapter, load_dequantized
+from ..sources import Origin, shape_of
+from .load import device, load_16bit, load_adapter, load_dequantized
+from .room import free_and_total
+
+_FITS = 1.5
+"""The merged weights times this must be free: the base is dequantized, and a layer merged, beside them."""
+
+
+def where_to_merge(model: str) -> torch.device:
+    """The device, or the processor where only that has room for a model's merge in 16 bit."""
+    needed = _FITS * weight_bytes(shape_of(model), "16bit")
+    if free_and_total()[0] < needed <= psutil.virtual_memory().available:
+        return torch.device("cpu")
+    return device()
 
 
 def load_merged(origin: Origin, onto: MergeBase, on: torch.device | None = None) -> PreTrainedModel:

@@ -1,9 +1,11 @@
-"""How much of the device this process can still take."""
+"""How much of the device this process can still take, and whether an error means that it was too little."""
 
 from __future__ import annotations
 
 import psutil
 import torch
+
+_NO_MEMORY = ("out of memory", "defaultcpuallocator", "cublas_status_alloc_failed")
 
 
 def free_and_total() -> tuple[int, int]:
@@ -13,3 +15,9 @@ def free_and_total() -> tuple[int, int]:
         return memory.available, memory.total
     free, total = torch.cuda.mem_get_info()
     return free + torch.cuda.memory_reserved() - torch.cuda.memory_allocated(), total
+
+
+def ran_out(exc: BaseException) -> bool:
+    """Whether an error means that memory ran out; beside its GPU allocator torch says so with a plain RuntimeError."""
+    said = str(exc).lower() if isinstance(exc, RuntimeError) else ""
+    return isinstance(exc, torch.OutOfMemoryError | MemoryError) or any(words in said for words in _NO_MEMORY)

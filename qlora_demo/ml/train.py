@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import math
 import os
 import shutil
@@ -52,11 +53,12 @@ from .agree import agreed, is_main
 from .checkpoints import Checkpoints
 from .data import Splits, load_splits, rows_digest
 from .evaluate import ANSWER_TOKENS, greedy_answers, that_fit
-from .load import device, ran_out
+from .load import device
 from .machine import versions
 from .peak import peak_memory_bytes
 from .reporter import Reporter, write_run_state
-from .trainer import INITIAL_DRAFT, build_trainer, device_kind, gathered_weights, save_adapter, situation
+from .room import ran_out
+from .trainer import INITIAL_DRAFT, build_trainer, gathered_weights, save_adapter, situation
 
 _LOSS = {"completion": "on each answer", "assistant": "on the assistant's turns", "all": "on every token"}
 
@@ -163,11 +165,24 @@ def _finish(path: Path, config: TrainConfig, splits: Splits, trainer: SFTTrainer
     early = trainer.state.global_step < trainer.state.max_steps
     status = "failed" if broken else "stopped" if early else "finished"
     write_run_state(path, replace(read_state(path), summary=summary))
+    unscored = ""
     if config.score_rows and saved:
-        summary["score"] = score_answers(trainer, splits.heldout["test"][: config.score_rows])
-    _end(path, status, summary=summary, error=reporter.trouble)
+        summary["score"], unscored = _scored(trainer, splits.heldout["test"][: config.score_rows])
+    _end(path, status, summary=summary, error=reporter.trouble or unscored)
     if status == "finished" and is_main():
         shutil.rmtree(path / CHECKPOINTS, ignore_errors=True)
+
+
+def _scored(trainer: SFTTrainer, rows: list[Any]) -> tuple[dict[str, Any], str]:
+    """The score, or why there is none: what was trained is saved, and needs no more room.  Not where each rank holds a
+    part: the others would wait for one that goes on without them."""
+    try:
+        return score_answers(trainer, rows), ""
+    except (RuntimeError, MemoryError) as exc:
+        if trainer.is_fsdp_enabled or not ran_out(exc):
+            raise
+        logs.event("training.unscored", logging.WARNING, why=" ".join(str(exc).split())[:200])
+        return {}, f"score_rows: the device had no room to answer {len(rows)} rows; the adapter is saved: evaluate it"
 
 
 def score_answers(trainer: SFTTrainer, rows: list[Any]) -> dict[str, Any]:
@@ -251,13 +266,14 @@ def _out_of_memory(path: Path, exc: BaseException) -> tuple[OutOfMemory, tuple[L
     activations were recomputed."""
     config = TrainConfig.from_file(path / "config.json")
     shape = shape_of(resolve(Settings.from_environment(), config.model))
-    checkpointing, kernels = bool(read_state(path).checkpointing), situation(shape.family).kernels
-    needed = plan(shape, config, device_kind(), checkpointing=checkpointing, kernels=kernels).total_bytes
+    now = situation(shape.family)
+    how: dict[str, Any] = {"checkpointing": bool(read_state(path).checkpointing), "kernels": now.kernels}
+    needed = plan(shape, config, now.on, **how).total_bytes
     told = OutOfMemory(
         f"device: out of memory ({exc}); by the plan the run takes {memory(needed)} and the device has "
         f"{memory(device_info().total_bytes)}; take one of the lighter settings below and start again"
     )
-    return told, lighter(shape, config, device_kind(), checkpointing=checkpointing, kernels=kernels)
+    return told, lighter(shape, config, now.on, **how)
 
 
 def _sitting_seconds(before: RunState, lines: Sequence[TrainMetrics]) -> float:

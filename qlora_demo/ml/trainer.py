@@ -74,8 +74,6 @@ def build_trainer(path: Path, config: TrainConfig, settings: Settings, splits: S
     trainer = make_trainer(path, config, chosen, splits, (model, tokenizer))
     if not len(trainer.train_dataset):
         raise DataError(f"max_length: no row keeps a trained token within {config.max_length} tokens; raise max_length")
-    if chosen.fp16:
-        adapters_to_fp32(trainer.model)
     # A resumed run must go on in the number format it began in; PEFT would read the adapter in fp32.
     trainer.model.load_adapter = functools.partial(trainer.model.load_adapter, autocast_adapter_dtype=False)
     _initialise(path, config, trainer)
@@ -91,9 +89,9 @@ def make_trainer(
         fuse_layers(model)
     heldout = splits.heldout["test"][: config.eval_rows]
     try:
-        return Trainer(
+        trainer = Trainer(
             model=model,
-            args=_sft_config(path, config, chosen),
+            args=on_one_gpu(_sft_config(path, config, chosen)),
             train_dataset=training_set(splits.train, config.loss_on),
             eval_dataset=training_set(heldout, config.loss_on),
             processing_class=tokenizer,
@@ -105,6 +103,17 @@ def make_trainer(
         raise ConfigError(
             "loss_on", f"assistant cannot be used here ({' '.join(str(exc).split())[:200]}); choose completion"
         ) from exc
+    if chosen.fp16:
+        adapters_to_fp32(trainer.model)
+    return trainer
+
+
+def on_one_gpu(args: SFTConfig) -> SFTConfig:
+    """The library's settings for the one GPU of this process: of several that one process sees it would make a
+    `DataParallel`, which TRL refuses."""
+    if args.n_gpu > 1:
+        args._n_gpu = 1
+    return args
 
 
 def gathered_weights(trainer: SFTTrainer) -> dict[str, torch.Tensor] | None:

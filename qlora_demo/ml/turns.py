@@ -17,7 +17,7 @@ from ..errors import DemoError
 from ..halt import Halt
 from ..records import Answer, AnswerRequest, GenerationChunk, Proof
 from .generate import add_pass, stream
-from .load import ran_out
+from .room import ran_out
 from .variants import Loaded, prove
 
 UPDATE_SECONDS = 1 / 12

@@ -22,7 +22,7 @@ from ..sources import Origin, origin_of, weights_digest
 from .fast_step import FastPath
 from .generate import stop_ids, warm_up
 from .load import device, load_base, load_tokenizer, precision_of, quantize_nf4, sixteen_bit
-from .merge import load_merged
+from .merge import load_merged, where_to_merge
 from .packed import pack
 from .peak import give_back
 from .room import free_and_total
@@ -199,9 +199,11 @@ def device_now() -> Device:
 
 def _read(unit: Unit, origin: Origin) -> Weights:
     started = time.perf_counter()
-    if unit.kind == "merged" or unit.kind == "merged-4bit":
+    if unit.kind == "merged":
         model = load_merged(origin, unit.onto or default_base(origin.form, unit.kind))
-        model = quantize_nf4(model) if unit.kind == "merged-4bit" else model
+    elif unit.kind == "merged-4bit":  # placed by its size in 4 bit; the merge before that takes more
+        on = where_to_merge(unit.model)
+        model = quantize_nf4(load_merged(origin, unit.onto or default_base(origin.form, unit.kind), on), device())
     else:
         model = load_base(unit.model, unit.kind, "inference")
     return Weights(pack(model), weights_digest(unit.model), time.perf_counter() - started)

@@ -113,6 +113,20 @@ def test_training_elsewhere_keeps_chat_off_the_device(services: Services, run: R
     assert list(services.engine().answer(ask(run), Halt()))
 
 
+def test_a_gpu_that_gives_nothing_back_is_let_go_of_all_the_same(
+    services: Services, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    list(services.engine().answer(ask(run), Halt()))
+
+    def lost() -> None:
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    monkeypatch.setattr("qlora_demo.ml.variants.give_back", lost)
+    with pytest.raises(RuntimeError, match="device-side assert"):
+        services.engine().release()
+    assert (services.lease.holder(), services.engine().resident()) == ("", ())
+
+
 ON_CPU = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 20 bytes.")
 
 

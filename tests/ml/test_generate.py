@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from qlora_demo.config import GenerationSettings
-from qlora_demo.errors import ConfigError
+from qlora_demo.errors import ConfigError, WorkError
 from qlora_demo.ml import load
 from qlora_demo.ml.generate import add_pass, complete, encode, stream
 from qlora_demo.records import AnswerTiming, Message
@@ -93,6 +93,15 @@ def test_what_a_model_s_own_files_say_of_sampling_changes_no_answer(
     free = _ids(model, tokenizer, settings)
     model.generation_config.update(repetition_penalty=1.5, no_repeat_ngram_size=1, min_p=0.9, top_k=1, num_beams=2)
     assert _ids(model, tokenizer, settings) == free
+
+
+@pytest.mark.parametrize("weight", ["nan", "inf"])
+def test_no_token_is_drawn_of_scores_that_are_no_numbers(tiny_model: Path, tokenizer: Any, weight: str) -> None:
+    model = load.load_16bit(str(tiny_model))
+    with torch.no_grad():
+        model.get_output_embeddings().weight[3] = float(weight)
+    with pytest.raises(WorkError, match="scores are no numbers"):
+        _ids(model, tokenizer, GenerationSettings(max_new_tokens=2, temperature=0.7, top_p=0.9))
 
 
 def test_a_batch_answers_each_row_as_alone(tiny_model: Path, tokenizer: Any) -> None:

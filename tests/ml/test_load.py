@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 from bitsandbytes.functional import has_avx512bf16
+from transformers.integrations import sdpa_attention
 
-from qlora_demo.errors import AdapterError, ModelError
-from qlora_demo.ml import load
+from qlora_demo.errors import AdapterError, DataError, ModelError
+from qlora_demo.ml import load, room
 from qlora_demo.settings import Settings
 from qlora_demo.sources import resolve
 from tests.tiny import save_adapter
@@ -37,13 +38,33 @@ def _evaluate(model: Any) -> None:
     ("said", "memory"),
     [
         ("CUDA error: out of memory\nCompile with `TORCH_USE_CUDA_DSA`", True),
+        ("Triton Error [CUDA]: out of memory", True),
+        ("CUDA driver error: out of memory", True),
         ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", True),
         ("DefaultCPUAllocator: can't allocate memory: you tried to allocate 20 bytes.", True),
         ("CUDA error: an illegal memory access was encountered", False),
     ],
 )
 def test_memory_that_ran_out_is_told_from_other_faults(said: str, memory: bool) -> None:
-    assert load.ran_out(RuntimeError(said)) is memory
+    assert room.ran_out(RuntimeError(said)) is memory
+
+
+def test_a_file_is_no_fault_of_memory_by_its_name() -> None:
+    assert not room.ran_out(DataError("dataset: there is no file out of memory.jsonl; check the path"))
+
+
+@pytest.mark.parametrize(
+    ("error", "told"), [(torch.OutOfMemoryError, torch.OutOfMemoryError), (ValueError, ModelError)]
+)
+def test_memory_that_ran_out_while_weights_were_quantized_is_told_as_such(
+    tiny_model: Path, error: type[Exception], told: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: Any) -> None:
+        raise error("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+    monkeypatch.setattr("bitsandbytes.nn.Params4bit._quantize", failing)
+    with pytest.raises(told):
+        load.load_quantized(str(tiny_model), "exact")
 
 
 def test_training_after_an_evaluation_has_the_gradients_of_a_fresh_model(tiny_model: Path) -> None:
@@ -185,6 +206,25 @@ def test_sharded_4_bit_weights_are_stored_in_the_type_of_the_others(tiny_model: 
     ids = torch.arange(3, 12)[None]
     with torch.inference_mode():
         assert torch.equal(plain(input_ids=ids).logits, sharded(input_ids=ids).logits)
+
+
+@pytest.mark.parametrize("capability", [(7, 5), (8, 0)])
+def test_grouped_keys_are_repeated_where_no_fast_kernel_takes_them(
+    tiny_model: Path, capability: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sdpa_attention, "use_gqa_in_sdpa", sdpa_attention.use_gqa_in_sdpa)  # to be put back
+    monkeypatch.setattr(load, "device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(load, "has_bf16", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
+    attend, grouped = torch.nn.functional.scaled_dot_product_attention, set[bool]()
+
+    def watched(*given: Any, **named: Any) -> torch.Tensor:
+        grouped.add(named.get("enable_gqa", False))
+        return attend(*given, **named)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
+    _evaluate(load.load_16bit(str(tiny_model), torch.device("cpu")))
+    assert grouped == {capability >= (8, 0)}
 
 
 def test_each_process_of_a_run_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,9 +17,10 @@ from qlora_demo.benchmark_comparison import comparison
 from qlora_demo.benchmark_config import BenchmarkConfig
 from qlora_demo.benchmark_tables import table
 from qlora_demo.catalog import SHAPES
+from qlora_demo.choices import Situation
 from qlora_demo.config import TrainConfig
 from qlora_demo.errors import NoRoom
-from qlora_demo.ml import limits, measure_inference, measure_training
+from qlora_demo.ml import limits, measure_inference, measure_training, trainer
 from qlora_demo.ml.load import device, load_base, load_tokenizer
 from qlora_demo.ml.measure_inference import Timed, over_generate
 from qlora_demo.ml.peak import paged_bytes, peak_memory_bytes
@@ -64,6 +66,21 @@ def test_a_try_counts_the_peak_of_every_phase(monkeypatch: pytest.MonkeyPatch) -
     shape = SHAPES["tiny"]
     loaded = [load_base(TINY.model, "16bit", "exact"), load_tokenizer(TINY.model)]
     assert measure_training._try(TINY.changed(max_steps=2), shape, loaded, 800) == {"fits": False, "peak_bytes": 900}
+
+
+def test_a_try_trains_in_fp32_where_there_is_no_bf16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The trainer's settings are those of this CPU, which has no fp16."""
+    given, t4 = trainer._sft_config, Situation("cuda", has_bf16=False, free_bytes=15 << 30)
+    monkeypatch.setattr(measure_training, "situation", lambda _: t4)
+    monkeypatch.setattr(
+        trainer, "_sft_config", lambda path, config, chosen: given(path, config, replace(chosen, fp16=False))
+    )
+    config, shape = TINY.changed(method="qlora", loss_on="all"), SHAPES["tiny"]
+    loaded = [load_base(config.model, "nf4", "exact"), load_tokenizer(config.model)]
+    for _ in range(2):  # the second try goes on with the adapter of the first
+        rows = measure_training.full_rows(shape.vocab_size, 2, 64)
+        model = measure_training._phases(tmp_path, config, shape, rows, loaded).trainer.model
+        assert {one.dtype for one in model.parameters() if one.requires_grad} == {torch.float32}
 
 
 def test_a_search_that_ended_at_its_limit_says_so(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from bitsandbytes.optim import PagedAdamW32bit
 from safetensors.torch import load_file
 from transformers import TrainerControl, TrainerState
 
@@ -63,6 +64,22 @@ def test_there_is_no_checkpoint_after_the_last_step(step: int, saved: bool) -> N
     control, state = TrainerControl(should_training_stop=True), TrainerState(global_step=step, max_steps=6)
     Checkpoints(TrainConfig(save_steps=1)).on_step_end(None, state, control)
     assert control.should_save == saved
+
+
+def test_optimizer_state_that_is_read_onto_a_gpu_is_not_moved_as_if_it_were_paged(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    moved: list[Any] = []
+    monkeypatch.setattr("bitsandbytes.functional.prefetch_tensor", moved.append)
+    weights = torch.nn.Parameter(torch.zeros(200, 1000, device="meta"))  # which stands for a GPU here
+    optimizer = PagedAdamW32bit([weights])
+    saved = {name: torch.zeros_like(weights.data) for name in ("state1", "state2")}
+    for value in saved.values():
+        value.is_paged, value.page_deviceid = True, 0  # type: ignore[attr-defined]
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": {0: {"step": 3, **saved}}})
+    Checkpoints(TrainConfig()).on_train_begin(None, None, None, optimizer=optimizer)
+    optimizer.prefetch_state(weights)
+    assert set(optimizer.state[weights]) == {"step", "state1", "state2"} and not moved
 
 
 def whole_checkpoint(run: Run) -> bool:

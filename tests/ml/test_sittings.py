@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 from transformers import TrainerControl, TrainerState
 
@@ -168,6 +169,21 @@ def test_what_fails_while_the_answers_are_scored_leaves_the_checkpoint(
     train(run.path, config, services.settings)
     assert services.runs.get(run.id).state.status == "finished"
     assert not (run.path / CHECKPOINTS).exists()
+
+
+def test_a_run_whose_answers_found_no_memory_is_finished_without_their_score(
+    services: Services, config: TrainConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def failing(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr("qlora_demo.ml.train.greedy_answers", failing)
+    run = services.runs.create(config)
+    train(run.path, config.changed(score_rows=2), services.settings)
+    run = services.runs.get(run.id)
+    assert (run.state.status, run.has_adapter, run.state.summary["score"]) == ("finished", True, {})
+    assert run.state.error.startswith("score_rows: the device had no room to answer 2 rows; the adapter is saved")
+    assert "training.unscored" in caplog.messages
 
 
 @pytest.mark.parametrize(("loss", "norm"), [(math.nan, 1.0), (2.0, math.nan), (2.0, math.inf)])

@@ -107,7 +107,7 @@ def test_a_wrong_request_ends_as_refused_with_one_line(services: Services, confi
 
 def test_rows_cut_before_their_answer_are_refused(services: Services, config: TrainConfig, chat_file: Path) -> None:
     long = "x" * 300
-    chat_file.write_text("\n".join(f'{{"prompt": "{long}{n}", "completion": "a"}}' for n in range(4)), "utf-8")
+    chat_file.write_text("\n".join(f'{{"prompt": "{at}{long}", "completion": "a"}}' for at in range(4)), "utf-8")
     with pytest.raises(DataError, match="max_length: no row keeps a trained token within 64 tokens; raise max_length"):
         trained_here(services, config)
 

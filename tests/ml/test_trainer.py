@@ -20,7 +20,7 @@ from qlora_demo.config import TrainConfig
 from qlora_demo.errors import ConfigError, ModelError
 from qlora_demo.memory import ModelShape
 from qlora_demo.ml import trainer
-from qlora_demo.ml.data import load_splits
+from qlora_demo.ml.data import Splits, load_splits
 from qlora_demo.ml.train import _save_adapter
 from qlora_demo.services import Services
 from tests.ml.test_train import TINY
@@ -55,7 +55,7 @@ def test_the_held_out_loss_is_the_mean_over_trained_tokens_whatever_the_batch(
 def test_where_no_held_out_token_is_trained_there_is_no_held_out_loss(
     services: Services, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows = [{"prompt": "q" + " long" * 40 * (at % 2), "completion": "x"} for at in range(12)]
+    rows = [{"prompt": f"q{at}" + " long" * 40 * (at % 2), "completion": "x"} for at in range(12)]
     file = tmp_path / "rows.jsonl"
     file.write_text("\n".join(map(json.dumps, rows)), "utf-8")
     config = TrainConfig(model=str(tiny_model), dataset=str(file), **TINY)
@@ -127,6 +127,27 @@ def test_what_is_chosen_reaches_the_trainer_of_a_gpu(
     given = settings(TrainConfig(**values), situation, monkeypatch)
     assert {name: given[name] for name in expected} == expected
     assert "fsdp" not in given
+
+
+@pytest.mark.parametrize("visible", [1, 2])
+def test_one_process_trains_on_one_gpu_however_many_it_sees(
+    visible: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_, **__: True)
+    monkeypatch.setattr(trainer, "Trainer", SimpleNamespace)
+    config = TrainConfig(loss_on="all")
+    rows = [{"input_ids": [1, 2]}]
+    made = trainer.make_trainer(
+        tmp_path, config, choose(config, SHAPE, H100), Splits(rows, {"test": rows}), (None, None)
+    )
+    assert (made.args.n_gpu, made.args.device, made.args.train_batch_size) == (
+        1,
+        torch.device("cuda", 0),
+        config.per_device_train_batch_size,
+    )
 
 
 @pytest.mark.parametrize("checkpointing", ["on", "off"])
@@ -227,13 +248,11 @@ def test_a_gpu_with_flash_attention_takes_them_all(monkeypatch: pytest.MonkeyPat
 def test_where_there_is_no_bf16_what_is_trained_is_in_fp32(
     services: Services, tiny_model: Path, chat_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The trainer itself is made for this CPU, which has no fp16; what becomes of its model is the same."""
-    make = trainer.make_trainer
-    monkeypatch.setattr(trainer, "choose", lambda *given: replace(choose(*given), fp16=True))
+    """The trainer's settings are those of this CPU, which has no fp16; what becomes of its model is the same."""
+    given = trainer._sft_config
+    monkeypatch.setattr(trainer, "choose", lambda *known: replace(choose(*known), fp16=True))
     monkeypatch.setattr(
-        trainer,
-        "make_trainer",
-        lambda path, config, chosen, *rest: make(path, config, replace(chosen, fp16=False), *rest),
+        trainer, "_sft_config", lambda path, config, chosen: given(path, config, replace(chosen, fp16=False))
     )
     config = TrainConfig(model=str(tiny_model), dataset=str(chat_file), max_length=64, r=4, max_steps=1)
     run = services.runs.create(config)

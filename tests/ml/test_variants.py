@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,15 +19,16 @@ from qlora_demo.columns import parse_all
 from qlora_demo.config import TrainConfig
 from qlora_demo.disk import write_atomically
 from qlora_demo.errors import AdapterError, NoRoom, RequestError, RunError, WrongModel
-from qlora_demo.ml import load, merge
+from qlora_demo.memory import weight_bytes
+from qlora_demo.ml import load, merge, variants
 from qlora_demo.ml.evaluate import divergences, fidelity_figures, reference_targets
 from qlora_demo.ml.variants import Loaded, Variants, prove
 from qlora_demo.ml.weights import Weights
-from qlora_demo.placement import Device
+from qlora_demo.placement import Device, Unit
 from qlora_demo.records import MergeBase, RunState
 from qlora_demo.runs import Run, write_state
 from qlora_demo.services import Services
-from qlora_demo.sources import Origin, find_adapter, weights_digest
+from qlora_demo.sources import Origin, find_adapter, shape_of, weights_digest
 from tests.tiny import save_adapter
 
 ROWS = [[{"role": "user", "content": f"say {n}"}, {"role": "assistant", "content": f"done {n}"}] for n in range(5)]
@@ -239,6 +241,28 @@ def test_the_merged_model_quantized_again_is_what_a_reload_in_4_bit_gives(
     merge.load_merged(origin_of(services, run), "dequantized").save_pretrained(tmp_path / "merged")
     reloaded = load.load_quantized(str(tmp_path / "merged"), "inference")
     assert torch.equal(logits(again), logits(replace(again, weights=Weights(reloaded, "", 0.0))))
+
+
+@pytest.mark.parametrize(
+    ("free", "elsewhere", "merged_on"),
+    [(1.6, 9, "cuda:0"), (0.4, 9, "cpu"), (0.4, 1, "cuda:0")],
+    ids=["room on the GPU", "room in the host's memory", "room in neither"],
+)
+def test_a_merge_to_be_quantized_is_made_where_it_has_room_and_ends_on_the_gpu(
+    services: Services, run: Run, monkeypatch: pytest.MonkeyPatch, free: float, elsewhere: float, merged_on: str
+) -> None:
+    size, gpu = weight_bytes(shape_of(run.config.model), "16bit"), torch.device("cuda", 0)
+    host = SimpleNamespace(available=int(elsewhere * size))
+    monkeypatch.setattr("psutil.virtual_memory", lambda: host)
+    monkeypatch.setattr(merge, "free_and_total", lambda: (int(free * size), 9 * size))
+    monkeypatch.setattr(merge, "device", lambda: gpu)
+    monkeypatch.setattr(variants, "device", lambda: gpu)
+    monkeypatch.setattr(variants, "load_merged", lambda origin, onto, on=gpu: str(on))
+    monkeypatch.setattr(variants, "quantize_nf4", lambda model, on: f"{model}, {on}")
+    monkeypatch.setattr(variants, "pack", lambda made: made)
+    monkeypatch.setattr(variants, "Weights", lambda made, *_: made)
+    unit = Unit("merged-4bit", run.config.model, run.id, "original")
+    assert str(variants._read(unit, origin_of(services, run))) == f"{merged_on}, cuda:0"
 
 
 def test_another_base_under_the_adapter_is_caught(services: Services, tiny_model: Path, tmp_path: Path) -> None:

@@ -197,6 +197,7 @@ ROW: dict[str, Any] = {
     "note": "",
     "checkpointing": False,
     "kernels": "fused",
+    "fp16": False,
     "shape": asdict(SHAPES["tiny"]),
     "decode": "eager",
     "score": {"exact_match": 0.5},
