@@ -14,10 +14,13 @@ from collections.abc import Iterator
 from fnmatch import fnmatch
 from importlib.metadata import requires
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
+from huggingface_hub import HfApi
+from huggingface_hub.cli.hf import app as hf
 from packaging.requirements import Requirement
 
 from qlora_demo.catalog import SMOLLM2
@@ -238,3 +241,16 @@ def test_what_a_gradio_space_installs_of_gradio_takes_the_versions_that_are_pinn
 
 def _takes(one: Requirement, version: str | None) -> bool:
     return version is None or one.specifier.contains(version)
+
+
+def test_the_guide_sends_a_clone_to_a_space_in_the_words_that_the_hub_s_own_command_takes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A push would be refused: the history holds pictures."""
+    (line,) = re.findall(r"^ +hf (upload .+)$", (ROOT / "docs/deploy.md").read_text("utf-8"), re.M)
+    sent: dict[str, Any] = {}
+    monkeypatch.setattr(HfApi, "create_repo", lambda _, **given: SimpleNamespace(repo_id=given["repo_id"]))
+    monkeypatch.setattr(HfApi, "upload_folder", lambda _, **given: sent.update(given))
+    hf(line.split(), standalone_mode=False)
+    assert (sent["repo_id"], sent["repo_type"], sent["folder_path"]) == ("YOU/SPACE", "space", ".")
+    assert sent["path_in_repo"] == "." and not sent["allow_patterns"]
