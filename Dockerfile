@@ -24,7 +24,9 @@ RUN QLORA_DEMO_HOME=/opt/qlora_demo python -m qlora_demo fetch
 FROM python:3.11-slim-bookworm
 RUN useradd --create-home --uid 1000 user \
     && install --directory --owner=user --group=user /data
-ENV HOME=/home/user \
+# Gradio lets people sign in with the hub where SYSTEM is "spaces" and SPACE_ID is set; a Docker Space sets the latter.
+ENV SYSTEM=spaces \
+    HOME=/home/user \
     PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     GRADIO_SERVER_NAME=0.0.0.0 \

@@ -19,11 +19,13 @@ from typing import Any
 
 import pytest
 import yaml
+from gradio.utils import get_space
 from huggingface_hub import HfApi
 from huggingface_hub.cli.hf import app as hf
 from packaging.requirements import Requirement
 
 from qlora_demo.catalog import SMOLLM2
+from qlora_demo.settings import Settings
 from qlora_demo.ui.healthz import KEPT_SECONDS
 
 from .calls import free_port
@@ -86,6 +88,15 @@ def test_what_only_its_owner_may_read_is_the_user_s() -> None:
 def test_what_changes_least_comes_first() -> None:
     order = [one.value for one in BUILD if one.name == "COPY" or "pip install" in one.value]
     assert order[0] == "requirements.txt ." and "pip install" in order[1] and order[-1] == "qlora_demo qlora_demo"
+
+
+def test_a_docker_space_lets_people_sign_in_with_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = dict.fromkeys(("OAUTH_CLIENT_ID", "OAUTH_CLIENT_SECRET", "OAUTH_SCOPES", "OPENID_PROVIDER_URL"), "set")
+    there = environment(IMAGE) | given | {"SPACE_ID": "ada/demo", "QLORA_DEMO_HOME": str(tmp_path)}
+    assert Settings.from_environment(there).hub_sign_in
+    monkeypatch.setenv("SYSTEM", there["SYSTEM"])
+    monkeypatch.setenv("SPACE_ID", there["SPACE_ID"])
+    assert get_space() == "ada/demo"
 
 
 SPY = """
