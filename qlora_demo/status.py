@@ -7,6 +7,8 @@ import http.client
 import logging
 import platform
 import shutil
+import subprocess
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -15,6 +17,7 @@ from huggingface_hub import constants
 
 from . import __version__, logs
 from .catalog import BundledModel, is_fetched
+from .children import environment
 from .errors import DemoError
 from .gpu import bf16_in_words, device_info
 from .preload import preload
@@ -43,6 +46,8 @@ class AppStatus:
         self.found = look_around(settings)
         logs.event("app.started", logging.INFO, **self.found)
         Steady("hub").once(self._check_hub)
+        if device_info().kind == "cuda":
+            Steady("gpu").once(self._check_gpu)
         if not is_fetched(settings, model.name):
             self._begin("bundled model", lambda report: fetch(model, report))
         for name in settings.preload:
@@ -69,6 +74,14 @@ class AppStatus:
         finally:
             self.hub = f"hub: {'reachable' if answers else 'not reachable'}"
             logs.event("hub.checked", reachable=answers)
+
+    def _check_gpu(self) -> None:
+        """Torch is asked in a process of its own: here it would take memory for as long as the app lives."""
+        command = [sys.executable, "-m", "qlora_demo.ml.usable"]
+        done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True)
+        if done.stdout:
+            self._notes["gpu"] = Note(f"gpu: {done.stdout}", bad=True)
+            logs.event("gpu.unusable", logging.ERROR, why=done.stdout)
 
     def _begin(self, what: str, work: Callable[[Report], object]) -> None:
         self._notes[what] = Note(f"{what}: waiting", 0.0)

@@ -189,6 +189,15 @@ def test_models_named_in_the_settings_are_preloaded_each_with_its_progress(
     assert status.notes()[1:] == wanted[1:]
 
 
+@pytest.mark.processes
+@pytest.mark.usefixtures("quiet_hub", "unusable_gpu")
+def test_a_gpu_that_torch_cannot_use_is_told_at_the_start(tmp_path: Path) -> None:
+    status = begun(tmp_path, lambda model, report: None)
+    until(lambda: any(note.bad for note in status.notes()))
+    (told,) = [note.text for note in status.notes() if note.bad]
+    assert told.startswith("gpu: driver 470.1 lists NVIDIA T4, and torch ") and "a driver that is new enough" in told
+
+
 def test_what_else_goes_on_is_told_after_it() -> None:
     status = AppStatus()
     status.add(lambda: None)
