@@ -30,6 +30,7 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar
 
 from ..catalog import is_shape
+from ..cgroup import processors
 from ..errors import AdapterError, DemoError, ModelError
 from ..records import BaseForm, Precision
 from ..sources import ADAPTER_FILES, not_given
@@ -38,6 +39,8 @@ from .peak import nothing_hoarded
 from .shapes import build_shape, shape_config, shape_tokenizer
 
 disable_progress_bar()
+# Torch asks how many processors the machine has.
+torch.set_num_threads(min(torch.get_num_threads(), processors()))
 
 _NO_MEMORY = ("DefaultCPUAllocator", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 Use = Literal["inference", "exact"]
