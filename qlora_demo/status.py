@@ -18,6 +18,7 @@ from huggingface_hub import constants
 from . import __version__, logs
 from .catalog import BundledModel, is_fetched
 from .children import environment
+from .disk import is_mounted
 from .errors import DemoError
 from .gpu import bf16_in_words, device_info
 from .preload import preload
@@ -108,16 +109,26 @@ class AppStatus:
 def look_around(settings: Settings) -> dict[str, str]:
     """The device, its memory, whether it has bf16, and where runs are kept, in words; torch is not asked."""
     device, home = device_info(), settings.home
-    lost = f"; {settings.disk} cannot be used, so what is kept here is lost with the container"
     return {
         "version": f"{__version__}, Python {platform.python_version()}",
         "device": device.name,
         "memory": f"{memory(device.free_bytes)} of {memory(device.total_bytes)} free",
         "bf16": bf16_in_words(),
-        "home": f"{home}{lost if settings.disk and settings.disk not in home.parents else ''}",
+        "home": f"{home}{_lost(settings)}",
         "disk": f"writable, {memory(shutil.disk_usage(home).free)} free",
         "space": settings.space or "no",
     }
+
+
+def _lost(settings: Settings) -> str:
+    """That what is kept goes with the container, and why; empty where it stays, as far as can be told."""
+    if settings.disk is None:
+        return ""
+    if settings.disk not in settings.home.parents:
+        return f"; {settings.disk} cannot be used, so what is kept here is lost with the container"
+    if not is_mounted(settings.disk):
+        return f"; no volume is mounted at {settings.disk}, so in a container what is kept here is lost with it"
+    return ""
 
 
 def hub_answers(timeout: float = 3.0) -> bool:

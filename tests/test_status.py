@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from huggingface_hub import constants
@@ -216,10 +217,18 @@ def test_what_is_found_at_the_start_is_said_and_logged(tmp_path: Path, monkeypat
     until(lambda: ("hub.checked", {"reachable": False}) in logged)
 
 
-def test_a_disk_that_was_named_and_cannot_be_used_is_told(tmp_path: Path) -> None:
+def test_a_disk_that_was_named_and_cannot_be_used_or_is_no_volume_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     disk = tmp_path / "data"
     disk.mkdir()
+    mounted = [SimpleNamespace(mountpoint="/"), SimpleNamespace(mountpoint="/proc")]
+    monkeypatch.setattr("psutil.disk_partitions", lambda all: mounted)
+    no_volume = look_around(Settings(disk, disk=tmp_path))
+    mounted.append(SimpleNamespace(mountpoint=str(tmp_path)))
     kept = look_around(Settings(disk, disk=tmp_path))
     lost = look_around(Settings(tmp_path, disk=disk))
     assert kept["home"] == str(disk)
+    words = f"no volume is mounted at {tmp_path}, so in a container what is kept here is lost with it"
+    assert no_volume["home"] == f"{disk}; {words}"
     assert lost["home"] == f"{tmp_path}; {disk} cannot be used, so what is kept here is lost with the container"
