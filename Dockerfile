@@ -1,5 +1,6 @@
 # A Docker Space (uid 1000, port 7860), and on a machine of one's own, where operators sign in with the password:
-#     docker run --gpus all -p 127.0.0.1:7860:7860 -e QLORA_DEMO_PASSWORD=... -v qlora_demo:/data IMAGE
+#     docker run --gpus all -p 127.0.0.1:7860:7860 -v qlora_demo:/data -e HF_HOME=/data/huggingface \
+#         -e QLORA_DEMO_PASSWORD=... IMAGE
 # The CUDA libraries come with torch's wheels; the GPU itself through the host's driver.
 # Layers go from the one that changes least to the one that changes most.
 

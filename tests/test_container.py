@@ -214,6 +214,12 @@ def test_the_copied_files_are_an_app_that_runs_without_rights_and_is_healthy(con
     assert not container.healthy()
 
 
+@pytest.mark.parametrize("name", ["Dockerfile", "docs/deploy.md"])
+def test_where_the_app_is_run_from_the_image_what_the_hub_gave_lies_on_the_volume(name: str) -> None:
+    (given,) = re.findall(r"docker run --gpus all -p (.*\\\n.*)", (ROOT / name).read_text("utf-8"))
+    assert "-v qlora_demo:/data " in given and "-e HF_HOME=/data/huggingface " in given
+
+
 def front_matter() -> dict[str, Any]:
     found: dict[str, Any] = yaml.safe_load((ROOT / "README.md").read_text("utf-8").split("---\n")[1])
     return found
