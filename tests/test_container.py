@@ -24,6 +24,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.cli.hf import app as hf
 from packaging.requirements import Requirement
 
+from qlora_demo.access import SESSION_SECONDS
 from qlora_demo.catalog import SMOLLM2
 from qlora_demo.settings import Settings
 from qlora_demo.ui.healthz import KEPT_SECONDS
@@ -230,6 +231,7 @@ def test_the_readme_describes_a_space_in_documented_words() -> None:
     assert set(space) <= SPACE_KEYS
     assert (space["sdk"], space["hf_oauth"]) == ("gradio", True)
     assert (ROOT / space["app_file"]).is_file()
+    assert space["hf_oauth_expiration_minutes"] * 60 == SESSION_SECONDS  # a push needs the token that a session holds
     assert len(space["short_description"]) <= 60
     assert re.fullmatch(r"\d+[mh]", space["startup_duration_timeout"])
 
