@@ -27,6 +27,9 @@ from .settings import Settings
 from .steady import Steady
 from .units import memory
 
+_ZERO_GPU = (
+    "hardware: ZeroGPU lends a GPU to single calls, and nothing here asks for one; choose another in the settings"
+)
 Fetch = Callable[[BundledModel, Report], object]
 
 
@@ -49,6 +52,9 @@ class AppStatus:
         Steady("hub").once(self._check_hub)
         if device_info().kind == "cuda":
             Steady("gpu").once(self._check_gpu)
+        if settings.zero_gpu:
+            self._notes["hardware"] = Note(_ZERO_GPU, bad=True)
+            logs.event("hardware.unusable", logging.ERROR, why=_ZERO_GPU)
         if not is_fetched(settings, model.name):
             self._begin("bundled model", lambda report: fetch(model, report))
         for name in settings.preload:

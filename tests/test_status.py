@@ -199,6 +199,16 @@ def test_a_gpu_that_torch_cannot_use_is_told_at_the_start(tmp_path: Path) -> Non
     assert told.startswith("gpu: driver 470.1 lists NVIDIA T4, and torch ") and "a driver that is new enough" in told
 
 
+@pytest.mark.usefixtures("quiet_hub")
+def test_on_zero_gpu_it_is_told_that_nothing_here_uses_it(tmp_path: Path) -> None:
+    status = AppStatus()
+    (tmp_path / "models" / SMOLLM2.name).mkdir(parents=True)
+    environ = {"QLORA_DEMO_HOME": str(tmp_path), "SPACE_ID": "ada/demo", "SPACES_ZERO_GPU": "true"}
+    status.begin(Settings.from_environment(environ), SMOLLM2, lambda model, report: None)
+    (told,) = [note.text for note in status.notes() if note.bad]
+    assert told.startswith("hardware: ZeroGPU lends a GPU to single calls")
+
+
 def test_what_else_goes_on_is_told_after_it() -> None:
     status = AppStatus()
     status.add(lambda: None)
