@@ -1,5 +1,6 @@
 # A Docker Space (uid 1000, port 7860), and on a machine of one's own, where operators sign in with the password:
-#     docker run --gpus all -p 127.0.0.1:7860:7860 -e QLORA_DEMO_PASSWORD=... -v qlora_demo:/data IMAGE
+#     docker run --gpus all -p 127.0.0.1:7860:7860 -v qlora_demo:/data -e HF_HOME=/data/huggingface \
+#         -e QLORA_DEMO_PASSWORD=... IMAGE
 # The CUDA libraries come with torch's wheels; the GPU itself through the host's driver.
 # Layers go from the one that changes least to the one that changes most.
 
@@ -24,7 +25,9 @@ RUN QLORA_DEMO_HOME=/opt/qlora_demo python -m qlora_demo fetch
 FROM python:3.11-slim-bookworm
 RUN useradd --create-home --uid 1000 user \
     && install --directory --owner=user --group=user /data
-ENV HOME=/home/user \
+# Gradio lets people sign in with the hub where SYSTEM is "spaces" and SPACE_ID is set; a Docker Space sets the latter.
+ENV SYSTEM=spaces \
+    HOME=/home/user \
     PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     GRADIO_SERVER_NAME=0.0.0.0 \

@@ -13,7 +13,6 @@ DESCRIPTOR...: those of the locks that the process inherits, which its own proce
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -30,6 +29,7 @@ from .benchmark_cases import METHODS, Case, cases
 from .benchmark_config import BenchmarkConfig
 from .benchmark_fault import fault
 from .benchmark_reckoned import bandwidth
+from .children import environment
 from .choices import refuse
 from .columns import parse
 from .config import TrainConfig
@@ -44,7 +44,6 @@ from .settings import Settings
 from .sources import find_adapter, planned_shape
 from .stored import require_room
 
-_CHECKOUT = str(Path(__file__).resolve().parent.parent)
 _ID = re.compile(r"[0-9]{8}-[0-9]{6}-[a-z]+-[0-9a-f]{4}")
 _POLL_SECONDS = 0.2
 _ENOUGH_TO_DRIFT = 3
@@ -120,7 +119,7 @@ class Benchmarks:
                 stderr=subprocess.STDOUT,
                 pass_fds=locks,
                 start_new_session=True,
-                env=_environment(),
+                env=environment(),
             )
         threading.Thread(target=process.wait, daemon=True).start()  # reaps it
 
@@ -291,7 +290,7 @@ def measure_case(
     """What a case's process says (see `ml.measure`), until it ends, breaks, or the folder holds a `stop`."""
     asked = {"options": options.model_dump(), "config": case.config.model_dump()}
     with (folder / "log.txt").open("ab") as log:
-        process = start(log, locks, _environment() | (_EXACT_MEMORY if options.kind == "frontier" else {}))
+        process = start(log, locks, environment() | (_EXACT_MEMORY if options.kind == "frontier" else {}))
     assert process.stdin is not None and process.stdout is not None
     watch = threading.Thread(target=_kill_when_asked, args=(process, folder / "stop"), daemon=True)
     watch.start()
@@ -318,10 +317,6 @@ def _kill_when_asked(process: Process, stop: Path) -> None:
         if stop.exists():
             process.kill()
         time.sleep(_POLL_SECONDS)
-
-
-def _environment() -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": os.pathsep.join([_CHECKOUT, os.environ.get("PYTHONPATH", "")])}
 
 
 if __name__ == "__main__":

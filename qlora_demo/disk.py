@@ -16,6 +16,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
+import psutil
+
 from .errors import ConfigError, RunError, WorkError
 from .units import memory
 
@@ -37,6 +39,12 @@ def require_free(folder: Path, need_bytes: int, what: str) -> None:
             f"{folder}: {what} needs {memory(need_bytes)} there and {memory(free)} are free; "
             "remove files there or name a folder on another disk"
         )
+
+
+def is_mounted(folder: Path) -> bool:
+    """Whether a folder lies on another file system than the root, as a container's volumes do."""
+    mounted = {Path(one.mountpoint) for one in psutil.disk_partitions(all=True)} - {Path("/")}
+    return not mounted.isdisjoint((found := folder.resolve(), *found.parents))
 
 
 def folder_bytes(path: Path) -> int:

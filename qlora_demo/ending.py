@@ -1,14 +1,15 @@
 """The end of a container, which takes all that runs in it along: only its first process is asked to end.
 
 Where the app is that process, training would be killed with it, so runs are asked to stop and save, and waited for as
-long as the container is left alive (`docker stop` waits ten seconds, or what its `-t` says).  Anywhere else
-training outlives the app, and is left alone.
+long as the container is left alive (`docker stop` waits ten seconds, or what its `-t` says).  Then what ended is copied
+to the hub, where that was asked for.  Anywhere else training outlives the app, and is left alone.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -20,9 +21,12 @@ from . import logs
 from .errors import DemoError
 from .runs import Run
 from .services import Services
+from .steady import Steady
+from .syncing import Syncer
 
 _PATIENCE_SECONDS = 600.0
 _LOOK_SECONDS = 0.1
+_COPY_SECONDS = 60.0
 
 
 @contextmanager
@@ -43,6 +47,16 @@ def saving_runs(services: Services) -> Iterator[None]:
         until = time.monotonic() + _PATIENCE_SECONDS
         while _stop(services) and time.monotonic() < until:
             time.sleep(_LOOK_SECONDS)
+        if services.settings.sync_repo:
+            _copy(services)
+
+
+def _copy(services: Services) -> None:
+    """Send what no copy was made of yet, the newest run first; a hub that does not answer is not waited for."""
+    look = (Syncer(services).look,)
+    copying = threading.Thread(target=Steady("last sync").attempt, args=look, daemon=True)
+    copying.start()
+    copying.join(_COPY_SECONDS)
 
 
 def _stop(services: Services) -> list[Run]:

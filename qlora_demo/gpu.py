@@ -10,8 +10,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Literal
 
-import psutil
-
+from .cgroup import free_and_total, processors
 from .disk import writing
 from .errors import DeviceBusy
 from .locks import HeldLock, is_held, read_note
@@ -83,9 +82,8 @@ def _capability() -> float | None:
 
 
 def _processor() -> DeviceInfo:
-    memory = psutil.virtual_memory()
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return DeviceInfo("cpu", f"CPU, {usable} cores ({platform.machine()})", memory.available, memory.total)
+    count = processors()
+    return DeviceInfo("cpu", f"CPU, {count} core{'s' * (count > 1)} ({platform.machine()})", *free_and_total())
 
 
 def driver_version() -> str:

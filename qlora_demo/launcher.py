@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 from . import logs
+from .children import environment
 from .choices import refuse, refuse_processes
 from .config import TrainConfig
 from .errors import DeviceBusy, RunError
@@ -19,8 +18,6 @@ from .gpu import Lease, device_info, gpu_count
 from .locks import HeldLock
 from .records import RunState
 from .runs import HELD, Run, RunStore, write_state
-
-_CHECKOUT = str(Path(__file__).resolve().parent.parent)
 
 
 class Launcher:
@@ -101,7 +98,7 @@ class Launcher:
                 stderr=subprocess.STDOUT,
                 pass_fds=inherited,
                 start_new_session=True,
-                env=os.environ | {"PYTHONPATH": os.pathsep.join([_CHECKOUT, os.environ.get("PYTHONPATH", "")])},
+                env=environment(),
             )
         logs.event("run.started", run=run.id, processes=processes)
         threading.Thread(target=self._reap, args=(run.id, process), daemon=True).start()

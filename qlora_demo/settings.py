@@ -14,9 +14,9 @@
 
 On a Space, with GRADIO_SHARE, on an address that other machines reach, or where operators or a password are set,
 everyone else is a visitor; elsewhere everyone is an operator.  `Limits` lists the limits, each read from QLORA_DEMO_
-and its name in capitals.  A Space sets SPACE_ID, and OAUTH_CLIENT_ID and its like where its README says
-``hf_oauth: true``.  Host and port follow Gradio's own GRADIO_SERVER_NAME and GRADIO_SERVER_PORT; uvicorn's
-FORWARDED_ALLOW_IPS says which proxies may tell an address.
+and its name in capitals.  A Space sets SPACE_ID, OAUTH_CLIENT_ID and its like where its README says
+``hf_oauth: true``, and SPACES_ZERO_GPU on ZeroGPU.  Host and port follow Gradio's own GRADIO_SERVER_NAME and
+GRADIO_SERVER_PORT; uvicorn's FORWARDED_ALLOW_IPS says which proxies may tell an address.
 """
 
 from __future__ import annotations
@@ -102,13 +102,14 @@ def _count(limit: str, text: str) -> int:
 class Settings:
     """Directories are absolute; none need exist yet.
 
-    ``space`` is the Space's id, ``creator`` the hub's id of who made it, ``hub_sign_in`` whether people can sign in
-    with Hugging Face, ``shared`` whether strangers can reach the app by a link that Gradio makes, ``host`` the address
-    that the app answers on where it is told no other.
+    ``space`` is the Space's id, ``creator`` the hub's id of who made it, ``zero_gpu`` whether its hardware is ZeroGPU,
+    ``hub_sign_in`` whether people can sign in with Hugging Face, ``shared`` whether strangers can reach the app by a
+    link that Gradio makes, ``host`` the address that the app answers on where it is told no other.
     """
 
     home: Path
     space: str = ""
+    zero_gpu: bool = False
     disk: Path | None = None
     bundled: Path | None = None
     preload: tuple[str, ...] = ()
@@ -147,6 +148,7 @@ class Settings:
         return cls(
             home=_home(named, Path(disk) if disk else None),
             space=space,
+            zero_gpu=bool(environ.get("SPACES_ZERO_GPU")),
             disk=Path(disk) if disk else None,
             bundled=Path(bundled) if bundled else None,
             preload=_names(environ.get("QLORA_DEMO_PRELOAD", "")),

@@ -7,6 +7,8 @@ import http.client
 import logging
 import platform
 import shutil
+import subprocess
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -15,6 +17,8 @@ from huggingface_hub import constants
 
 from . import __version__, logs
 from .catalog import BundledModel, is_fetched
+from .children import environment
+from .disk import is_mounted
 from .errors import DemoError
 from .gpu import bf16_in_words, device_info
 from .preload import preload
@@ -23,6 +27,9 @@ from .settings import Settings
 from .steady import Steady
 from .units import memory
 
+_ZERO_GPU = (
+    "hardware: ZeroGPU lends a GPU to single calls, and nothing here asks for one; choose another in the settings"
+)
 Fetch = Callable[[BundledModel, Report], object]
 
 
@@ -43,6 +50,11 @@ class AppStatus:
         self.found = look_around(settings)
         logs.event("app.started", logging.INFO, **self.found)
         Steady("hub").once(self._check_hub)
+        if device_info().kind == "cuda":
+            Steady("gpu").once(self._check_gpu)
+        if settings.zero_gpu:
+            self._notes["hardware"] = Note(_ZERO_GPU, bad=True)
+            logs.event("hardware.unusable", logging.ERROR, why=_ZERO_GPU)
         if not is_fetched(settings, model.name):
             self._begin("bundled model", lambda report: fetch(model, report))
         for name in settings.preload:
@@ -70,6 +82,14 @@ class AppStatus:
             self.hub = f"hub: {'reachable' if answers else 'not reachable'}"
             logs.event("hub.checked", reachable=answers)
 
+    def _check_gpu(self) -> None:
+        """Torch is asked in a process of its own: here it would take memory for as long as the app lives."""
+        command = [sys.executable, "-m", "qlora_demo.ml.usable"]
+        done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True)
+        if done.stdout:
+            self._notes["gpu"] = Note(f"gpu: {done.stdout}", bad=True)
+            logs.event("gpu.unusable", logging.ERROR, why=done.stdout)
+
     def _begin(self, what: str, work: Callable[[Report], object]) -> None:
         self._notes[what] = Note(f"{what}: waiting", 0.0)
         Steady(what).once(functools.partial(self._do, what, work))
@@ -95,16 +115,26 @@ class AppStatus:
 def look_around(settings: Settings) -> dict[str, str]:
     """The device, its memory, whether it has bf16, and where runs are kept, in words; torch is not asked."""
     device, home = device_info(), settings.home
-    lost = f"; {settings.disk} cannot be used, so what is kept here is lost with the container"
     return {
         "version": f"{__version__}, Python {platform.python_version()}",
         "device": device.name,
         "memory": f"{memory(device.free_bytes)} of {memory(device.total_bytes)} free",
         "bf16": bf16_in_words(),
-        "home": f"{home}{lost if settings.disk and settings.disk not in home.parents else ''}",
+        "home": f"{home}{_lost(settings)}",
         "disk": f"writable, {memory(shutil.disk_usage(home).free)} free",
         "space": settings.space or "no",
     }
+
+
+def _lost(settings: Settings) -> str:
+    """That what is kept goes with the container, and why; empty where it stays, as far as can be told."""
+    if settings.disk is None:
+        return ""
+    if settings.disk not in settings.home.parents:
+        return f"; {settings.disk} cannot be used, so what is kept here is lost with the container"
+    if not is_mounted(settings.disk):
+        return f"; no volume is mounted at {settings.disk}, so in a container what is kept here is lost with it"
+    return ""
 
 
 def hub_answers(timeout: float = 3.0) -> bool:

@@ -59,6 +59,18 @@ def services(home: Path) -> Iterator[Services]:
     made.engine.release()
 
 
+@pytest.fixture
+def unusable_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU that `nvidia-smi` lists and torch cannot use, also for the processes that a test starts."""
+    answers = 'case "$*" in *driver_version*) echo 470.1;; *index*) echo 0;; *) echo "NVIDIA T4, 15000, 15360";; esac'
+    program = tmp_path / "bin" / "nvidia-smi"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\n{answers}\n", "utf-8")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-none")
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A 2-layer Llama with random weights and a byte-level tokenizer with a ChatML template, saved as a folder."""

@@ -73,6 +73,15 @@ def test_training_lora_and_qlora_gives_sane_figures(
 
 
 @pytest.mark.processes
+@pytest.mark.usefixtures("unusable_gpu")
+def test_nothing_is_measured_where_torch_cannot_use_the_gpu(
+    benchmarks: Benchmarks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(RequestError, match=r"^device: driver 470\.1 lists NVIDIA T4, and torch .* cannot use it"):
+        measured(benchmarks, BenchmarkConfig(steps=2), monkeypatch, 0)
+
+
+@pytest.mark.processes
 def test_inference_times_a_column_beside_the_librarys_own_loop(
     benchmarks: Benchmarks, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,13 +14,19 @@ from collections.abc import Iterator
 from fnmatch import fnmatch
 from importlib.metadata import requires
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
+from gradio.utils import get_space
+from huggingface_hub import HfApi
+from huggingface_hub.cli.hf import app as hf
 from packaging.requirements import Requirement
 
+from qlora_demo.access import SESSION_SECONDS
 from qlora_demo.catalog import SMOLLM2
+from qlora_demo.settings import Settings
 from qlora_demo.ui.healthz import KEPT_SECONDS
 
 from .calls import free_port
@@ -83,6 +89,15 @@ def test_what_only_its_owner_may_read_is_the_user_s() -> None:
 def test_what_changes_least_comes_first() -> None:
     order = [one.value for one in BUILD if one.name == "COPY" or "pip install" in one.value]
     assert order[0] == "requirements.txt ." and "pip install" in order[1] and order[-1] == "qlora_demo qlora_demo"
+
+
+def test_a_docker_space_lets_people_sign_in_with_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = dict.fromkeys(("OAUTH_CLIENT_ID", "OAUTH_CLIENT_SECRET", "OAUTH_SCOPES", "OPENID_PROVIDER_URL"), "set")
+    there = environment(IMAGE) | given | {"SPACE_ID": "ada/demo", "QLORA_DEMO_HOME": str(tmp_path)}
+    assert Settings.from_environment(there).hub_sign_in
+    monkeypatch.setenv("SYSTEM", there["SYSTEM"])
+    monkeypatch.setenv("SPACE_ID", there["SPACE_ID"])
+    assert get_space() == "ada/demo"
 
 
 SPY = """
@@ -200,6 +215,12 @@ def test_the_copied_files_are_an_app_that_runs_without_rights_and_is_healthy(con
     assert not container.healthy()
 
 
+@pytest.mark.parametrize("name", ["Dockerfile", "docs/deploy.md"])
+def test_where_the_app_is_run_from_the_image_what_the_hub_gave_lies_on_the_volume(name: str) -> None:
+    (given,) = re.findall(r"docker run --gpus all -p (.*\\\n.*)", (ROOT / name).read_text("utf-8"))
+    assert "-v qlora_demo:/data " in given and "-e HF_HOME=/data/huggingface " in given
+
+
 def front_matter() -> dict[str, Any]:
     found: dict[str, Any] = yaml.safe_load((ROOT / "README.md").read_text("utf-8").split("---\n")[1])
     return found
@@ -210,6 +231,7 @@ def test_the_readme_describes_a_space_in_documented_words() -> None:
     assert set(space) <= SPACE_KEYS
     assert (space["sdk"], space["hf_oauth"]) == ("gradio", True)
     assert (ROOT / space["app_file"]).is_file()
+    assert space["hf_oauth_expiration_minutes"] * 60 == SESSION_SECONDS  # a push needs the token that a session holds
     assert len(space["short_description"]) <= 60
     assert re.fullmatch(r"\d+[mh]", space["startup_duration_timeout"])
 
@@ -238,3 +260,16 @@ def test_what_a_gradio_space_installs_of_gradio_takes_the_versions_that_are_pinn
 
 def _takes(one: Requirement, version: str | None) -> bool:
     return version is None or one.specifier.contains(version)
+
+
+def test_the_guide_sends_a_clone_to_a_space_in_the_words_that_the_hub_s_own_command_takes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A push would be refused: the history holds pictures."""
+    (line,) = re.findall(r"^ +hf (upload .+)$", (ROOT / "docs/deploy.md").read_text("utf-8"), re.M)
+    sent: dict[str, Any] = {}
+    monkeypatch.setattr(HfApi, "create_repo", lambda _, **given: SimpleNamespace(repo_id=given["repo_id"]))
+    monkeypatch.setattr(HfApi, "upload_folder", lambda _, **given: sent.update(given))
+    hf(line.split(), standalone_mode=False)
+    assert (sent["repo_id"], sent["repo_type"], sent["folder_path"]) == ("YOU/SPACE", "space", ".")
+    assert sent["path_in_repo"] == "." and not sent["allow_patterns"]

@@ -28,8 +28,11 @@ pytestmark = pytest.mark.processes
 APP = """
 import sys
 from qlora_demo import dispatch, launcher
+from pathlib import Path
 from qlora_demo.cli import main
+from qlora_demo.hub import HuggingFaceHub
 dispatch._SECONDS = 0.01
+HuggingFaceHub.sync = lambda self, files, repo, *, token: Path(repo).write_text("\\n".join(files)) and len(files)
 launcher.train_command = lambda run, _: [sys.executable, "-c", TRAINER, str(run.path)]
 TRAINER = '''
 import sys, time
@@ -64,6 +67,7 @@ def app(services: Services, tmp_path: Path, first: bool) -> Iterator[psutil.Proc
         services.runs.create(TrainConfig(), RunState("queued"))
     port = free_port()
     environ = os.environ | {"GRADIO_SERVER_PORT": str(port), "HF_HUB_OFFLINE": "1", "TMPDIR": str(tmp_path)}
+    environ |= {"QLORA_DEMO_SYNC_REPO": str(tmp_path / "copied")}
     command = [*(NAMESPACE if first else []), sys.executable, "-c", APP]
     with (
         (tmp_path / "log").open("wb") as log,
@@ -87,8 +91,8 @@ def answers(port: int) -> bool:
 
 @pytest.mark.parametrize("first", [True], indirect=True)
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
-def test_the_end_of_a_container_saves_what_trains_and_begins_nothing(
-    services: Services, app: psutil.Process, how: signal.Signals
+def test_the_end_of_a_container_saves_what_trains_copies_it_and_begins_nothing(
+    services: Services, app: psutil.Process, how: signal.Signals, tmp_path: Path
 ) -> None:
     run = services.runs.active()
     assert run is not None
@@ -96,6 +100,7 @@ def test_the_end_of_a_container_saves_what_trains_and_begins_nothing(
     app.wait(60)
     assert services.runs.get(run.id).state.status == "stopped"
     assert [one.state.status for one in services.runs.all() if one.id != run.id] == ["queued"]
+    assert {name.split("/")[1] for name in (tmp_path / "copied").read_text("utf-8").splitlines()} == {run.id}
 
 
 @pytest.mark.parametrize("first", [True], indirect=True)

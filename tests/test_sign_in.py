@@ -3,87 +3,26 @@
 from __future__ import annotations
 
 import base64
-import json
-import threading
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import httpx
 import pytest
-from joserfc import jwt
-from joserfc.jwk import ECKey
 
 from qlora_demo.access import SESSION_SECONDS
 from qlora_demo.compose import build_services
 from qlora_demo.services import Services
 from qlora_demo.ui.door import COOKIE
 from tests.calls import opened
-
-KEY = ECKey.generate_key("P-256", {"kid": "one", "use": "sig", "alg": "ES256"})
-TOKEN = "hf_oauth_eyJhbGciOiJFZERTQSJ9.eyJzdWIiOiJhZGEifQ.S1gn-ature"
-PEOPLE = {"ada": ("id-1", "Ada"), "bob": ("id-2", "bob"), "eve": ("id-3", "eve")}
-
-
-@dataclass
-class OpenId:
-    """The hub's sign-in: ``nonces`` are what the app sent of those who came, by the code that each brings back."""
-
-    url: str = ""
-    nonces: dict[str, str] = field(default_factory=dict)
-
-    def configuration(self) -> dict[str, Any]:
-        ends = {"authorization": "authorize", "token": "token", "userinfo": "userinfo"}
-        return {f"{name}_endpoint": f"{self.url}/oauth/{end}" for name, end in ends.items()} | {
-            "issuer": self.url,
-            "jwks_uri": f"{self.url}/jwks",
-            "id_token_signing_alg_values_supported": ["ES256"],
-        }
-
-    def token(self, code: str) -> dict[str, Any]:
-        """What the app is given for a code, which is a person's name here."""
-        person, name = PEOPLE[code]
-        now = int(time.time())
-        claims = {"iss": self.url, "aud": "the-app", "sub": person, "preferred_username": name, "iat": now}
-        claims |= {"exp": now + 60, "nonce": self.nonces[code]}
-        signed = jwt.encode({"alg": "ES256", "kid": "one"}, claims, KEY)
-        return {"access_token": TOKEN, "token_type": "bearer", "expires_in": 60, "id_token": signed}
+from tests.open_id import TOKEN, OpenId, answering, code
 
 
 @pytest.fixture
 def open_id() -> Iterator[OpenId]:
-    made = OpenId()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            found = {"/.well-known/openid-configuration": made.configuration(), "/jwks": {"keys": [KEY.as_dict(False)]}}
-            self._send(found[self.path])
-
-        def do_POST(self) -> None:
-            form = parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode())
-            self._send(made.token(form["code"][0]))
-
-        def log_message(self, format: str, *args: object) -> None:
-            """Keep still."""
-
-        def _send(self, body: Any) -> None:
-            data = json.dumps(body).encode()
-            self.send_response(200)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        made.url = f"http://127.0.0.1:{server.server_address[1]}"
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
+    with answering() as made:
         yield made
-        server.shutdown()
-        thread.join()
 
 
 @dataclass
@@ -113,9 +52,8 @@ class Browser:
         asked = self.get("/login/huggingface?_target_url=/").headers["location"]
         assert asked.startswith(f"{self.space.open_id.url}/oauth/authorize?")
         query = {key: found[0] for key, found in parse_qs(urlsplit(asked).query).items()}
-        self.space.open_id.nonces[name] = query["nonce"]
         back = urlsplit(query["redirect_uri"])
-        return self.get(f"{back.path}?{back.query}&code={name}&state={query['state']}")
+        return self.get(f"{back.path}?{back.query}&code={code(name, query['nonce'])}&state={query['state']}")
 
     def uploads(self) -> int:
         return self.http.post("/gradio_api/upload", files={"files": b"x"}, headers=self._headers()).status_code
@@ -185,7 +123,6 @@ def test_a_stranger_is_told_so_and_stays_a_visitor(browser: Browser) -> None:
 
 
 def test_a_callback_that_nobody_asked_for_makes_no_operator(space: Space, browser: Browser) -> None:
-    space.open_id.nonces["ada"] = "guessed"
-    answer = browser.get("/login/callback?code=ada&state=made-up")
+    answer = browser.get("/login/callback?code=ada.guessed&state=made-up")
     assert "/login/huggingface" in answer.headers["location"]
     assert COOKIE not in browser.cookies and browser.uploads() == 403

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from huggingface_hub import constants
@@ -189,6 +190,25 @@ def test_models_named_in_the_settings_are_preloaded_each_with_its_progress(
     assert status.notes()[1:] == wanted[1:]
 
 
+@pytest.mark.processes
+@pytest.mark.usefixtures("quiet_hub", "unusable_gpu")
+def test_a_gpu_that_torch_cannot_use_is_told_at_the_start(tmp_path: Path) -> None:
+    status = begun(tmp_path, lambda model, report: None)
+    until(lambda: any(note.bad for note in status.notes()))
+    (told,) = [note.text for note in status.notes() if note.bad]
+    assert told.startswith("gpu: driver 470.1 lists NVIDIA T4, and torch ") and "a driver that is new enough" in told
+
+
+@pytest.mark.usefixtures("quiet_hub")
+def test_on_zero_gpu_it_is_told_that_nothing_here_uses_it(tmp_path: Path) -> None:
+    status = AppStatus()
+    (tmp_path / "models" / SMOLLM2.name).mkdir(parents=True)
+    environ = {"QLORA_DEMO_HOME": str(tmp_path), "SPACE_ID": "ada/demo", "SPACES_ZERO_GPU": "true"}
+    status.begin(Settings.from_environment(environ), SMOLLM2, lambda model, report: None)
+    (told,) = [note.text for note in status.notes() if note.bad]
+    assert told.startswith("hardware: ZeroGPU lends a GPU to single calls")
+
+
 def test_what_else_goes_on_is_told_after_it() -> None:
     status = AppStatus()
     status.add(lambda: None)
@@ -207,10 +227,18 @@ def test_what_is_found_at_the_start_is_said_and_logged(tmp_path: Path, monkeypat
     until(lambda: ("hub.checked", {"reachable": False}) in logged)
 
 
-def test_a_disk_that_was_named_and_cannot_be_used_is_told(tmp_path: Path) -> None:
+def test_a_disk_that_was_named_and_cannot_be_used_or_is_no_volume_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     disk = tmp_path / "data"
     disk.mkdir()
+    mounted = [SimpleNamespace(mountpoint="/"), SimpleNamespace(mountpoint="/proc")]
+    monkeypatch.setattr("psutil.disk_partitions", lambda all: mounted)
+    no_volume = look_around(Settings(disk, disk=tmp_path))
+    mounted.append(SimpleNamespace(mountpoint=str(tmp_path)))
     kept = look_around(Settings(disk, disk=tmp_path))
     lost = look_around(Settings(tmp_path, disk=disk))
     assert kept["home"] == str(disk)
+    words = f"no volume is mounted at {tmp_path}, so in a container what is kept here is lost with it"
+    assert no_volume["home"] == f"{disk}; {words}"
     assert lost["home"] == f"{tmp_path}; {disk} cannot be used, so what is kept here is lost with the container"

@@ -11,11 +11,12 @@ import torch
 from ..catalog import BundledModel, bundled_path, is_fetched
 from ..doctor import Check, attempt
 from ..errors import ModelError, WorkError
-from ..gpu import device_info, driver_version
+from ..gpu import driver_version
 from ..settings import Settings
 from ..sources import weights_digest
 from .kernels import triton_trouble
 from .load import compute_dtype, device, has_bf16, load_16bit
+from .usable import REMEDY, gpu_trouble
 
 _WIDTH, _ROWS = 256, (1, 64)
 """Of the product that is tried; one row and many take different kernels."""
@@ -39,12 +40,9 @@ def examine(settings: Settings, model: BundledModel) -> Iterator[Check]:
 
 def gpu() -> Check:
     """Whether torch sees the GPU that the driver lists."""
-    listed, seen = device_info(), torch.cuda.is_available()
-    if not seen and listed.kind == "cuda":
-        built = f"torch {torch.__version__} is built for CUDA {torch.version.cuda or 'none'}"
-        remedy = "install a torch built for CUDA, or a driver that is new enough for it"
-        return Check("gpu", False, f"driver {driver_version()} lists {listed.name}, and {built}", remedy)
-    if not seen:
+    if trouble := gpu_trouble():
+        return Check("gpu", False, trouble, REMEDY)
+    if not torch.cuda.is_available():
         return Check("gpu", True, "none; the processor is used")
     major, minor = torch.cuda.get_device_capability()
     what = f"{torch.cuda.get_device_name()}, driver {driver_version()}, CUDA {torch.version.cuda}, {major}.{minor}"

@@ -44,6 +44,7 @@ from .load import device
 from .preflight import preflight
 from .room import ran_out
 from .turns import answers
+from .usable import require_usable_gpu
 from .variants import Variants
 from .worker import Worker
 
@@ -120,6 +121,8 @@ class Engine:
     def _load(self, columns: Sequence[Column], halt: Halt, purpose: Purpose) -> Generator[Progress]:
         self._variants.plan(columns)
         run = "" if is_bundled(columns[0]) else "run "
+        if self._held is None:
+            require_usable_gpu()
         self._held = self._held or self._lease.acquire(purpose, f"of {run}{columns[0].source}")
         room = True
         try:

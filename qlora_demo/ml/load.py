@@ -32,6 +32,7 @@ from transformers.integrations import sdpa_attention
 from transformers.utils.logging import disable_progress_bar
 
 from ..catalog import is_shape
+from ..cgroup import processors
 from ..errors import AdapterError, DemoError, ModelError
 from ..records import BaseForm, Precision
 from ..sources import ADAPTER_FILES, not_given
@@ -41,6 +42,8 @@ from .room import ran_out
 from .shapes import build_shape, shape_config, shape_tokenizer
 
 disable_progress_bar()
+# Torch asks how many processors the machine has.
+torch.set_num_threads(min(torch.get_num_threads(), processors()))
 
 _keep_error = core_model_loading.log_conversion_errors
 Use = Literal["inference", "exact"]

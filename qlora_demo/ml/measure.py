@@ -23,6 +23,7 @@ from .machine import versions
 from .measure_inference import measure_inference
 from .measure_training import measure_frontier, measure_training
 from .room import ran_out
+from .usable import require_usable_gpu
 
 Measure = Callable[[Case, BenchmarkConfig, Settings], Iterator[dict[str, Any]]]
 _MEASURES: dict[BenchmarkKind, Measure] = {
@@ -42,6 +43,7 @@ def main() -> None:
     case = Case(asked["name"], config, asked["column"])
     _tell(told, {"machine": versions()})
     try:
+        require_usable_gpu()
         for row in _MEASURES[options.kind](case, options, Settings.from_environment()):
             _tell(told, {"row": {"fits": True} | row})
     except NoRoom as exc:

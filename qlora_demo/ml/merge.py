@@ -7,12 +7,12 @@ assumed: see `merge_fidelity` in judge.py.
 
 from __future__ import annotations
 
-import psutil
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from transformers import PreTrainedModel
 
+from .. import cgroup
 from ..errors import RequestError, WrongModel
 from ..memory import weight_bytes
 from ..records import MergeBase
@@ -27,7 +27,7 @@ _FITS = 1.5
 def where_to_merge(model: str) -> torch.device:
     """The device, or the processor where only that has room for a model's merge in 16 bit."""
     needed = _FITS * weight_bytes(shape_of(model), "16bit")
-    if free_and_total()[0] < needed <= psutil.virtual_memory().available:
+    if free_and_total()[0] < needed <= cgroup.free_and_total()[0]:
         return torch.device("cpu")
     return device()
 

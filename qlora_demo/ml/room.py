@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import psutil
 import torch
+
+from .. import cgroup
 
 _NO_MEMORY = ("out of memory", "defaultcpuallocator", "cublas_status_alloc_failed")
 
@@ -11,8 +12,7 @@ _NO_MEMORY = ("out of memory", "defaultcpuallocator", "cublas_status_alloc_faile
 def free_and_total() -> tuple[int, int]:
     """Bytes that this process can take, and bytes of the device; what a GPU's allocator holds in reserve is free."""
     if not torch.cuda.is_available():
-        memory = psutil.virtual_memory()
-        return memory.available, memory.total
+        return cgroup.free_and_total()
     free, total = torch.cuda.mem_get_info()
     return free + torch.cuda.memory_reserved() - torch.cuda.memory_allocated(), total
 

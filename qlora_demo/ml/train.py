@@ -59,6 +59,7 @@ from .peak import peak_memory_bytes
 from .reporter import Reporter, write_run_state
 from .room import ran_out
 from .trainer import INITIAL_DRAFT, build_trainer, gathered_weights, save_adapter, situation
+from .usable import require_usable_gpu
 
 _LOSS = {"completion": "on each answer", "assistant": "on the assistant's turns", "all": "on every token"}
 
@@ -101,6 +102,7 @@ def train(path: Path, config: TrainConfig, settings: Settings) -> None:
     # What was decided, and the figures, are of the adapter that is there until another takes its place.
     loading = replace(before, status="loading", started_at=time.time(), ended_at=None, earlier_seconds=earlier)
     write_run_state(path, replace(loading, error="", refused=False, lighter=()))
+    require_usable_gpu()
     checkpoint = last_checkpoint(path)
     splits = load_splits(config)
     began = _began_with(path) if checkpoint or (path / "adapter").is_dir() else {}

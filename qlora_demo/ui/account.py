@@ -25,12 +25,17 @@ def hub_button(access: Access) -> gr.LoginButton | None:
     """Where one signs in with Hugging Face, if one can.
 
     Made before the page is: Gradio then wires no listeners of its own to it.  It is a link, which needs none; the door
-    takes what comes back.
+    takes what comes back.  It opens a tab: in the hub's frame a browser may hold back the cookie that the answer needs.
     """
     if not access.settings.hub_sign_in:
         return None
     return gr.LoginButton(
-        link="login/huggingface?_target_url=/", link_target="_self", size="sm", elem_id="hub-sign-in", render=False
+        "Sign in with Hugging Face in a new tab, and go on there",
+        link="login/huggingface?_target_url=/",
+        link_target="_blank",
+        size="sm",
+        elem_id="hub-sign-in",
+        render=False,
     )
 
 

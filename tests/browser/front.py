@@ -3,7 +3,8 @@
     python -m tests.browser.front URL PORT FOLDER
 
 The Space's name is answered by the app at URL, which is told who asked and how, as the hub's proxy tells it; the hub's
-name by a page that frames the Space.  FOLDER takes a key and a certificate.
+name by a page that frames the Space, and by Ada, who signs in with the hub and says yes.  FOLDER takes a key and a
+certificate.
 """
 
 from __future__ import annotations
@@ -16,11 +17,15 @@ from pathlib import Path
 import httpx
 import uvicorn
 from starlette.applications import Starlette
+from starlette.datastructures import URL, QueryParams
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response, StreamingResponse
+from starlette.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from tests.open_id import code
+
 HUB, SPACE = "huggingface.co", "ada-demo.hf.space"
+AUTHORIZE = "/oauth/authorize"
 _PAGE = f'<!doctype html><title>Hub</title><iframe src="https://{SPACE}/" width="1200" height="900"></iframe>'
 _OF_ONE_CONNECTION = {b"content-length", b"transfer-encoding", b"connection", b"content-encoding"}
 
@@ -33,10 +38,15 @@ def main(url: str, port: str, folder: str) -> None:
     uvicorn.run(app, port=int(port), log_level="error", ssl_keyfile=str(key), ssl_certfile=str(certificate))
 
 
+def _said_yes(asked: QueryParams) -> Response:
+    brought = {"code": code("ada", asked["nonce"]), "state": asked["state"]}
+    return RedirectResponse(str(URL(asked["redirect_uri"]).include_query_params(**brought)), 302)
+
+
 def front(client: httpx.AsyncClient) -> Starlette:
     async def answer(request: Request) -> Response:
         if request.headers["host"].partition(":")[0] == HUB:
-            return HTMLResponse(_PAGE)
+            return _said_yes(request.query_params) if request.url.path == AUTHORIZE else HTMLResponse(_PAGE)
         headers = {**request.headers, "x-forwarded-for": "203.0.113.7", "x-forwarded-proto": "https"}
         target = httpx.URL(path=request.url.path, query=request.url.query.encode())
         asked = client.build_request(request.method, target, headers=headers, content=await request.body())

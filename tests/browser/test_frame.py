@@ -10,12 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, expect
+from playwright.sync_api import Browser, Page, expect
 
 from tests.browser.conftest import ROOT, Server
-from tests.browser.front import HUB, SPACE
+from tests.browser.front import AUTHORIZE, HUB, SPACE
 from tests.calls import free_port
 from tests.conftest import launched
+from tests.open_id import answering
 from tests.queueing import until
 
 pytestmark = pytest.mark.browser
@@ -25,17 +26,26 @@ PASSWORD = "correct horse"
 @pytest.fixture
 def front(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """The port at which the hub's page and the Space answer; an app with a password is behind the latter."""
+    monkeypatch.setenv("SYSTEM", "spaces")
     monkeypatch.setenv("SPACE_ID", "ada/demo")
     monkeypatch.setenv("SPACE_HOST", SPACE)
     monkeypatch.setenv("QLORA_DEMO_PASSWORD", PASSWORD)
     monkeypatch.setenv("QLORA_DEMO_BUNDLED", str(tmp_path))
-    app, port = Server(tmp_path / "app.log"), free_port()
-    command = [sys.executable, "-m", "tests.browser.front", app.url, str(port), str(tmp_path)]
-    with subprocess.Popen(command, cwd=ROOT) as process:
-        until(lambda: _answers(port))
-        yield port
-        process.kill()
-    app.kill()
+    monkeypatch.setenv("QLORA_DEMO_OPERATORS", "ada")
+    monkeypatch.setenv("no_proxy", "*")
+    with answering() as open_id:
+        open_id.authorize = f"https://{HUB}{AUTHORIZE}"
+        chosen = {"CLIENT_ID": "the-app", "CLIENT_SECRET": "s3cret", "SCOPES": "openid profile"}
+        for name, value in chosen.items():
+            monkeypatch.setenv(f"OAUTH_{name}", value)
+        monkeypatch.setenv("OPENID_PROVIDER_URL", open_id.url)
+        app, port = Server(tmp_path / "app.log"), free_port()
+        command = [sys.executable, "-m", "tests.browser.front", app.url, str(port), str(tmp_path)]
+        with subprocess.Popen(command, cwd=ROOT) as process:
+            until(lambda: _answers(port))
+            yield port
+            process.kill()
+        app.kill()
 
 
 def _answers(port: int) -> bool:
@@ -46,12 +56,19 @@ def _answers(port: int) -> bool:
     return True
 
 
-def test_who_signs_in_within_the_hub_s_frame_stays_signed_in(browser: Browser, front: int) -> None:
+@pytest.fixture
+def page(browser: Browser, front: int) -> Iterator[Page]:
+    """The hub's page, in a browser that blocks other sites' cookies."""
     names = f"--host-resolver-rules=MAP * 127.0.0.1:{front}"
     blocking = "--test-third-party-cookie-phaseout"
     strict = launched(browser.browser_type, "--ignore-certificate-errors", names, blocking)
-    page = strict.new_page(viewport={"width": 1280, "height": 950})
-    page.goto(f"https://{HUB}/spaces/ada/demo")
+    made = strict.new_page(viewport={"width": 1280, "height": 950})
+    made.goto(f"https://{HUB}/spaces/ada/demo")
+    yield made
+    strict.close()
+
+
+def test_who_signs_in_within_the_hub_s_frame_stays_signed_in(page: Page) -> None:
     framed = page.frame_locator("iframe")
     account = framed.locator("#account")
     expect(account).to_contain_text("You are a visitor")
@@ -61,4 +78,11 @@ def test_who_signs_in_within_the_hub_s_frame_stays_signed_in(browser: Browser, f
     page.reload()
     expect(account).to_contain_text("You are signed in: an operator.")
     expect(framed.locator("#start")).to_be_enabled()
-    strict.close()
+
+
+def test_who_signs_in_with_the_hub_goes_on_in_a_tab_of_its_own(page: Page) -> None:
+    """Within the frame the hub's way back would find no cookie of before."""
+    with page.context.expect_page() as opened:
+        page.frame_locator("iframe").get_by_role("link", name="go on there").click()
+    expect(opened.value.locator("#account")).to_contain_text("You are signed in as Ada: an operator.")
+    assert opened.value.url.startswith(f"https://{SPACE}/")

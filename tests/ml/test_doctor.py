@@ -14,11 +14,8 @@ from qlora_demo.catalog import SMOLLM2, BundledModel
 from qlora_demo.cli import main
 from qlora_demo.errors import WorkError
 from qlora_demo.ml import doctor
-from qlora_demo.records import DeviceInfo
 from qlora_demo.settings import Settings
 from qlora_demo.sources import weights_digest
-
-GPU = DeviceInfo("cuda", "NVIDIA T4", 1, 2)
 
 
 @pytest.fixture
@@ -81,17 +78,14 @@ def test_a_bundled_model_that_cannot_be_loaded_is_told(home: Path, model: Bundle
     assert not check.ok and "ModelError" in check.found
 
 
-def test_a_gpu_that_torch_does_not_see_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "device_info", lambda: GPU)
-    monkeypatch.setattr(doctor, "driver_version", lambda: "470.1")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+@pytest.mark.usefixtures("unusable_gpu")
+def test_a_gpu_that_torch_does_not_see_is_told() -> None:
     check = doctor.gpu()
     assert not check.ok and check.found.startswith("driver 470.1 lists NVIDIA T4, and torch ")
     assert "driver that is new enough" in check.remedy
 
 
 def test_a_gpu_that_is_too_old_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "device_info", lambda: GPU)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA K80")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (3, 7))

@@ -15,7 +15,7 @@ import torch
 from qlora_demo.columns import parse_all
 from qlora_demo.compose import build_services
 from qlora_demo.config import GenerationSettings
-from qlora_demo.errors import DataError, DeviceBusy, OutOfMemory
+from qlora_demo.errors import DataError, DeviceBusy, OutOfMemory, RequestError
 from qlora_demo.gpu import Lease
 from qlora_demo.halt import Halt
 from qlora_demo.ml.generate import stream
@@ -125,6 +125,16 @@ def test_a_gpu_that_gives_nothing_back_is_let_go_of_all_the_same(
     with pytest.raises(RuntimeError, match="device-side assert"):
         services.engine().release()
     assert (services.lease.holder(), services.engine().resident()) == ("", ())
+
+
+@pytest.mark.usefixtures("unusable_gpu")
+def test_a_gpu_that_torch_cannot_use_is_told_and_no_model_answers_on_the_processor(
+    services: Services, run: Run
+) -> None:
+    services.engine().release()
+    with pytest.raises(RequestError, match=r"^device: driver 470\.1 lists NVIDIA T4, and torch .* cannot use it"):
+        list(services.engine().answer(ask(run), Halt()))
+    assert services.lease.holder() == ""
 
 
 ON_CPU = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 20 bytes.")

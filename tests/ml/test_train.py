@@ -172,6 +172,15 @@ def test_the_rows_answered_at_the_end_are_taken_some_at_a_time_and_none_that_is_
     assert score_answers(trainer, [long]) == {}
 
 
+@pytest.mark.usefixtures("unusable_gpu")
+def test_a_gpu_that_torch_cannot_use_ends_the_run_and_not_in_training_on_the_processor(
+    services: Services, config: TrainConfig
+) -> None:
+    run = wait(services, services.launcher.start(config), ended)
+    assert (run.state.status, run.state.refused) == ("failed", True)
+    assert run.state.error.startswith("device: driver 470.1 lists NVIDIA T4, and torch ")
+
+
 def frozen_checksum(model: Any) -> str:
     """Over every frozen tensor and quantization constant."""
     digest = _digest(parameter for parameter in model.parameters() if not parameter.requires_grad)
