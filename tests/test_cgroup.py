@@ -12,7 +12,7 @@ import pytest
 
 from qlora_demo import cgroup
 from qlora_demo.gpu import device_info
-from qlora_demo.ml.room import free_and_total
+from qlora_demo.ml.device import free_and_total
 from qlora_demo.units import GIB
 
 SECOND = {

@@ -7,7 +7,7 @@ import os
 import torch
 from torch import distributed
 
-from .load import device
+from .device import device
 
 
 def is_main() -> bool:

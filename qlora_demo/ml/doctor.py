@@ -14,8 +14,9 @@ from ..errors import ModelError, WorkError
 from ..gpu import driver_version
 from ..settings import Settings
 from ..sources import weights_digest
+from .device import compute_dtype, device, has_bf16
 from .kernels import triton_trouble
-from .load import compute_dtype, device, has_bf16, load_16bit
+from .load import load_16bit
 from .usable import REMEDY, gpu_trouble
 
 _WIDTH, _ROWS = 256, (1, 64)

@@ -35,14 +35,13 @@ from ..runs import Run, RunStore
 from ..settings import Settings
 from ..sources import resolve
 from ..stored import require_room
+from .device import device, ran_out
 from .evaluate import Rows
 from .explain import explain_layer, explain_update, layer_names
 from .export import ExportTarget, export_adapter, export_merged
 from .judge import before_after, merge_fidelity
 from .limits import read_bandwidth
-from .load import device
 from .preflight import preflight
-from .room import ran_out
 from .turns import answers
 from .usable import require_usable_gpu
 from .variants import Variants

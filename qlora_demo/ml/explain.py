@@ -27,7 +27,8 @@ from torch.profiler import ProfilerActivity, profile
 from ..errors import ModelError, RunError
 from ..records import BaseForm
 from ..runs import ADAPTER_WEIGHTS
-from .load import compute_dtype, four_bit, keep_exact, tensor_bytes
+from .device import compute_dtype
+from .load import four_bit, keep_exact, tensor_bytes
 from .lora_linear import LoRALinear
 from .packed import pack_layer
 from .rounding import BLOCK, as_trained, evenly_spaced, largest, rounded

@@ -24,9 +24,9 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from ..memory import ModelShape, kv_bytes
 from ..units import memory
 from .agreement import difference, tolerance
+from .device import free_and_total
 from .layer_pass import Forward, LayerPasses, layer_pass
 from .load import precision_of
-from .room import free_and_total
 
 START_TOKENS = 512
 """The first step's context; a token attends to all of it, so it is no longer than most chats are."""

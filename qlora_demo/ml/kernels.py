@@ -13,7 +13,7 @@ import subprocess
 from transformers import PreTrainedModel
 from transformers.integrations.liger import apply_liger_kernel
 
-from .load import device
+from .device import device
 
 
 @functools.lru_cache

@@ -8,9 +8,8 @@ from typing import Any
 
 import torch
 
-from .load import compute_dtype
+from .device import compute_dtype, free_and_total
 from .peak import give_back
-from .room import free_and_total
 
 _BYTES = {"cuda": 2 << 30, "cpu": 256 << 20}
 """Far more than any cache holds."""

@@ -7,7 +7,6 @@ in place at the first inference forward; gradients and dequantization of a repac
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -32,18 +31,15 @@ from transformers.integrations import sdpa_attention
 from transformers.utils.logging import disable_progress_bar
 
 from ..catalog import is_shape
-from ..cgroup import processors
 from ..errors import AdapterError, DemoError, ModelError
 from ..records import BaseForm, Precision
 from ..sources import ADAPTER_FILES, not_given
 from .adapter_check import check_adapter
+from .device import compute_dtype, device, ran_out
 from .peak import nothing_hoarded
-from .room import ran_out
 from .shapes import build_shape, shape_config, shape_tokenizer
 
 disable_progress_bar()
-# Torch asks how many processors the machine has.
-torch.set_num_threads(min(torch.get_num_threads(), processors()))
 
 _keep_error = core_model_loading.log_conversion_errors
 Use = Literal["inference", "exact"]
@@ -70,28 +66,6 @@ def _keep_all_but_memory(*given: Any) -> Iterator[None]:
 
 
 core_model_loading.log_conversion_errors = _keep_all_but_memory
-
-
-def device() -> torch.device:
-    """The one device that this process's models live on; under torchrun each process has its own GPU."""
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-
-
-def has_bf16() -> bool:
-    """Whether the device computes in bf16 itself; older GPUs take it and emulate it slowly."""
-    return device().type == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False)
-
-
-def compute_dtype() -> torch.dtype:
-    """bfloat16, or float16 on a GPU that has no bfloat16."""
-    return torch.bfloat16 if has_bf16() else torch.float16
-
-
-def sixteen_bit() -> Precision:
-    """The name of the device's 16-bit type."""
-    return "bf16" if compute_dtype() is torch.bfloat16 else "fp16"
 
 
 def repeat_grouped_keys_on_old_gpus() -> None:

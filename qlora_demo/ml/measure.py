@@ -19,10 +19,10 @@ from ..benchmark_config import BenchmarkConfig, BenchmarkKind
 from ..config import TrainConfig
 from ..errors import NoRoom, RequestError
 from ..settings import Settings
+from .device import ran_out
 from .machine import versions
 from .measure_inference import measure_inference
 from .measure_training import measure_frontier, measure_training
-from .room import ran_out
 from .usable import require_usable_gpu
 
 Measure = Callable[[Case, BenchmarkConfig, Settings], Iterator[dict[str, Any]]]

@@ -24,12 +24,12 @@ from ..config import GenerationSettings, TrainConfig
 from ..runs import RunStore
 from ..settings import Settings
 from ..sources import ADAPTER_FILES, BASE_FORM_FILE, resolve
+from .device import compute_dtype, device, ran_out
 from .generate import decode
 from .limits import read_bandwidth
-from .load import compute_dtype, context_length, device, read_config
+from .load import context_length, read_config
 from .measure_training import synchronize
 from .peak import give_back, peak_memory_bytes, reset_peak
-from .room import ran_out
 from .trainer import lora_config
 from .variants import Loaded, Variants
 

@@ -17,8 +17,8 @@ from ..errors import RequestError, WrongModel
 from ..memory import weight_bytes
 from ..records import MergeBase
 from ..sources import Origin, shape_of
-from .load import device, load_16bit, load_adapter, load_dequantized
-from .room import free_and_total
+from .device import device, free_and_total
+from .load import load_16bit, load_adapter, load_dequantized
 
 _FITS = 1.5
 """The merged weights times this must be free: the base is dequantized, and a layer merged, beside them."""

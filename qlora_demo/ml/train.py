@@ -52,12 +52,11 @@ from ..units import memory
 from .agree import agreed, is_main
 from .checkpoints import Checkpoints
 from .data import Splits, load_splits, rows_digest
+from .device import device, ran_out
 from .evaluate import ANSWER_TOKENS, greedy_answers, that_fit
-from .load import device
 from .machine import versions
 from .peak import peak_memory_bytes
 from .reporter import Reporter, write_run_state
-from .room import ran_out
 from .trainer import INITIAL_DRAFT, build_trainer, gathered_weights, save_adapter, situation
 from .usable import require_usable_gpu
 

@@ -29,9 +29,9 @@ from ..settings import Settings
 from ..sources import ADAPTER_FILES, BASE_FORM_FILE, resolve
 from .agree import is_main
 from .data import Splits, training_set
+from .device import device, free_and_total, has_bf16
 from .kernels import fuse_layers, fused_kernels_trouble, triton_trouble
-from .load import device, has_bf16, load_base, load_tokenizer, read_config
-from .room import free_and_total
+from .load import load_base, load_tokenizer, read_config
 
 INITIAL = "initial-adapter"
 """Where a run keeps the adapter that changes the base (PiSSA, OLoRA) as it was before the first step."""

@@ -16,8 +16,8 @@ import torch
 from ..errors import DemoError
 from ..halt import Halt
 from ..records import Answer, AnswerRequest, GenerationChunk, Proof
+from .device import ran_out
 from .generate import add_pass, stream
-from .room import ran_out
 from .variants import Loaded, prove
 
 UPDATE_SECONDS = 1 / 12

@@ -19,13 +19,13 @@ from ..records import AdapterUse, Column, Precision, Progress, Proof, Resident
 from ..runs import RunStore
 from ..settings import Settings
 from ..sources import Origin, origin_of, weights_digest
+from .device import device, free_and_total, sixteen_bit
 from .fast_step import FastPath
 from .generate import stop_ids, warm_up
-from .load import device, load_base, load_tokenizer, precision_of, quantize_nf4, sixteen_bit
+from .load import load_base, load_tokenizer, precision_of, quantize_nf4
 from .merge import load_merged, where_to_merge
 from .packed import pack
 from .peak import give_back
-from .room import free_and_total
 from .weights import Weights
 
 _PRECISIONS: dict[UnitKind, Precision] = {

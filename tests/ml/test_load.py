@@ -13,7 +13,7 @@ from bitsandbytes.functional import has_avx512bf16
 from transformers.integrations import sdpa_attention
 
 from qlora_demo.errors import AdapterError, DataError, ModelError
-from qlora_demo.ml import load, room
+from qlora_demo.ml import device, load
 from qlora_demo.settings import Settings
 from qlora_demo.sources import resolve
 from tests.tiny import save_adapter
@@ -46,11 +46,11 @@ def _evaluate(model: Any) -> None:
     ],
 )
 def test_memory_that_ran_out_is_told_from_other_faults(said: str, memory: bool) -> None:
-    assert room.ran_out(RuntimeError(said)) is memory
+    assert device.ran_out(RuntimeError(said)) is memory
 
 
 def test_a_file_is_no_fault_of_memory_by_its_name() -> None:
-    assert not room.ran_out(DataError("dataset: there is no file out of memory.jsonl; check the path"))
+    assert not device.ran_out(DataError("dataset: there is no file out of memory.jsonl; check the path"))
 
 
 @pytest.mark.parametrize(
@@ -230,6 +230,6 @@ def test_grouped_keys_are_repeated_where_no_fast_kernel_takes_them(
 def test_each_process_of_a_run_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setenv("LOCAL_RANK", "3")
-    assert load.device() == torch.device("cuda", 3)
+    assert device.device() == torch.device("cuda", 3)
     monkeypatch.delenv("LOCAL_RANK")
-    assert load.device() == torch.device("cuda", 0)
+    assert device.device() == torch.device("cuda", 0)

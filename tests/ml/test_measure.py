@@ -21,10 +21,10 @@ from qlora_demo.choices import Situation
 from qlora_demo.config import TrainConfig
 from qlora_demo.errors import NoRoom
 from qlora_demo.ml import limits, measure_inference, measure_training, trainer
-from qlora_demo.ml.load import device, load_base, load_tokenizer
+from qlora_demo.ml.device import device, free_and_total
+from qlora_demo.ml.load import load_base, load_tokenizer
 from qlora_demo.ml.measure_inference import Timed, over_generate
 from qlora_demo.ml.peak import paged_bytes, peak_memory_bytes
-from qlora_demo.ml.room import free_and_total
 from qlora_demo.settings import Settings
 from qlora_demo.units import GIB
 from tests.ml.test_fast_step import Rerun
