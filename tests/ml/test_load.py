@@ -214,7 +214,7 @@ def test_grouped_keys_are_repeated_where_no_fast_kernel_takes_them(
 ) -> None:
     monkeypatch.setattr(sdpa_attention, "use_gqa_in_sdpa", sdpa_attention.use_gqa_in_sdpa)  # to be put back
     monkeypatch.setattr(load, "device", lambda: torch.device("cuda"))
-    monkeypatch.setattr(load, "has_bf16", lambda: True)
+    monkeypatch.setattr(load, "compute_dtype", lambda: torch.bfloat16)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
     attend, grouped = torch.nn.functional.scaled_dot_product_attention, set[bool]()
 

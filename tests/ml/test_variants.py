@@ -6,7 +6,6 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -252,8 +251,7 @@ def test_a_merge_to_be_quantized_is_made_where_it_has_room_and_ends_on_the_gpu(
     services: Services, run: Run, monkeypatch: pytest.MonkeyPatch, free: float, elsewhere: float, merged_on: str
 ) -> None:
     size, gpu = weight_bytes(shape_of(run.config.model), "16bit"), torch.device("cuda", 0)
-    host = SimpleNamespace(available=int(elsewhere * size))
-    monkeypatch.setattr("psutil.virtual_memory", lambda: host)
+    monkeypatch.setattr("qlora_demo.cgroup.free_and_total", lambda: (int(elsewhere * size), 9 * size))
     monkeypatch.setattr(merge, "free_and_total", lambda: (int(free * size), 9 * size))
     monkeypatch.setattr(merge, "device", lambda: gpu)
     monkeypatch.setattr(variants, "device", lambda: gpu)
