@@ -9,7 +9,7 @@ from .benchmark_reckoned import Result, bandwidth
 from .benchmark_tables import scored, shown
 from .errors import ConfigError
 
-_BY_THE_PLAN = "By the plan is what the memory plan said when this was measured, where the search began."
+_PLANNED = "Planned is what the memory plan said when this was measured, where the search began."
 _MEANT = {
     "training": {
         "device_peak_bytes": "Needed of the device is the peak, and on a GPU what the driver takes beside it.",
@@ -19,7 +19,7 @@ _MEANT = {
         "6 for an adapter's, attention's; nothing that is computed again) over the rate of a product of two large "
         "16-bit matrices in the same process.",
     },
-    "frontier": {"planned_longest_row": _BY_THE_PLAN},
+    "frontier": {"planned_longest_row": _PLANNED},
     "inference": {"peak_bytes": "Peak is the larger of our loop's and generate()'s, the weights included."},
     "rank": {},
 }

@@ -43,10 +43,10 @@ COLUMNS: dict[str, dict[str, tuple[str, Form]]] = {
     },
     "frontier": {
         "longest_row": ("longest row (tokens)", _count),
-        "planned_longest_row": ("by the plan", _count),
+        "planned_longest_row": ("longest row, planned", _count),
         "largest_batch": ("largest batch (rows)", _count),
-        "batch_row_tokens": ("of so many tokens", _count),
-        "planned_largest_batch": ("by the plan", _count),
+        "batch_row_tokens": ("row length (tokens)", _count),
+        "planned_largest_batch": ("largest batch, planned", _count),
         "budget_bytes": ("budget", memory),
         "note": ("note", str),
     },

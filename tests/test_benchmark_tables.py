@@ -11,7 +11,7 @@ from benchmarks import readme
 from qlora_demo.benchmark_cases import QLORA, cases
 from qlora_demo.benchmark_config import BenchmarkConfig
 from qlora_demo.benchmark_notes import notes, standing
-from qlora_demo.benchmark_tables import table
+from qlora_demo.benchmark_tables import COLUMNS, table
 from qlora_demo.catalog import SHAPES
 from qlora_demo.cli_benchmark import print_benchmark
 from qlora_demo.memory_plan import plan
@@ -141,7 +141,7 @@ def test_the_page_the_readme_and_the_command_tell_a_result_that_was_stopped(caps
     ("kind", "words"),
     [
         ("training", ("FLOP utilisation is", "over the rate of", "Needed of the device is", "Planned is")),
-        ("frontier", ("By the plan is",)),
+        ("frontier", ("where the search began",)),
         ("inference", ("Peak is the larger of",)),
     ],
 )
@@ -151,6 +151,12 @@ def test_columns_that_a_label_does_not_explain_are_explained_where_they_are_show
     told = notes({"kind": kind, "rows": []})
     assert all(word in told for word in words)
     assert not any(word in notes({"kind": kind, "rows": []}, short=True) for word in words if "Planned" not in word)
+
+
+@pytest.mark.parametrize("kind", COLUMNS)
+def test_every_column_of_a_table_has_a_label_of_its_own(kind: str) -> None:
+    labels = [label for label, _ in COLUMNS[kind].values()]
+    assert sorted(set(labels)) == sorted(labels)
 
 
 def test_a_score_comes_with_its_answers_and_its_interval() -> None:

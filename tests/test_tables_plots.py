@@ -109,7 +109,7 @@ ANSWERED = {"case": "base", "fits": True, "ttft_median_seconds": 0.25, "tpot_med
 
 def test_a_frontier_is_drawn_in_tokens_and_rows_beside_the_plan() -> None:
     longest, largest = benchmark_plots.figures({"kind": "frontier", "rows": [FITS, {"case": "b", "fits": False}]})
-    told = {"LoRA", "16 bit", "measured", "by the plan"}
+    told = {"LoRA", "16 bit", "measured", "planned"}
     assert told | {"Longest row that trains within the budget", "tokens", "64", "60"} <= set(text_of(longest))
     assert told | {"Largest batch that trains within the budget", "rows", "4", "3"} <= set(text_of(largest))
 
