@@ -147,7 +147,7 @@ def weights_digest(source: str) -> str:
             raise not_given(source, exc) from exc
     seen = hashlib.blake2b(digest_size=8)
     try:
-        for path in _weight_files(folder):
+        for path in weight_files(folder):
             _digest_file(path, seen)
     except _DAMAGED as exc:
         raise ModelError(f"model: {folder}: a safetensors file is damaged ({exc}); fetch the model again") from exc
@@ -158,7 +158,7 @@ def linear_layers(source: str) -> list[str]:
     """Full names of the layers with a matrix of weights, but the embeddings, of a resolved base model that is a folder;
     none where it is not: its files are elsewhere."""
     try:
-        headers = [_header(path) for path in _weight_files(Path(source))]
+        headers = [_header(path) for path in weight_files(Path(source))]
         matrices = [name for header in headers for name, facts in header.items() if len(facts["shape"]) == 2]
     except _DAMAGED as exc:
         raise ModelError(f"model: {source}: a safetensors file is damaged ({exc}); fetch the model again") from exc
@@ -180,11 +180,15 @@ def not_given(source: str, exc: Exception) -> ModelError:
     )
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    """The files that the library reads of a model's folder: others may hold the same weights once more."""
+def weight_files(folder: Path) -> list[Path]:
+    """The files that the library reads of a model's folder: others may hold the same weights once more.  Raises
+    `ModelError` where its index is damaged."""
     names = [path.name for path in folder.glob("*.safetensors")]
     index = folder / WEIGHTS_INDEX
-    return [folder / name for name in weight_names(names, index if index.is_file() else None)]
+    try:
+        return [folder / name for name in weight_names(names, index if index.is_file() else None)]
+    except _DAMAGED as exc:
+        raise ModelError(f"model: {folder}: {index.name} is damaged ({exc}); fetch the model again") from exc
 
 
 def weight_names(names: Collection[str], index: Path | None) -> list[str]:
