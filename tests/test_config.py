@@ -109,9 +109,16 @@ def test_an_unknown_field_is_named_with_the_known_ones() -> None:
         TrainConfig(**{"a\nline\rand  more": 8})
 
 
-@pytest.mark.parametrize(("old", "new"), [("max_seq_length", "max_length"), ("lora_r", "r")])
-def test_an_older_name_hints_at_the_one_that_it_has_now(old: str, new: str) -> None:
-    with pytest.raises(ConfigError, match=f"^{old}: unknown field; it is called {new} now"):
+@pytest.mark.parametrize(
+    ("old", "hint"),
+    [
+        ("max_seq_length", "it is called max_length now"),
+        ("lora_r", "it is called r now"),
+        ("torch_dtype", "the device decides it now, so leave it out"),
+    ],
+)
+def test_a_field_of_before_hints_at_what_it_is_now(old: str, hint: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{old}: unknown field; {hint}; known are"):
         TrainConfig(**{old: 8})
 
 
