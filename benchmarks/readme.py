@@ -16,7 +16,7 @@ from qlora_demo import benchmark_tables
 from qlora_demo.benchmark_cases import METHODS
 from qlora_demo.benchmark_notes import notes, standing
 from qlora_demo.tables import Table
-from qlora_demo.units import GIB, memory
+from qlora_demo.units import GIB, counted, memory
 
 ROOT = Path(__file__).resolve().parent.parent
 README, RESULTS = ROOT / "README.md", ROOT / "benchmarks" / "results"
@@ -61,7 +61,7 @@ def told(result: dict[str, Any], name: str) -> str:
         title = f"Checking {result['settings']['rows']:,} rows before training"
         return _section(title, _preflight(result), result, name)
     if "speed_ratio" in result:
-        title = f"Decoding {result['model']} on {result['threads']} thread{'s' * (result['threads'] > 1)}"
+        title = f"Decoding {result['model']} on {counted(result['threads'], 'thread')}"
         return _section(title, _decoding(result), result, name)
     if not {row["case"] for row in result["rows"]} <= {case.name for case in fitted_cases(result["kind"])}:
         title = "The memory plan on settings that it was not fitted to: the article's, one row a step, but as named"

@@ -8,6 +8,7 @@ from .benchmark_config import BenchmarkConfig
 from .benchmark_reckoned import Result, bandwidth
 from .benchmark_tables import scored, shown
 from .errors import ConfigError
+from .units import counted
 
 _PLANNED = "Planned is what the memory plan said when this was measured, where the search began."
 _MEANT = {
@@ -45,9 +46,8 @@ def standing(result: Result) -> str:
     state = str(result.get("state", ""))
     if state not in ("stopped", "failed"):
         return state
-    words = "rows" if result["kind"] == "inference" else "cases"
-    planned = _planned_rows(result)
-    return f"{state} after {len(result['rows'])}{f' of {planned}' if planned else ''} {words}"
+    word, done, planned = "row" if result["kind"] == "inference" else "case", len(result["rows"]), _planned_rows(result)
+    return f"{state} after {f'{done} of ' if planned else ''}{counted(planned or done, word)}"
 
 
 def _planned_rows(result: Result) -> int:

@@ -136,7 +136,7 @@ def plan(services: Services, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def preflight(services: Services, args: argparse.Namespace) -> dict[str, Any]:
-    """What training would see of a data set: counts, lengths, problems row by row; exit 2 where it must be mended."""
+    """What training would see of a data set: counts, lengths, problems row by row; exit 2 where it must be fixed."""
     result = last(services.engine().preflight(train_config(args), Halt()))
     if result["fatal"]:
         raise RequestError(f"dataset: {result['fatal']}")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from .units import percent
+from .units import counted, percent
 from .votes import Tally
 
 Result = Mapping[str, Any]
@@ -73,7 +73,7 @@ def fidelity(result: Result | None) -> Table:
 def left_out(result: Result | None) -> str:
     """How many held-out rows an evaluation or a fidelity result is not of, and why; empty where it is of all."""
     rows = (result or {}).get("left_out", 0)
-    return f"Left out: {rows} row{'s' * (rows != 1)}, too long for a model's context or asking nothing." if rows else ""
+    return f"Left out: {counted(rows, 'row')}, too long for a model's context or asking nothing." if rows else ""
 
 
 def votes(tally: Tally) -> Table:
@@ -87,7 +87,7 @@ def votes(tally: Tally) -> Table:
 
 def vote_counts(tally: Tally) -> str:
     """How many votes there are, and how they were counted."""
-    count = f"{tally.votes} vote{'s' * (tally.votes != 1)}"
+    count = counted(tally.votes, "vote")
     earlier = f"Not counted: {tally.earlier} on the adapter before the run was resumed. " if tally.earlier else ""
     return f"{count}, of them {tally.ties} a tie and {tally.all_bad} all bad. {earlier}{tally.method}"
 

@@ -113,9 +113,9 @@ def test_nothing_is_planned_of_what_a_file_does_not_tell(result: dict[str, Any])
         ({"kind": "training", "state": "running", "cases": 3}, "running"),
         ({"kind": "training", "state": "stopped", "cases": 3}, "stopped after 1 of 3 cases"),
         ({"kind": "rank", "state": "failed", "cases": 9}, "failed after 1 of 9 cases"),
-        ({"kind": "frontier", "state": "stopped"}, "stopped after 1 cases"),
+        ({"kind": "frontier", "state": "stopped"}, "stopped after 1 case"),
         ({"kind": "inference", "state": "stopped", "cases": 2, "options": {}}, "stopped after 1 of 8 rows"),
-        ({"kind": "inference", "state": "stopped", "options": {"batch_sizes": "x"}}, "stopped after 1 rows"),
+        ({"kind": "inference", "state": "stopped", "options": {"batch_sizes": "x"}}, "stopped after 1 row"),
     ],
 )
 def test_one_that_ended_early_says_how_far_it_came(result: dict[str, Any], said: str) -> None:

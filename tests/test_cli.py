@@ -128,7 +128,7 @@ def test_preflight_tells_what_training_would_see(
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"prompt": "q", "completion": "a"}\n{"prompt": "q"}\n{"prompt": "p", "completion": "a"}\n', "utf-8")
     line = refused(capsys, "preflight", "--model", str(tiny_model), "--dataset", str(bad))
-    assert "bad.jsonl, line 2" in line and "(1 rows cannot be used)" in line
+    assert "bad.jsonl, line 2" in line and "(cannot be used: 1 row)" in line
 
 
 @pytest.mark.processes

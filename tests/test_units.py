@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from qlora_demo.units import GIB, MIB, duration, memory, percent
+from qlora_demo.units import GIB, MIB, counted, duration, memory, percent
 
 
 @pytest.mark.parametrize(
@@ -39,6 +39,11 @@ def test_durations_have_the_unit_that_suits_them(seconds: float, words: str) -> 
 )
 def test_memory_has_the_unit_that_suits_it(count: float, words: str) -> None:
     assert memory(count) == words
+
+
+@pytest.mark.parametrize(("count", "words"), [(0, "0 rows"), (1, "1 row"), (2000, "2,000 rows")])
+def test_one_of_a_kind_is_no_plural(count: int, words: str) -> None:
+    assert counted(count, "row") == words
 
 
 def test_a_share_is_a_percentage_with_one_digit() -> None:

@@ -17,6 +17,7 @@ from ..halt import Halt
 from ..jobs import read_result
 from ..runs import Run, RunStore
 from ..services import Services
+from ..units import counted
 from . import controls
 from . import render_training as show
 from .gate import Gate
@@ -86,7 +87,7 @@ def follow(services: Services, made: Sequence[Run]) -> Iterator[str]:
         if (now := _still(services.runs, run)) and now.state.refused:
             _drop(services.runs, now)
     if result and result["problems"] and not known[0].state.refused:
-        found = "; ".join(f"{one['count']:,} rows {one['what']}" for one in result["problems"])
+        found = "; ".join(f"{one['what']}: {counted(one['count'], 'row')}" for one in result["problems"])
         warn(f"{known[0].config.dataset}: {found}", "The data")
 
 

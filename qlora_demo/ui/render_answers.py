@@ -9,7 +9,7 @@ from .. import differences
 from ..columns import title
 from ..placement import Placement, UnitKind, says, unit_name
 from ..records import Answer, Resident
-from ..units import duration, memory, percent
+from ..units import counted, duration, memory, percent
 from .talk import Talk
 
 _FINISH = {"stop": "ended by itself", "length": "cut at the longest answer", "stopped": "stopped by hand"}
@@ -134,7 +134,7 @@ def _figures(answer: Answer) -> list[tuple[str, str]]:
         ("speed", f"{timing.tokens_per_second:.1f} tokens/s" if timing.new_tokens > 1 else missing),
         ("per token, median", duration(median) if median else missing),
         ("per token, 95%", duration(p95) if p95 else missing),
-        ("answer", f"{timing.new_tokens} token{'s' * (timing.new_tokens != 1)}"),
+        ("answer", counted(timing.new_tokens, "token")),
         ("total", duration(timing.total_seconds)),
         ("memory", memory(answer.model_bytes)),
         ("memory bandwidth used", percent(share) if share else missing),

@@ -12,7 +12,7 @@ from ..memory_plan import Comparison, MemoryPlan
 from ..presets import command_line, config_difference
 from ..records import Lighter, TrainMetrics
 from ..runs import Run
-from ..units import memory, percent
+from ..units import counted, memory, percent
 
 _COLOURS = {
     "4-bit weights": "#3b82f6",
@@ -75,7 +75,7 @@ def preflight(found: Mapping[str, Any]) -> str:
     """Counts, problems with their first rows, lengths, and how rows are rendered: what is trained in colour."""
     lengths, mapping = found["lengths"], ", ".join(f"{ours} = {theirs}" for ours, theirs in found["mapping"].items())
     head = (
-        f"<p><b>{found['rows']:,} rows</b>, columns read as {escape(mapping) or '–'}. Tokens a row: "
+        f"<p><b>{counted(found['rows'], 'row')}</b>, columns read as {escape(mapping) or '–'}. Tokens a row: "
         f"mean {lengths['mean']:,.0f}, median {lengths['median']:,}, 95% {lengths['p95']:,}, "
         f"longest {lengths['longest']:,}; max_length is {found['max_length']:,}.</p>"
     )
@@ -170,13 +170,18 @@ def _items(plan: MemoryPlan) -> str:
 
 def _problems(problems: Sequence[Mapping[str, Any]]) -> str:
     if not problems:
-        return '<p class="good">Nothing is wrong with it.</p>'
+        return '<p class="good">No problems found.</p>'
     lines = "".join(
-        f'<li class="{"bad" if one["fatal"] else ""}"><b>{one["count"]:,} rows {escape(one["what"])}</b>'
-        f"{' (must be mended)' if one['fatal'] else ''}: {escape('; '.join(one['rows']))}</li>"
+        f'<li class="{"bad" if one["fatal"] else ""}"><b>{escape(_told(one))}</b>'
+        f"{' (must be fixed)' if one['fatal'] else ''}: {escape('; '.join(one['rows']))}</li>"
         for one in problems
     )
     return f"<ul>{lines}</ul>"
+
+
+def _told(one: Mapping[str, Any]) -> str:
+    what = one["what"]
+    return f"{what[:1].upper()}{what[1:]}: {counted(one['count'], 'row')}"
 
 
 def _first_rows(found: Mapping[str, Any]) -> str:

@@ -76,7 +76,7 @@ def data_and_base_model(page: Page) -> None:
     expect(page.locator("#progress")).to_contain_text("No run yet")
     next_is(page, "Data")
     page.click("#guide-data")
-    expect(page.locator("#preflight")).to_contain_text("Nothing is wrong with it", timeout=MINUTE)
+    expect(page.locator("#preflight")).to_contain_text("No problems found", timeout=MINUTE)
     next_is(page, "Before")
     page.click("#guide-before")
     expect(page.locator("#send")).to_be_focused()
