@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import json
 import os
 import secrets
 import shutil
@@ -14,7 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from .errors import ConfigError, RunError, WorkError
 from .units import memory
@@ -63,6 +64,15 @@ def read_file(path: Path, start: int = 0, last: int = 0) -> bytes:
             raise OSError(errno.EINVAL, "Not a plain file", str(path))
         file.seek(max(0, os.fstat(descriptor).st_size - last) if last else start)
         return file.read()
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; empty where there is none that can be read."""
+    try:
+        found = json.loads(read_file(path))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 @contextmanager

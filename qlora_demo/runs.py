@@ -25,7 +25,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from .config import TrainConfig
-from .disk import is_full, new_folder, read_file, remove_folder, write_atomically, writing
+from .disk import is_full, new_folder, read_file, read_object, remove_folder, write_atomically, writing
 from .errors import ConfigError, RunError
 from .locks import is_held
 from .logs import without_tokens
@@ -194,11 +194,7 @@ class RunStore:
 
     def versions(self, name: str) -> dict[str, str]:
         """Python, libraries and device a run ran on; empty before it began."""
-        try:
-            found = json.loads(read_file(self.path(name) / "versions.json"))
-        except (OSError, ValueError, RecursionError):
-            return {}
-        return {str(key): str(value) for key, value in found.items()} if isinstance(found, dict) else {}
+        return {key: str(value) for key, value in read_object(self.path(name) / "versions.json").items()}
 
     def heldout(self, name: str) -> dict[str, list[list[Message]]]:
         """Held-out conversations by split, `test` first; rows of plain text hold none."""

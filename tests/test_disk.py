@@ -23,6 +23,7 @@ from qlora_demo.disk import (
     draft_folder,
     folder_bytes,
     new_folder,
+    read_object,
     remove_folder,
     require_free,
     write_atomically,
@@ -33,6 +34,16 @@ from tests.conftest import Disk
 
 def _left(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff", b"[" * 100_000, None])
+def test_what_is_no_object_reads_as_an_empty_one(tmp_path: Path, content: bytes | None) -> None:
+    if content is not None:
+        (tmp_path / "note.json").write_bytes(content)
+    assert read_object(tmp_path / "note.json") == {}
+    (tmp_path / "whole.json").write_text('{"a": 1}', "utf-8")
+    (tmp_path / "link.json").symlink_to("whole.json")
+    assert (read_object(tmp_path / "whole.json"), read_object(tmp_path / "link.json")) == ({"a": 1}, {})
 
 
 def test_a_folder_that_is_not_there_yet_is_measured_where_it_will_be(tmp_path: Path) -> None:
