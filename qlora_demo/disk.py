@@ -105,7 +105,12 @@ def is_full(exc: BaseException, folder: Path | None = None) -> bool:
     """
     told = getattr(exc, "errno", None) in _FULL or any(f"(os error {code})" in str(exc) for code in _FULL)
     told = told or (exc.__cause__ is not None and is_full(exc.__cause__))
-    return told or (folder is not None and shutil.disk_usage(folder).free < _LEAST_FREE)
+    return told or (folder is not None and out_of_room(folder))
+
+
+def out_of_room(folder: Path) -> bool:
+    """Whether the disk that a folder is on has next to nothing left."""
+    return shutil.disk_usage(folder).free < _LEAST_FREE
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -25,7 +25,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from .config import TrainConfig
-from .disk import is_full, new_folder, read_file, read_object, remove_folder, write_atomically, writing
+from .disk import new_folder, out_of_room, read_file, read_object, remove_folder, write_atomically, writing
 from .errors import ConfigError, RunError
 from .locks import is_held
 from .logs import without_tokens
@@ -315,7 +315,7 @@ def _settled(path: Path, state: RunState) -> RunState:
     if state.ended:
         return state
     tail = "; ".join(filter(None, map(str.strip, _log_tail(path, 3).splitlines())))
-    full = "; its disk is full, remove files there" if is_full(OSError(), path) else ""
+    full = "; its disk is full, remove files there" if out_of_room(path) else ""
     return replace(state, status="failed", error=f"the training process died without a word{full}{LOG_ENDS}{tail}")
 
 
