@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from qlora_demo.records import percentile_95
 from qlora_demo.units import GIB, MIB, counted, duration, memory, percent
 
 
@@ -44,6 +45,11 @@ def test_memory_has_the_unit_that_suits_it(count: float, words: str) -> None:
 @pytest.mark.parametrize(("count", "words"), [(0, "0 rows"), (1, "1 row"), (2000, "2,000 rows")])
 def test_one_of_a_kind_is_no_plural(count: int, words: str) -> None:
     assert counted(count, "row") == words
+
+
+@pytest.mark.parametrize(("count", "rank"), [(1, 1), (19, 19), (20, 19), (40, 38), (41, 39), (100, 95), (160, 152)])
+def test_a_95th_percentile_is_the_value_of_the_nearest_rank(count: int, rank: int) -> None:
+    assert percentile_95(range(count, 0, -1)) == rank
 
 
 def test_a_share_is_a_percentage_with_one_digit() -> None:

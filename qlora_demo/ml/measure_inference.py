@@ -21,6 +21,7 @@ from ..benchmark_cases import Case
 from ..benchmark_config import BenchmarkConfig
 from ..columns import parse
 from ..config import GenerationSettings, TrainConfig
+from ..records import percentile_95
 from ..runs import RunStore
 from ..settings import Settings
 from ..sources import ADAPTER_FILES, BASE_FORM_FILE, resolve
@@ -120,7 +121,7 @@ def _figures(loaded: Loaded, options: BenchmarkConfig, size: tuple[int, int], ba
         "new_tokens": options.new_tokens,
         "ttft_median_seconds": statistics.median(one.ttft for one in ours),
         "tpot_median_seconds": tpot,
-        "tpot_p95_seconds": _p95([seconds for one in ours for seconds in one.passes]),
+        "tpot_p95_seconds": percentile_95([seconds for one in ours for seconds in one.passes]),
         "tokens_per_second": size[0] / tpot,
         "prefill_tokens_per_second": size[0] * size[1] / statistics.median(one.ttft for one in ours),
         "bandwidth_bytes_per_second": bandwidth,
@@ -172,7 +173,3 @@ def _seconds(loaded: Loaded, inputs: dict[str, torch.Tensor], new_tokens: int) -
         loaded.model.generate(**placed, do_sample=False, max_new_tokens=new_tokens, min_new_tokens=new_tokens)
     synchronize()
     return time.perf_counter() - started
-
-
-def _p95(values: list[float]) -> float:
-    return sorted(values)[-(-95 * len(values) // 100) - 1]

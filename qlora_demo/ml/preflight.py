@@ -18,7 +18,7 @@ from ..catalog import TICKETS
 from ..config import TrainConfig, column_mapping
 from ..errors import ConfigError, DataError
 from ..halt import Halt
-from ..records import Progress, Step
+from ..records import Progress, Step, percentile_95
 from ..row_files import FoundRow
 from ..row_formats import Row, detect, out_of_order
 from ..settings import Settings
@@ -272,7 +272,7 @@ def _result(config: TrainConfig, seen: _Seen) -> dict[str, Any]:
         "lengths": {
             "mean": sum(lengths) / len(lengths),
             "median": lengths[len(lengths) // 2],
-            "p95": lengths[min(len(lengths) - 1, round(0.95 * len(lengths)))],
+            "p95": int(percentile_95(lengths)),
             "longest": lengths[-1],
             "histogram": _histogram(lengths),
         },

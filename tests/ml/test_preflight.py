@@ -54,6 +54,11 @@ def test_good_rows_have_counts_lengths_and_no_problem(check: Any) -> None:
     assert 0 < found["lengths"]["median"] <= found["lengths"]["p95"] <= found["lengths"]["longest"] <= 64
 
 
+def test_one_row_in_twenty_is_longer_than_95_percent(check: Any) -> None:
+    lengths = check([*GOOD[:19], pair("a question that is longer", "a")])["lengths"]
+    assert lengths["p95"] < lengths["longest"]
+
+
 def test_only_the_answer_and_its_end_are_trained(check: Any) -> None:
     rendered = check(GOOD)["rendered"][0]
     assert [trained for _, trained in rendered] == [False, True]
