@@ -15,7 +15,7 @@ from benchmarks.plan_truth import fitted_cases, planned_bytes
 from qlora_demo import benchmark_tables
 from qlora_demo.benchmark_cases import METHODS
 from qlora_demo.benchmark_notes import notes, standing
-from qlora_demo.tables import Table
+from qlora_demo.tables import Table, markdown
 from qlora_demo.units import GIB, counted, memory
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -72,10 +72,9 @@ def told(result: dict[str, Any], name: str) -> str:
 def _section(title: str, table: Table, result: dict[str, Any], name: str) -> str:
     early = f", {standing(result)}" if result.get("state", "finished") != "finished" else ""
     head = f"**{title}** ([{name}](benchmarks/results/{name}), {_device(result)}{early})\n"
-    lines = [table.head, tuple("---" for _ in table.head), *table.rows]
     words = " ".join(result.get("method", "").split())
     method = f"\n{words[0].upper()}{words[1:]}\n" if words else ""
-    return head + "\n" + "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n" + method
+    return f"{head}\n{markdown(table)}\n{method}"
 
 
 def _device(result: dict[str, Any]) -> str:

@@ -66,8 +66,9 @@ def fields(result: Result | None) -> Table:
 def fidelity(result: Result | None) -> Table:
     """Each merge against the adapter model."""
     merges: Mapping[str, Any] = (result or {}).get("merges", {})
-    rows = ((label, *(figure(name, found.get(name)) for found in merges.values())) for name, label in _FIDELITY.items())
-    return Table(("against the adapter model", *merges), tuple(rows) if merges else ())
+    used = [name for name in _FIDELITY if any(name in found for found in merges.values())]
+    rows = ((_FIDELITY[name], *(figure(name, found.get(name)) for found in merges.values())) for name in used)
+    return Table(("against the adapter model", *merges), tuple(rows))
 
 
 def left_out(result: Result | None) -> str:
@@ -122,6 +123,12 @@ def html(table: Table) -> str:
     head = "".join(f'<th scope="col">{escape(text)}</th>' for text in table.head)
     body = "".join(f"<tr>{_row(row)}</tr>" for row in table.rows)
     return wide(f'<table class="results"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>')
+
+
+def markdown(table: Table) -> str:
+    """Of cells that are Markdown already."""
+    lines = (table.head, tuple("---" for _ in table.head), *table.rows)
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def wide(table: str) -> str:
