@@ -21,6 +21,7 @@ from ..units import counted
 from . import controls
 from . import render_training as show
 from .gate import Gate
+from .render import problem
 from .told import warn
 
 _POLL_SECONDS = 0.2
@@ -59,7 +60,7 @@ def look(services: Services, config: TrainConfig) -> Iterator[str]:
             result = step.result
             yield f"<p>{step.progress.text}</p>"
     except DemoError as exc:
-        yield show.problem(str(exc))
+        yield problem(str(exc))
         raise
     finally:
         halt.set()
@@ -82,7 +83,7 @@ def follow(services: Services, made: Sequence[Run]) -> Iterator[str]:
         yield ""
         return
     result = read_result(known[0], RESULT)
-    yield show.preflight(result) if result else show.problem(known[0].state.error)
+    yield show.preflight(result) if result else problem(known[0].state.error)
     for run in known:
         if (now := _still(services.runs, run)) and now.state.refused:
             _drop(services.runs, now)

@@ -10,6 +10,7 @@ from ..columns import title
 from ..placement import Placement, UnitKind, says, unit_name
 from ..records import Answer, Resident
 from ..units import counted, duration, memory, percent
+from .render import problem as problem
 from .talk import Talk
 
 _FINISH = {"stop": "ended by itself", "length": "cut at the longest answer", "stopped": "stopped by hand"}
@@ -118,11 +119,6 @@ def placement(plan: Placement) -> str:
         f'<div class="placement"><div class="stack" role="img" aria-label="{label}">{bar}</div>'
         f'<div class="key">{key}</div><p class="says{kind}">{escape(says(plan))}</p></div>'
     )
-
-
-def problem(text: str) -> str:
-    """A message in the place of what it is about."""
-    return f'<p class="bad">{escape(text)}</p>'
 
 
 def _figures(answer: Answer) -> list[tuple[str, str]]:

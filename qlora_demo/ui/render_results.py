@@ -22,7 +22,7 @@ def job(last: Job | None) -> str:
     if last is None:
         return ""
     if last.error:
-        return f'<p class="bad">{escape(last.kind)}: {escape(last.error)}</p>'
+        return render.problem(f"{last.kind}: {last.error}")
     state = "" if last.going else " · ended"
     bar = render.bar(last.progress.fraction or 0, last.kind)
     return f"<p>{escape(last.kind)} of {escape(last.run)}: {escape(last.progress.text)}{state}</p>{bar}"

@@ -13,6 +13,7 @@ from ..presets import command_line, config_difference
 from ..records import Lighter, TrainMetrics
 from ..runs import Run
 from ..units import counted, memory, percent
+from .render import problem as problem
 
 _COLOURS = {
     "4-bit weights": "#3b82f6",
@@ -51,11 +52,6 @@ def memory_plan(found: Comparison) -> str:
         f"({percent(chosen.trainable_parameters / chosen.all_parameters)}).</p>"
     )
     return f'<div class="plan">{head}{_bar(chosen, most)}{_reach(found)}{_others(found)}</div>'
-
-
-def problem(text: str) -> str:
-    """A message in the place of what it is about."""
-    return f'<p class="bad">{escape(text)}</p>'
 
 
 def planned_and_measured(planned: int, tokens: int, measured: int, what: str) -> str:
