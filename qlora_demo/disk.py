@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-from .errors import ConfigError, RunError, WorkError
+from .errors import ConfigError, RunError, WorkError, one_line
 from .units import memory
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -260,8 +260,9 @@ def _raise_on(out: Path, exc: Exception) -> NoReturn:
             f"{out}: the disk is full and nothing was kept; remove files there or name a folder on another disk"
         ) from exc
     if isinstance(exc, OSError):
-        reason = " ".join(str(exc).split())
-        raise WorkError(f"{out}: not written, nothing was kept ({reason}); make it writable or name another") from exc
+        raise WorkError(
+            f"{out}: not written, nothing was kept ({one_line(exc, 300)}); make it writable or name another"
+        ) from exc
     raise exc
 
 

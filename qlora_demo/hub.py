@@ -20,7 +20,7 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from .disk import folder_bytes
-from .errors import ConfigError, DemoError, WorkError
+from .errors import ConfigError, DemoError, WorkError, one_line
 from .records import Progress, Report
 from .units import memory
 
@@ -203,4 +203,4 @@ def _root(exc: BaseException) -> BaseException:
 
 
 def _line(text: object, token: str) -> str:
-    return " ".join(str(text).replace(token, "(token)").split())[:_LONGEST]
+    return one_line(str(text).replace(token, "(token)"), _LONGEST)

@@ -10,7 +10,7 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
-from .errors import ConfigError
+from .errors import ConfigError, one_line
 
 _FORMER = {
     "max_seq_length": "it is called max_length now",
@@ -102,7 +102,7 @@ def _schema(config: type[Knobs]) -> dict[str, Any]:
 
 def _translate(config: type[Knobs], exc: ValidationError) -> ConfigError:
     first = exc.errors()[0]
-    name = " ".join(str(first["loc"][0]).split())[:80] if first["loc"] else "config"
+    name = one_line(first["loc"][0], 80) if first["loc"] else "config"
     if first["type"] == "extra_forbidden":
         newer = f"; {_FORMER[name]}" if name in _FORMER else ""
         return ConfigError(name, f"unknown field{newer}; known are {', '.join(field_names(config))}")

@@ -26,7 +26,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from .config import TrainConfig
 from .disk import new_folder, out_of_room, read_file, read_object, remove_folder, write_atomically, writing
-from .errors import ConfigError, RunError
+from .errors import ConfigError, RunError, one_line
 from .locks import is_held
 from .logs import without_tokens
 from .records import BEFORE, Message, RunState, Status, TrainMetrics
@@ -146,7 +146,9 @@ class RunStore:
             config = TrainConfig.from_file(path / "config.json")
             return Run(name, path, config, _settled(path, read_state(path)))
         except (ConfigError, OSError, ValueError) as exc:
-            raise RunError(f"run {name}: cannot be read ({_line(exc)}); delete it or restore its files") from exc
+            raise RunError(
+                f"run {name}: cannot be read ({one_line(exc, 300)}); delete it or restore its files"
+            ) from exc
 
     def path(self, name: str) -> Path:
         """The directory of a run that exists; names are checked, so none leads elsewhere."""
@@ -203,7 +205,9 @@ class RunStore:
         try:
             return {split.stem: _conversations(split) for split in splits}
         except (OSError, ValueError, RecursionError) as exc:
-            raise RunError(f"run {name}: heldout cannot be read ({_line(exc)}); restore it or train again") from exc
+            raise RunError(
+                f"run {name}: heldout cannot be read ({one_line(exc, 300)}); restore it or train again"
+            ) from exc
 
     def request_stop(self, name: str) -> None:
         """Ask the training process to stop after the step it is in and save its adapter."""
@@ -302,10 +306,6 @@ def _written_at(path: Path) -> int:
         return path.stat().st_mtime_ns
     except FileNotFoundError:  # deleted meanwhile
         return 0
-
-
-def _line(exc: Exception) -> str:
-    return " ".join(str(exc).split())[:300]
 
 
 def _settled(path: Path, state: RunState) -> RunState:

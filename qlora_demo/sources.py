@@ -15,7 +15,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from .catalog import BUNDLED_MODELS, SHAPES, bundled_path, is_fetched, is_shape, shape_named
 from .columns import is_bundled
-from .errors import AdapterError, ModelError, RunError
+from .errors import AdapterError, ModelError, RunError, one_line
 from .memory import ModelShape
 from .records import BaseForm, Column
 from .runs import ADAPTER_WEIGHTS, RunStore
@@ -175,7 +175,7 @@ def not_given(source: str, exc: Exception) -> ModelError:
     tried = "the hub's cache" if constants.HF_HUB_OFFLINE else f"the hub at {constants.ENDPOINT}"
     return ModelError(
         f"model: {source!r} is no bundled model and no folder, and {tried} did not give it "
-        f"({type(exc).__name__}: {' '.join(str(exc).split())[:200]}); "
+        f"({type(exc).__name__}: {one_line(exc)}); "
         f"give {known_models()}, a folder, or a hub id that can be reached"
     )
 

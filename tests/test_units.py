@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from qlora_demo.errors import one_line
 from qlora_demo.records import percentile_95
 from qlora_demo.units import GIB, MIB, counted, duration, memory, percent
 
@@ -40,6 +41,11 @@ def test_durations_have_the_unit_that_suits_them(seconds: float, words: str) -> 
 )
 def test_memory_has_the_unit_that_suits_it(count: float, words: str) -> None:
     assert memory(count) == words
+
+
+def test_what_a_library_says_is_one_line_that_ends() -> None:
+    assert one_line(ValueError("no\n  such\tfile")) == "no such file"
+    assert (len(one_line("word " * 100)), one_line("word", 2)) == (200, "wo")
 
 
 @pytest.mark.parametrize(("count", "words"), [(0, "0 rows"), (1, "1 row"), (2000, "2,000 rows")])

@@ -21,6 +21,7 @@ from ..benchmark_cases import Case
 from ..benchmark_config import BenchmarkConfig
 from ..columns import parse
 from ..config import GenerationSettings, TrainConfig
+from ..errors import one_line
 from ..records import percentile_95
 from ..runs import RunStore
 from ..settings import Settings
@@ -95,7 +96,7 @@ def _row(loaded: Loaded, options: BenchmarkConfig, size: tuple[int, int], bandwi
     except (RuntimeError, MemoryError) as exc:
         if not ran_out(exc):
             raise
-        error = f"out of memory ({' '.join(str(exc).split())[:200]})"
+        error = f"out of memory ({one_line(exc)})"
     give_back()
     return {"fits": False, "error": error}
 

@@ -16,7 +16,7 @@ from trl.chat_template_utils import get_training_chat_template, has_generation_m
 
 from ..catalog import TICKETS
 from ..config import TrainConfig, column_mapping
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError, DataError, one_line
 from ..halt import Halt
 from ..records import Progress, Step, percentile_95
 from ..row_files import FoundRow
@@ -116,7 +116,7 @@ def mark_answers(tokenizer: Any) -> None:
     try:
         tokenizer.chat_template = get_training_chat_template(tokenizer)
     except ValueError as exc:
-        cause = " ".join(str(exc).split())[:200]
+        cause = one_line(exc)
         raise ConfigError("loss_on", f"assistant cannot be used here ({cause}); choose completion") from exc
 
 
