@@ -240,10 +240,7 @@ def write_result(folder: Path, result: dict[str, Any]) -> None:
 
 def write_result_file(path: Path, result: dict[str, Any]) -> None:
     """Replace a result in any file; raises `WorkError` where it cannot be written."""
-    try:
-        write_atomically(path, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
-    except OSError as exc:
-        raise WorkError(f"{path}: cannot be written ({exc.strerror}); name another file or free disk space") from exc
+    write_atomically(path, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_result_file(path: Path) -> dict[str, Any]:

@@ -94,7 +94,8 @@ def copy_whole(source: Path, target: Path) -> None:
             shutil.copyfile(source, draft)
             draft.rename(target)
     finally:
-        draft.unlink(missing_ok=True)
+        with suppress(OSError):
+            draft.unlink()
 
 
 def is_full(exc: BaseException, folder: Path | None = None) -> bool:
@@ -126,7 +127,8 @@ def write_bytes_atomically(path: Path, content: bytes) -> None:
             _write_through(draft, content)
             draft.replace(path)
     finally:
-        draft.unlink(missing_ok=True)
+        with suppress(OSError):
+            draft.unlink()
 
 
 def _write_through(path: Path, content: bytes) -> None:

@@ -17,8 +17,7 @@ from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
 from . import plots, tables
-from .disk import require_free, write_bytes_atomically
-from .errors import WorkError
+from .disk import require_free, write_bytes_atomically, writing
 from .history import RunNote
 from .records import Choice, TrainMetrics
 from .units import duration, memory
@@ -75,13 +74,11 @@ def save(report: Report, folder: Path) -> dict[str, Path]:
     """
     contents = {"html": to_html(report).encode(), "json": to_json(report).encode(), "csv": to_csv(report)}
     require_free(folder, _NEED_BYTES, "a report")
-    try:
+    with writing(folder):
         folder.mkdir(exist_ok=True)
-        paths = _places(folder, report.run)
-        for kind, content in contents.items():
-            write_bytes_atomically(paths[kind], content)
-    except OSError as exc:
-        raise WorkError(f"{folder}: the report cannot be written ({exc.strerror}); free disk space there") from exc
+    paths = _places(folder, report.run)
+    for kind, content in contents.items():
+        write_bytes_atomically(paths[kind], content)
     return paths
 
 

@@ -20,6 +20,7 @@ from safetensors.numpy import save_file
 
 from qlora_demo.disk import (
     clear_left,
+    copy_whole,
     draft_folder,
     folder_bytes,
     new_folder,
@@ -301,3 +302,10 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(WorkError, match=f"^{tmp_path}/f: cannot be written: disk full"):
         write_atomically(tmp_path / "f", "new")
     assert (tmp_path / "f").read_text("utf-8") == "old"
+
+
+@pytest.mark.parametrize("write", [lambda path: write_atomically(path, "new"), lambda path: copy_whole(path, path)])
+def test_a_write_below_a_file_says_what_is_wrong(tmp_path: Path, write: Callable[[Path], None]) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(WorkError, match=f"^{tmp_path}/file/f: cannot be written: .*; make it writable and try again"):
+        write(tmp_path / "file" / "f")
