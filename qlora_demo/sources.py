@@ -21,7 +21,8 @@ from .records import BaseForm, Column
 from .runs import ADAPTER_WEIGHTS, RunStore
 from .settings import Settings
 
-ADAPTER_FILES = ("adapter_config.json", ADAPTER_WEIGHTS)
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
 BASE_FORM_FILE = "base_form.json"
 """Beside an adapter's own files: how the base that it was trained on was stored, which they do not say."""
 _DIGEST_BYTES = 4096
@@ -127,7 +128,7 @@ def find_adapter(settings: Settings, runs: RunStore, name: str) -> Origin:
 
 def adapter_bytes(adapter: Path) -> int:
     """Bytes of an adapter's weights, as stored."""
-    path = adapter / ADAPTER_FILES[1]
+    path = adapter / ADAPTER_WEIGHTS
     return path.stat().st_size if path.is_file() else 0
 
 
@@ -234,7 +235,7 @@ def _download_adapter(name: str) -> Path:
     except _HUB_ERRORS as exc:
         raise AdapterError(
             f"adapter {name!r}: no such run or folder, and the hub did not give it ({type(exc).__name__}); "
-            "give a run's id, a folder with adapter_config.json, or a hub id that can be reached"
+            f"give a run's id, a folder with {ADAPTER_CONFIG}, or a hub id that can be reached"
         ) from exc
 
 
@@ -260,7 +261,7 @@ def _form_of(folder: Path) -> BaseForm:
 
 
 def _base_of(folder: Path) -> str:
-    path = folder / ADAPTER_FILES[0]
+    path = folder / ADAPTER_CONFIG
     try:
         base = json.loads(path.read_text("utf-8"))["base_model_name_or_path"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as exc:

@@ -23,9 +23,9 @@ from ..columns import parse
 from ..config import GenerationSettings, TrainConfig
 from ..errors import one_line
 from ..records import percentile_95
-from ..runs import RunStore
+from ..runs import ADAPTER_WEIGHTS, RunStore
 from ..settings import Settings
-from ..sources import ADAPTER_FILES, BASE_FORM_FILE, resolve
+from ..sources import BASE_FORM_FILE, resolve
 from .generate import decode
 from .limits import read_bandwidth
 from .load import compute_dtype, context_length, device, ran_out, read_config
@@ -79,7 +79,7 @@ def random_adapter(config: TrainConfig, settings: Settings, folder: Path) -> Pat
     kind.base_model_name_or_path = config.model
     kind.inference_mode = True
     kind.save_pretrained(folder)
-    save_file(values, folder / ADAPTER_FILES[1], metadata={"format": "pt"})
+    save_file(values, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
     (folder / BASE_FORM_FILE).write_text(json.dumps({"base_form": config.base_form}), "utf-8")
     return folder
 
