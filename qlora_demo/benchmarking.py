@@ -22,14 +22,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, BinaryIO, Protocol, Self
 
 from .benchmark_cases import METHODS, Case, cases
 from .benchmark_config import BenchmarkConfig
 from .benchmark_fault import fault
-from .benchmark_reckoned import bandwidth
 from .choices import refuse
 from .columns import parse
 from .config import TrainConfig
@@ -276,8 +275,6 @@ def _take(result: dict[str, Any], case: Case, told: dict[str, Any], *, again: bo
         result["again"] = {"case": case.name, "step_median_seconds": told["row"].get("step_median_seconds")}
     elif "row" in told:
         result["rows"].append({"case": case.name} | told["row"])
-        if found := bandwidth(result["rows"]):
-            result["bandwidth_bytes_per_second"] = asdict(found)
 
 
 def measure_case(

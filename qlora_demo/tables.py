@@ -31,9 +31,7 @@ _FIDELITY = {
     "rows": "held-out rows",
     "tokens": "tokens",
 }
-_SHARES = frozenset(
-    {"token_accuracy", "exact_match", "valid_json", "top1_agreement", "identical_answers", "mean_token_accuracy"}
-)
+_SHARES = frozenset({"token_accuracy", "exact_match", "valid_json", "top1_agreement", "identical_answers"})
 _COUNTS = frozenset({"rows", "tokens"})
 
 

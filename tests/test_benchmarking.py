@@ -229,7 +229,6 @@ def test_every_column_s_share_is_of_the_median_process_s_bandwidth(
     options = BenchmarkConfig(kind="inference", variants="base,adapter,merged")
     result = benchmarks.run(benchmarks.create(options, TINY), quiet)
     assert [one["bandwidth_bytes_per_second"] for one in result["rows"]] == [20, 40, 40, 21]
-    assert result["bandwidth_bytes_per_second"] == {"median": 21, "least": 20, "most": 40}
     at = table(result).head.index("of the bandwidth")
     assert {cells[at] for cells in table(result).rows} == {"47.6%"}
 

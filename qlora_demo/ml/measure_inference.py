@@ -114,9 +114,7 @@ def _figures(loaded: Loaded, options: BenchmarkConfig, size: tuple[int, int], ba
         ours.append(_decoded(loaded, inputs, options.new_tokens))
         theirs.append(_generated(loaded, inputs, options.new_tokens))
     tpot = statistics.median(seconds for one in ours for seconds in one.passes)
-    generate_tpot = statistics.median(one.per_token for one in theirs)
     return {
-        "fits": True,
         "decode": ours[-1].decode,
         "repeats": options.repeats,
         "new_tokens": options.new_tokens,
@@ -124,11 +122,9 @@ def _figures(loaded: Loaded, options: BenchmarkConfig, size: tuple[int, int], ba
         "tpot_median_seconds": tpot,
         "tpot_p95_seconds": percentile_95([seconds for one in ours for seconds in one.passes]),
         "tokens_per_second": size[0] / tpot,
-        "prefill_tokens_per_second": size[0] * size[1] / statistics.median(one.ttft for one in ours),
         "bandwidth_bytes_per_second": bandwidth,
         "generate_ttft_median_seconds": statistics.median(one.ttft for one in theirs),
-        "generate_tpot_median_seconds": generate_tpot,
-        "generate_tokens_per_second": size[0] / generate_tpot,
+        "generate_tpot_median_seconds": statistics.median(one.per_token for one in theirs),
         "over_generate": over_generate(ours, theirs),
         "model_bytes": loaded.resident.model_bytes,
         "read_bytes": loaded.resident.read_bytes,
