@@ -135,7 +135,10 @@ class Benchmarks:
         if missing := [field for field in needed if field not in result]:
             raise ConfigError("result", f"benchmark {name}: its {RESULT} holds no {missing[0]}; delete it")
         if result["state"] in ("starting", "running") and not is_held(self.path(name) / "lock"):
-            return result | {"state": "failed", "error": "its process died without a word; see its log.txt"}
+            return result | {
+                "state": "failed",
+                "error": "its process ended without reporting an error; see its log.txt",
+            }
         return result
 
     def all(self) -> list[dict[str, Any]]:

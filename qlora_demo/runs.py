@@ -316,7 +316,9 @@ def _settled(path: Path, state: RunState) -> RunState:
         return state
     tail = "; ".join(filter(None, map(str.strip, _log_tail(path, 3).splitlines())))
     full = "; its disk is full, remove files there" if out_of_room(path) else ""
-    return replace(state, status="failed", error=f"the training process died without a word{full}{LOG_ENDS}{tail}")
+    return replace(
+        state, status="failed", error=f"the training process ended without reporting an error{full}{LOG_ENDS}{tail}"
+    )
 
 
 def _log_tail(path: Path, lines: int) -> str:

@@ -28,7 +28,7 @@ DATA = {
     "loss_on": "all",
 }
 OPERATORS = ("my private log", "my private row", "Kept in", "runs/")
-EVERYBODY = ("died without a word", "Configuration", "1 row<", "Appears more than once: 2 rows")
+EVERYBODY = ("ended without reporting an error", "Configuration", "1 row<", "Appears more than once: 2 rows")
 
 
 def test_a_poll_that_was_on_its_way_leaves_the_choice_that_was_made_meanwhile(services: Services) -> None:

@@ -43,7 +43,7 @@ def test_a_shape_is_measured_and_its_result_compared(page: Page, tmp_path: Path)
     sent = tmp_path / "sent.json"
     download.value.save_as(sent)
     assert [row["case"] for row in json.loads(sent.read_text("utf-8"))["rows"]] == ["r 2, attention"]
-    page.get_by_role("button", name="Beside another result").click()
+    page.get_by_role("button", name="Compare with another result").click()
     page.locator("#benchmark-sent input[type=file]").set_input_files(sent)
     expect(page.locator("#benchmark-sent")).to_contain_text(re.compile(r"sent\s*\.json"))
     page.click("#benchmark-compare")
