@@ -10,22 +10,22 @@ from .benchmark_tables import scored, shown
 from .errors import ConfigError
 from .units import counted
 
-_PLANNED = "Planned is what the memory plan said when this was measured, where the search began."
+_PLANNED = "Planned is the memory plan's figure when this was measured, where the search began."
 _MEANT = {
     "training": {
-        "device_peak_bytes": "Needed of the device is the peak, and on a GPU what the driver takes beside it.",
-        "planned_bytes": "Planned is what the memory plan, as it is now, says of the model's shape and the settings, "
-        "and – where a file does not tell enough for it.",
-        "flops_share": "FLOP utilisation is the arithmetic that the tokens need (4 operations for each frozen weight, "
-        "6 for an adapter's, attention's; nothing that is computed again) over the rate of a product of two large "
-        "16-bit matrices in the same process.",
+        "device_peak_bytes": "Needed on the device is the peak and, on a GPU, what the driver takes in addition.",
+        "planned_bytes": "Planned is the current memory plan's figure for the model's shape and the settings; – means "
+        "that the file does not say enough for one.",
+        "flops_share": "FLOP utilisation is the rate of the arithmetic that the tokens need (4 operations per frozen "
+        "weight, 6 per adapter weight, and attention's; recomputation is not counted) divided by that of multiplying "
+        "two large 16-bit matrices in the same process.",
     },
     "frontier": {"planned_longest_row": _PLANNED},
     "inference": {"peak_bytes": "Peak is the larger of our loop's and generate()'s, the weights included."},
     "rank": {},
 }
 """What a column's label does not say by itself."""
-_INTERVAL = "The 95% interval of an exact match is Wilson's, by the number of answers."
+_INTERVAL = "The 95% interval of an exact match is the Wilson interval for that number of answers."
 _WIDE = 0.1
 """Processes whose bandwidths are further apart than this give shares that are no more than a guess."""
 _SUPERSEDED = re.compile(r" ?The share of the bandwidth counts .*?not counted\.")
@@ -67,11 +67,11 @@ def _of_the_bandwidth(result: Result) -> str:
     if found is None:
         return ""
     told = (
-        "The share of the bandwidth counts each weight once per token, over "
-        f"{_rate(found.median)}, the median of what reading memory reached in each column's process "
-        f"({_rate(found.least)} to {_rate(found.most)}); keys and values are not counted."
+        "The share of bandwidth counts each weight once per token, relative to "
+        f"{_rate(found.median)}, the median of the read bandwidths measured in the columns' processes "
+        f"({_rate(found.least)} to {_rate(found.most)}); the KV cache is not counted."
     )
-    apart = f" The processes are {found.spread:.0%} apart, so the shares are rough."
+    apart = f" The processes differ by {found.spread:.0%}, so the shares are rough."
     return told + apart * (found.spread > _WIDE)
 
 
@@ -85,7 +85,7 @@ def _of_the_drift(result: Result) -> str:
     change = again[name] / before - 1
     return (
         f"{again['case']} was measured once more at the end: its median step took {abs(change):.1%} "
-        f"{'longer' if change > 0 else 'less'}, and a difference below that is noise."
+        f"{'more' if change > 0 else 'less'} time; smaller differences are noise."
     )
 
 

@@ -305,7 +305,7 @@ def _broken(case: Case, code: int, log: Path) -> dict[str, Any]:
     """The operating system kills what takes more memory than there is; anything else is a fault."""
     if code == -9:
         return {"row": {"fits": False, "error": "the system killed the process: out of memory"}}
-    raise WorkError(f"benchmark: {case.name} broke (exit {code}); its log is {log}")
+    raise WorkError(f"benchmark: {case.name} failed (exit code {code}); its log is {log}")
 
 
 def _kill_when_asked(process: Process, stop: Path) -> None:

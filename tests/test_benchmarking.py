@@ -229,7 +229,7 @@ def test_every_column_s_share_is_of_the_median_process_s_bandwidth(
     options = BenchmarkConfig(kind="inference", variants="base,adapter,merged")
     result = benchmarks.run(benchmarks.create(options, TINY), quiet)
     assert [one["bandwidth_bytes_per_second"] for one in result["rows"]] == [20, 40, 40, 21]
-    at = table(result).head.index("of the bandwidth")
+    at = table(result).head.index("share of bandwidth")
     assert {cells[at] for cells in table(result).rows} == {"47.6%"}
 
 

@@ -26,7 +26,7 @@ def label(result: Result) -> str:
 def progress(result: Result | None) -> str:
     """Where a benchmark stands, or what to do where there is none."""
     if result is None:
-        return '<p class="empty">Nothing is measured yet: choose what, then press Measure.</p>'
+        return '<p class="empty">Nothing measured yet: choose what to measure, then press Measure.</p>'
     if result["state"] == "failed":
         return problem(f"{standing(result)}: {result['error']}")
     if result["state"] in ("starting", "running"):
@@ -56,7 +56,7 @@ def compared(first: Result, second: Result) -> str:
     """Two results side by side, and what each was measured on."""
     found = comparison(first, second)
     if not found.rows:
-        return '<p class="empty">The two share no case: choose two results of the same kind and settings.</p>'
+        return '<p class="empty">The two results share no case; choose two of the same kind and settings.</p>'
     sides = (("first", first), ("second", second))
     told = "".join(f"<p>{name}: {escape(settings(one))}</p>{_machine(one)}" for name, one in sides)
     return f"<p>{escape(contrast(first, second))}</p>{tables.html(found)}{told}"
@@ -65,4 +65,4 @@ def compared(first: Result, second: Result) -> str:
 def _machine(result: Result) -> str:
     at = result.get("started_at")
     when = f"{time.strftime('%Y-%m-%d %H:%M', time.localtime(at))}, " if at else ""
-    return f"<p><small>Measured {when}on {escape(machine(result) or 'a machine not told yet')}.</small></p>"
+    return f"<p><small>Measured {when}on {escape(machine(result) or 'a machine not recorded yet')}.</small></p>"

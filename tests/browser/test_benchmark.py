@@ -20,7 +20,7 @@ def setting(page: Page, name: str, value: str) -> None:
 
 def test_a_shape_is_measured_and_its_result_compared(page: Page, tmp_path: Path) -> None:
     tab(page, "Benchmark")
-    expect(page.locator("#benchmark-progress")).to_contain_text("Nothing is measured yet")
+    expect(page.locator("#benchmark-progress")).to_contain_text("Nothing measured yet")
     page.locator("#benchmark-kind").get_by_text("rank", exact=True).click()
     page.locator("#BenchmarkConfig-ranks textarea, #BenchmarkConfig-ranks input").first.fill("2,x")
     setting(page, "model", "shape:tiny")
@@ -52,4 +52,4 @@ def test_a_shape_is_measured_and_its_result_compared(page: Page, tmp_path: Path)
     )
     screenshot(page, "benchmark")
     page.click("#benchmark-delete")
-    expect(progress).to_contain_text("Nothing is measured yet")
+    expect(progress).to_contain_text("Nothing measured yet")
