@@ -21,7 +21,10 @@ _MEANT = {
         "two large 16-bit matrices in the same process.",
     },
     "frontier": {"planned_longest_row": _PLANNED},
-    "inference": {"peak_bytes": "Peak is the larger of our loop's and generate()'s, the weights included."},
+    "inference": {
+        "peak_bytes": "Peak is our loop's, weights included; where no weight precision is given, the larger of "
+        "it and generate()'s."
+    },
     "rank": {},
 }
 """What a column's label does not say by itself."""

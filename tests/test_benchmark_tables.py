@@ -142,7 +142,7 @@ def test_the_page_the_readme_and_the_command_tell_a_result_that_was_stopped(caps
     [
         ("training", ("FLOP utilisation is", "Needed on the device is", "Planned is")),
         ("frontier", ("where the search began",)),
-        ("inference", ("Peak is the larger of",)),
+        ("inference", ("Peak is our loop's",)),
     ],
 )
 def test_columns_that_a_label_does_not_explain_are_explained_where_they_are_shown(
