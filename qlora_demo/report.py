@@ -20,7 +20,7 @@ from . import plots, tables
 from .disk import require_free, write_bytes_atomically, writing
 from .history import RunNote
 from .records import Choice, TrainMetrics
-from .units import duration, memory
+from .units import counted, duration, memory
 from .verdicts import standings
 from .votes import Comparison, Tally
 
@@ -33,9 +33,9 @@ _SUMMARY = {
     "eval_step": "held-out loss measured at step",
     "tokens_per_second": "tokens/s in the steps, without padding",
     "peak_memory_bytes": "peak memory",
-    "runtime_seconds": "from start to end, loading included",
+    "runtime_seconds": "time from start to end, loading included",
     "trainable_parameters": "trained parameters",
-    "all_parameters": "of all parameters",
+    "all_parameters": "all parameters",
 }
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """Where a spreadsheet would take a cell for a formula."""
@@ -125,7 +125,8 @@ def _places(folder: Path, run: str) -> dict[str, Path]:
 
 def _template() -> Any:
     environment = Environment(loader=PackageLoader(__package__), autoescape=True)
-    environment.filters |= {"duration": duration, "memory": memory, "date": _date, "left_out": tables.left_out}
+    environment.filters |= {"duration": duration, "memory": memory, "counted": counted}
+    environment.filters |= {"date": _date, "left_out": tables.left_out}
     return environment.get_template("report.html")
 
 

@@ -24,7 +24,7 @@ _FIDELITY = {
     "kl_mean": "mean KL divergence (nats)",
     "kl_worst": "worst KL divergence (nats)",
     "kl_answer_mean": "mean KL on the answers only (nats)",
-    "top1_agreement": "same first choice",
+    "top1_agreement": "same most likely token",
     "loss_change": "change in loss (nats per token)",
     "exact_match_change": "change in exact match",
     "identical_answers": "identical greedy answers",
@@ -58,7 +58,7 @@ def fields(result: Result | None) -> Table:
     rows = (
         (split, column, *(figure("exact_match", shares.get(name)) for name in names)) for split, column, shares in found
     )
-    return Table(("split", "column", *(f"{name} right" for name in names)), tuple(rows))
+    return Table(("split", "column", *(f"{name} correct" for name in names)), tuple(rows))
 
 
 def fidelity(result: Result | None) -> Table:
@@ -72,7 +72,7 @@ def fidelity(result: Result | None) -> Table:
 def left_out(result: Result | None) -> str:
     """How many held-out rows an evaluation or a fidelity result is not of, and why; empty where it is of all."""
     rows = (result or {}).get("left_out", 0)
-    return f"Left out: {counted(rows, 'row')}, too long for a model's context or asking nothing." if rows else ""
+    return f"Left out: {counted(rows, 'row')}, too long for a model's context or without a prompt." if rows else ""
 
 
 def votes(tally: Tally) -> Table:
@@ -81,14 +81,18 @@ def votes(tally: Tally) -> Table:
         (one.column, f"{one.wins} of {one.shown}", percent(one.rate), f"{percent(one.low)} to {percent(one.high)}")
         for one in tally.rates
     )
-    return Table(("column", "best", "win rate", "95% interval"), tuple(rows))
+    return Table(("column", "wins", "win rate", "95% interval"), tuple(rows))
 
 
 def vote_counts(tally: Tally) -> str:
     """How many votes there are, and how they were counted."""
     count = counted(tally.votes, "vote")
-    earlier = f"Not counted: {tally.earlier} on the adapter before the run was resumed. " if tally.earlier else ""
-    return f"{count}, of them {tally.ties} a tie and {tally.all_bad} all bad. {earlier}{tally.method}"
+    earlier = (
+        f"Not counted: {counted(tally.earlier, 'vote')} on the adapter before the run was resumed. "
+        if tally.earlier
+        else ""
+    )
+    return f"{count}: {counted(tally.ties, 'tie')}, {tally.all_bad} all bad. {earlier}{tally.method}"
 
 
 def exact_match(result: Result | None) -> dict[str, dict[str, float]]:

@@ -134,7 +134,7 @@ def test_every_figure_says_how_it_was_measured() -> None:
         ["against the adapter model", "`original`", "`dequantized`"],
         ["mean KL divergence (nats)", "0.012", "0.0001"],
         ["worst KL divergence (nats)", "2.5", "0.2"],
-        ["same first choice", "99.1%", "99.9%"],
+        ["same most likely token", "99.1%", "99.9%"],
         ["held-out rows", "25", "25"],
         ["tokens", "800", "800"],
     ]

@@ -127,7 +127,7 @@ def test_the_page_holds_every_part(whole: Report) -> None:
         "1.0 GiB",
         "loss (nats per token)",
         "75.0%",
-        "Stopped before its end",
+        "Stopped early",
         "Left out: 2 rows, too long",
         "Ship this one.",
         "Left out: 1 row, too long",

@@ -13,7 +13,7 @@ from ..units import counted, duration, memory, percent
 from .render import problem as problem
 from .talk import Talk
 
-_FINISH = {"stop": "ended by itself", "length": "cut at the longest answer", "stopped": "stopped by hand"}
+_FINISH = {"stop": "ended by itself", "length": "cut off at the length limit", "stopped": "stopped by hand"}
 _COLOURS: dict[UnitKind, str] = {
     **dict.fromkeys(("nf4", "nf4-single", "fp4", "fp4-single"), "#3b82f6"),
     "int8": "#0891b2",
@@ -129,7 +129,7 @@ def _figures(answer: Answer) -> list[tuple[str, str]]:
         ("time to first token", duration(timing.ttft_seconds) if timing.new_tokens else missing),
         ("speed", f"{timing.tokens_per_second:.1f} tokens/s" if timing.new_tokens > 1 else missing),
         ("per token, median", duration(median) if median else missing),
-        ("per token, 95%", duration(p95) if p95 else missing),
+        ("per token, p95", duration(p95) if p95 else missing),
         ("answer", counted(timing.new_tokens, "token")),
         ("total", duration(timing.total_seconds)),
         ("memory", memory(answer.model_bytes)),
