@@ -99,7 +99,7 @@ def is_repo_id(text: str) -> bool:
 def _check_repo_id(repo_id: str) -> None:
     if not is_repo_id(repo_id):
         remedy = "write name or owner/name with letters, digits, single - and ., and _ (at most 96 characters each)"
-        raise ConfigError("repo_id", f"{repo_id!r} is no repository's name; {remedy}")
+        raise ConfigError("repo_id", f"{repo_id!r} is not a repository name; {remedy}")
 
 
 def require_token(field: str, token: str) -> None:
@@ -185,7 +185,7 @@ def _refusal(status: int, said: str) -> str:
         return f"the token may not write there ({said}); use one with write access to it"
     if status >= 500:
         return f"the hub failed ({said}); push again in a while"
-    return f"the hub refused ({said}); mend that and push again"
+    return f"the hub refused ({said}); fix that and push again"
 
 
 def _root(exc: BaseException) -> BaseException:

@@ -198,11 +198,12 @@ def _is_on_hub(name: str) -> bool:
 def _loading(facts: CardFacts) -> list[str]:
     bundled = facts.model in BUNDLED_MODELS
     lines = loading_lines(facts, "FOLDER", "BASE" if bundled else facts.model)
-    where = "Put this folder's path, or the name of the hub repository that holds it, for FOLDER."
+    where = "Replace FOLDER with this folder's path, or with the name of the hub repository that holds it."
     if facts.precision == "adapter":
         if bundled:
             where += (
-                f" {_code(facts.model)} is on no hub: put the folder that `python -m qlora_demo fetch` names for BASE."
+                f" {_code(facts.model)} is not on a hub: replace BASE with the folder that "
+                "`python -m qlora_demo fetch` names."
             )
         where += f" Ask vLLM for the model {_code(facts.run)}; under the base's name it answers without the adapter."
     return ["## Loading", where, _fenced("bash", lines["vllm"]), _fenced("python", lines["transformers"])]

@@ -240,7 +240,7 @@ def test_what_is_no_repository_s_name_is_refused_before_the_network(
 ) -> None:
     with pytest.raises(ConfigError) as error:
         HuggingFaceHub(server.url).push(folder, repo_id, token=TOKEN)
-    assert str(error.value).startswith(f"repo_id: {repo_id!r} is no repository's name; write name or owner/name")
+    assert str(error.value).startswith(f"repo_id: {repo_id!r} is not a repository name; write name or owner/name")
     assert (error.value.field, server.requests) == ("repo_id", [])
 
 

@@ -102,7 +102,7 @@ def test_the_bundled_model_and_task_are_told_of_as_what_is_on_no_hub(
     card = adapter_card(replace(FACTS, model=SMOLLM2.name, dataset=TICKETS.name))
     assert set(_front_matter(card)) == {"library_name", "pipeline_tag", "tags"}
     assert "from_pretrained('BASE', " in card and "vllm serve BASE " in card
-    assert "put the folder that `python -m qlora_demo fetch` names for BASE" in card
+    assert "replace BASE with the folder that `python -m qlora_demo fetch` names" in card
     monkeypatch.chdir(tmp_path)
     (tmp_path / "models" / "small").mkdir(parents=True)
     card = adapter_card(replace(FACTS, model="models/small", dataset="rows.tsv"))
