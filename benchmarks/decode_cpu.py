@@ -21,7 +21,8 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from qlora_demo.catalog import SMOLLM2
+from qlora_demo.benchmarking import write_result_file
+from qlora_demo.catalog import SMOLLM2, bundled_path
 from qlora_demo.config import GenerationSettings
 from qlora_demo.ml import load
 from qlora_demo.ml.generate import encode, stream
@@ -42,7 +43,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    folder = str(Settings.from_environment().models / SMOLLM2.name)
+    folder = str(bundled_path(Settings.from_environment(), SMOLLM2.name))
     tokenizer = load.load_tokenizer(folder)
     models = {"plain": load.load_16bit(folder), "packed": pack(load.load_16bit(folder))}
     result = {
@@ -57,10 +58,9 @@ def main() -> None:
         "operators_ms_per_token": {name: operators(model) for name, model in models.items()},
         "prefill_seconds": prefill(models["plain"], encode(tokenizer, [ASKED])["input_ids"], args.rounds),
     }
-    text = json.dumps(result, indent=2)
-    print(text)
+    print(json.dumps(result, indent=2))
     if args.out:
-        args.out.write_text(text + "\n", "utf-8")
+        write_result_file(args.out, result)
 
 
 def ways(models: dict[str, Any], tokenizer: Any) -> dict[str, Answer]:

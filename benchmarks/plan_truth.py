@@ -6,7 +6,7 @@ settings that its constants were not fitted to.
 Method: each configuration trains full rows of random tokens through the app's trainer in a process of its own (see
 `qlora_demo/ml/measure_training.py`); the measured figure is what the device must have free for it: on a GPU the most
 that was allocated and what the driver takes beside it, on a CPU the process's highest resident memory, which differs by
-some per cent from one process to the next.  The plan is reckoned from the shape and the settings alone.
+some per cent from one process to the next.  The plan is computed from the shape and the settings alone.
 """
 
 from __future__ import annotations

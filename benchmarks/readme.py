@@ -15,8 +15,8 @@ from benchmarks.plan_truth import fitted_cases, planned_bytes
 from qlora_demo import benchmark_tables
 from qlora_demo.benchmark_cases import METHODS
 from qlora_demo.benchmark_notes import notes, standing
-from qlora_demo.tables import Table
-from qlora_demo.units import GIB, memory
+from qlora_demo.tables import Table, markdown
+from qlora_demo.units import GIB, counted, memory
 
 ROOT = Path(__file__).resolve().parent.parent
 README, RESULTS = ROOT / "README.md", ROOT / "benchmarks" / "results"
@@ -61,7 +61,7 @@ def told(result: dict[str, Any], name: str) -> str:
         title = f"Checking {result['settings']['rows']:,} rows before training"
         return _section(title, _preflight(result), result, name)
     if "speed_ratio" in result:
-        title = f"Decoding {result['model']} on {result['threads']} thread{'s' * (result['threads'] > 1)}"
+        title = f"Decoding {result['model']} on {counted(result['threads'], 'thread')}"
         return _section(title, _decoding(result), result, name)
     if not {row["case"] for row in result["rows"]} <= {case.name for case in fitted_cases(result["kind"])}:
         title = "The memory plan on settings that it was not fitted to: the article's, one row a step, but as named"
@@ -72,10 +72,9 @@ def told(result: dict[str, Any], name: str) -> str:
 def _section(title: str, table: Table, result: dict[str, Any], name: str) -> str:
     early = f", {standing(result)}" if result.get("state", "finished") != "finished" else ""
     head = f"**{title}** ([{name}](benchmarks/results/{name}), {_device(result)}{early})\n"
-    lines = [table.head, tuple("---" for _ in table.head), *table.rows]
     words = " ".join(result.get("method", "").split())
     method = f"\n{words[0].upper()}{words[1:]}\n" if words else ""
-    return head + "\n" + "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n" + method
+    return f"{head}\n{markdown(table)}\n{method}"
 
 
 def _device(result: dict[str, Any]) -> str:

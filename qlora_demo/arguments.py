@@ -28,7 +28,7 @@ class Parser(argparse.ArgumentParser):
         if left:
             near = difflib.get_close_matches(left[0].partition("=")[0], self._option_string_actions, 1)
             meant = f", did you mean {near[0]}" if near else ""
-            self.error(f"{left[0]} is not known{meant}")
+            self.error(f"unknown argument {left[0]}{meant}")
         return found, left
 
     def error(self, message: str) -> NoReturn:
@@ -102,5 +102,5 @@ def out_path(path: str | None) -> Path | None:
 
 
 def names(text: str) -> list[str]:
-    """A list written with commas."""
+    """A list separated by commas."""
     return [name.strip() for name in text.split(",") if name.strip()]

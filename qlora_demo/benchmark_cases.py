@@ -31,20 +31,23 @@ WARM_UP_STEPS = 2
 """The optimizer's state is made in the first; the second is as all that follow."""
 
 METHODS: dict[BenchmarkKind, str] = {
-    "training": "Each case is a process of its own that trains rows of random tokens, each as long as allowed, through "
-    f"the app's own trainer: {WARM_UP_STEPS} steps to warm up, then the measured ones, timed on the synchronised "
-    "device. Memory is the peak of each phase in the last step of the warm-up. Tokens/s are a step's mean tokens over "
-    "the median step; the 95% step is told of 20 steps and more, the longest of any.",
-    "frontier": "Real training steps on rows of random tokens, two for each try: a try fits where it ends within the "
-    "budget. The length is sought with one row, the batch with rows as long as the settings say, both from the plan's "
-    "guess in steps that double, then by bisection, to within 3%; "
-    "≥: more may fit; the search ends at the model's longest context and at 1,024 rows, and so do the plan's figures.",
-    "rank": "As the training benchmark, by rank and target layers. Where rows are to be answered, the settings' own "
-    "data is trained on instead, for their number of steps, and the answers to held-out rows are scored.",
-    "inference": "Each column is a process of its own. Prompts of random tokens are answered greedily through the loop "
-    "that the chat uses, and through the library's own generate() in turn with it; medians over all repeats, after one "
-    "that warms up. A token's median and 95% are of single passes of ours. Speed over generate() is of whole answers: "
-    "what one takes after its first token, the library's over ours in the same repeat; the median of those ratios.",
+    "training": "Each case runs in a process of its own and trains on rows of random tokens, each of the maximum "
+    f"length, through the app's own trainer: {WARM_UP_STEPS} warm-up steps, then the measured ones, timed with the "
+    "device synchronised. Memory is the peak of each phase in the last warm-up step. Tokens/s is a step's mean "
+    "tokens divided by the median step's time. The p95 step is reported for 20 steps or more, the longest step "
+    "always.",
+    "frontier": "Real training steps on rows of random tokens, two per trial: a trial fits if it ends within the "
+    "budget. The longest row is searched for with a single row, the largest batch with rows as long as the settings "
+    "say, both from the plan's estimate in steps that double, then by bisection, to within 3%. ≥: more may fit; the "
+    "search ends at the model's longest context and at 1,024 rows, and so do the plan's figures.",
+    "rank": "As the training benchmark, by rank and target layers. If rows are to be answered at the end, the "
+    "settings' own data is used instead, for the number of steps in the settings, and the answers to held-out rows "
+    "are scored.",
+    "inference": "Each column runs in a process of its own. Prompts of random tokens are answered greedily, in turn "
+    "by the loop that the chat uses and by the library's own generate(); figures are medians over all repeats, after "
+    "a warm-up. The median and p95 per token are of single passes of our loop. Speed over generate() is of whole "
+    "answers: the time after the first token, the library's divided by ours in the same repeat; the median of those "
+    "ratios.",
 }
 """How the figures come about, for whoever reads them."""
 

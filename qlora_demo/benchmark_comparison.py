@@ -86,8 +86,8 @@ def contrast(older: Result, newer: Result) -> str:
     found = differences(older, newer)
     if not found:
         return ""
-    named = "; ".join(f"{one.label}: {one.first} against {one.second}" for one in found)
-    return f"They differ. {named}." + " So no ratio is given." * any(one.decides for one in found)
+    named = "; ".join(f"{one.label}: {one.first} versus {one.second}" for one in found)
+    return f"Their settings differ. {named}." + " So no ratio is given." * any(one.decides for one in found)
 
 
 def _config_fields(older: Result, newer: Result) -> tuple[str, ...]:
@@ -113,7 +113,7 @@ def _value(knobs: type[Knobs], part: str, name: str, result: Result) -> str:
     if held:
         return ", ".join(map(memory, sorted(held)))
     found = result.get(part)
-    return str(found.get(name, knob(knobs, name).default)) or "none" if found else "not told"
+    return str(found.get(name, knob(knobs, name).default)) or "none" if found else "unknown"
 
 
 def _key(row: Row) -> tuple[Any, ...]:

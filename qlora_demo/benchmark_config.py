@@ -13,25 +13,26 @@ _LIST = {"min_length": 1, "max_length": 200}
 
 
 class BenchmarkConfig(Knobs):
-    """One benchmark.  Lists are written with commas."""
+    """One benchmark.  Lists are separated by commas."""
 
     kind: BenchmarkKind = _knob(
         "training",
         "Benchmark",
         "What is measured",
         "training: LoRA against QLoRA; frontier: the longest row and the largest batch that fit; rank: ranks and "
-        "targets; inference: latency by column, prompt and batch",
+        "target layers; inference: latency by column, prompt and batch",
     )
     steps: int = _knob(
-        5, "Training", "Measured steps", "Optimizer steps timed, after two that warm up", ge=2, le=10_000
+        5, "Training", "Measured steps", "Optimizer steps timed, after two warm-up steps", ge=2, le=10_000
     )
-    ranks: str = _knob("8,64,256", "Rank", "Ranks", "Of the rank benchmark", **_LIST)
-    targets: str = _knob("attention,mlp,all-linear", "Rank", "Targets", "Of the rank benchmark", **_LIST)
+    ranks: str = _knob("8,64,256", "Rank", "Ranks", "Ranks to compare", **_LIST)
+    targets: str = _knob("attention,mlp,all-linear", "Rank", "Targets", "Target layers to compare", **_LIST)
     gpu_memory: str = _knob(
         "24GB",
         "Frontier",
         "Memory budget",
-        "What must be enough; on a GPU the allocator is held to it, elsewhere the process's memory is compared with it",
+        "Memory that training must fit in; on a GPU the allocator is limited to it, elsewhere the process's memory is "
+        "compared with it",
         **_LIST,
     )
     run: str = _knob(
@@ -50,9 +51,9 @@ class BenchmarkConfig(Knobs):
         **_LIST,
     )
     prompt_tokens: str = _knob("32,512", "Inference", "Prompt lengths", "Tokens", **_LIST)
-    batch_sizes: str = _knob("1,4", "Inference", "Batches", "Rows answered together", **_LIST)
-    new_tokens: int = _knob(32, "Inference", "New tokens", "Decoded by each answer", ge=2, le=4096)
-    repeats: int = _knob(5, "Inference", "Repeats", "Answers of each kind, of which medians are told", ge=5, le=100)
+    batch_sizes: str = _knob("1,4", "Inference", "Batch sizes", "Rows answered together", **_LIST)
+    new_tokens: int = _knob(32, "Inference", "New tokens", "Decoded per answer", ge=2, le=4096)
+    repeats: int = _knob(5, "Inference", "Repeats", "Answers of each kind; medians are reported", ge=5, le=100)
 
     def model_post_init(self, context: Any, /) -> None:
         for name in ("ranks", "prompt_tokens", "batch_sizes"):
@@ -66,7 +67,9 @@ class BenchmarkConfig(Knobs):
         """A field's list of whole numbers >= 1; raises `ConfigError`."""
         found = self.names(field)
         if not found or not all(part.isdecimal() and 0 < int(part) < 1 << 20 for part in found):
-            raise ConfigError(field, f"{getattr(self, field)!r} is not allowed; give whole numbers >= 1 with commas")
+            raise ConfigError(
+                field, f"{getattr(self, field)!r} is not allowed; give whole numbers >= 1, separated by commas"
+            )
         return [int(part) for part in found]
 
 

@@ -8,24 +8,28 @@ from .benchmark_config import BenchmarkConfig
 from .benchmark_reckoned import Result, bandwidth
 from .benchmark_tables import scored, shown
 from .errors import ConfigError
+from .units import counted
 
-_BY_THE_PLAN = "By the plan is what the memory plan said when this was measured, where the search began."
+_PLANNED = "Planned is the memory plan's figure when this was measured, where the search began."
 _MEANT = {
     "training": {
-        "device_peak_bytes": "Needed of the device is the peak, and on a GPU what is taken beside it: by the driver, "
-        "and by any other process on the card, which cannot be told from it.",
-        "planned_bytes": "Planned is what the memory plan, as it is now, says of the model's shape and the settings, "
-        "and – where a file does not tell enough for it.",
-        "flops_share": "FLOP utilisation is the arithmetic that the tokens need (4 operations for each frozen weight, "
-        "6 for an adapter's, attention's; nothing that is computed again) over the rate of a product of two large "
-        "16-bit matrices in the same process.",
+        "device_peak_bytes": "Needed on the device is the peak and, on a GPU, what the driver and any other process on "
+        "the card take in addition, which cannot be told apart.",
+        "planned_bytes": "Planned is the current memory plan's figure for the model's shape and the settings; – means "
+        "that the file does not say enough for one.",
+        "flops_share": "FLOP utilisation is the rate of the arithmetic that the tokens need (4 operations per frozen "
+        "weight, 6 per adapter weight, and attention's; recomputation is not counted) divided by that of multiplying "
+        "two large 16-bit matrices in the same process.",
     },
-    "frontier": {"planned_longest_row": _BY_THE_PLAN},
-    "inference": {"peak_bytes": "Peak is the larger of our loop's and generate()'s, the weights included."},
+    "frontier": {"planned_longest_row": _PLANNED},
+    "inference": {
+        "peak_bytes": "Peak is our loop's, weights included; where no weight precision is given, the larger of "
+        "it and generate()'s."
+    },
     "rank": {},
 }
 """What a column's label does not say by itself."""
-_INTERVAL = "The 95% interval of an exact match is Wilson's, by the number of answers."
+_INTERVAL = "The 95% interval of an exact match is the Wilson interval for that number of answers."
 _WIDE = 0.1
 """Processes whose bandwidths are further apart than this give shares that are no more than a guess."""
 _SUPERSEDED = re.compile(r" ?The share of the bandwidth counts .*?not counted\.")
@@ -46,9 +50,8 @@ def standing(result: Result) -> str:
     state = str(result.get("state", ""))
     if state not in ("stopped", "failed"):
         return state
-    words = "rows" if result["kind"] == "inference" else "cases"
-    planned = _planned_rows(result)
-    return f"{state} after {len(result['rows'])}{f' of {planned}' if planned else ''} {words}"
+    word, done, planned = "row" if result["kind"] == "inference" else "case", len(result["rows"]), _planned_rows(result)
+    return f"{state} after {f'{done} of ' if planned else ''}{counted(planned or done, word)}"
 
 
 def _planned_rows(result: Result) -> int:
@@ -68,11 +71,11 @@ def _of_the_bandwidth(result: Result) -> str:
     if found is None:
         return ""
     told = (
-        "The share of the bandwidth counts each weight once per token, over "
-        f"{_rate(found.median)}, the median of what reading memory reached in each column's process "
-        f"({_rate(found.least)} to {_rate(found.most)}); keys and values are not counted."
+        "The share of bandwidth counts each weight once per token, relative to "
+        f"{_rate(found.median)}, the median of the read bandwidths measured in the columns' processes "
+        f"({_rate(found.least)} to {_rate(found.most)}); the KV cache is not counted."
     )
-    apart = f" The processes are {found.spread:.0%} apart, so the shares are rough."
+    apart = f" The processes differ by {found.spread:.0%}, so the shares are rough."
     return told + apart * (found.spread > _WIDE)
 
 
@@ -86,7 +89,7 @@ def _of_the_drift(result: Result) -> str:
     change = again[name] / before - 1
     return (
         f"{again['case']} was measured once more at the end: its median step took {abs(change):.1%} "
-        f"{'longer' if change > 0 else 'less'}, and a difference below that is noise."
+        f"{'more' if change > 0 else 'less'} time; smaller differences are noise."
     )
 
 

@@ -62,7 +62,7 @@ def _frontier_plots(rows: list[Row]) -> Iterable[str]:
     )
     for name, title, label in both:
         planned = f"planned_{name}"
-        found = {_short(row["case"]): {"measured": row[name], "by the plan": row[planned]} for row in rows}
+        found = {_short(row["case"]): {"measured": row[name], "planned": row[planned]} for row in rows}
         yield plots.bars(title, label, found)
 
 

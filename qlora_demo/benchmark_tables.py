@@ -32,10 +32,10 @@ COLUMNS: dict[str, dict[str, tuple[str, Form]]] = {
         "backward_peak_bytes": ("peak, backward", memory),
         "optimizer_peak_bytes": ("peak, optimizer", memory),
         "peak_bytes": ("peak", memory),
-        "device_peak_bytes": ("needed of the device", memory),
+        "device_peak_bytes": ("needed on the device", memory),
         "planned_bytes": ("planned", memory),
         "step_median_seconds": ("step, median", duration),
-        "step_p95_seconds": ("step, 95%", duration),
+        "step_p95_seconds": ("step, p95", duration),
         "step_max_seconds": ("step, max", duration),
         "tokens_per_second": ("tokens/s", _rate),
         "flops_share": ("FLOP utilisation", percent),
@@ -43,10 +43,10 @@ COLUMNS: dict[str, dict[str, tuple[str, Form]]] = {
     },
     "frontier": {
         "longest_row": ("longest row (tokens)", _count),
-        "planned_longest_row": ("by the plan", _count),
+        "planned_longest_row": ("longest row, planned", _count),
         "largest_batch": ("largest batch (rows)", _count),
-        "batch_row_tokens": ("of so many tokens", _count),
-        "planned_largest_batch": ("by the plan", _count),
+        "batch_row_tokens": ("row length (tokens)", _count),
+        "planned_largest_batch": ("largest batch, planned", _count),
         "budget_bytes": ("budget", memory),
         "note": ("note", str),
     },
@@ -55,14 +55,14 @@ COLUMNS: dict[str, dict[str, tuple[str, Form]]] = {
         "batch": ("batch", _count),
         "ttft_median_seconds": ("first token, median", duration),
         "tpot_median_seconds": ("per token, median", duration),
-        "tpot_p95_seconds": ("per token, 95%", duration),
+        "tpot_p95_seconds": ("per token, p95", duration),
         "tokens_per_second": ("tokens/s", _rate),
-        "bandwidth_share": ("of the bandwidth", percent),
+        "bandwidth_share": ("share of bandwidth", percent),
         "generate_ttft_median_seconds": ("first token, generate()", duration),
         "generate_tpot_median_seconds": ("per token, generate()", duration),
         "over_generate": ("speed over generate()", _times),
-        "decode": ("decoded by", str),
-        "precision": ("weights in", str),
+        "decode": ("decoding", str),
+        "precision": ("weight precision", str),
         "model_bytes": ("weights", memory),
         "peak_bytes": ("peak", memory),
     },
@@ -126,7 +126,7 @@ def settings(result: Result) -> str:
     """What was trained or answered, in a line."""
     config = result.get("config")
     if not config:
-        return "settings not told"
+        return "settings unknown"
     if result["kind"] == "inference":
         options = result.get("options", {})
         of = options.get("run") or f"{config['model']}, random adapter of rank {config['r']}"

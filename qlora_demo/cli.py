@@ -1,4 +1,4 @@
-"""The same services without a browser.
+"""The app's services on the command line, without a browser.
 
     python -m qlora_demo COMMAND [--json]
 
@@ -53,6 +53,7 @@ from .settings import Settings
 Command = Callable[[Services, argparse.Namespace], Any]
 _DEFAULT_COLUMNS = ",".join(DEFAULT_COLUMNS)
 _VARIANTS_HELP = f"columns, as RECIPE[:original|:dequantized][@RUN]; default: {_DEFAULT_COLUMNS}"
+_ONTO_HELP = "base to merge onto; default: the one that suits what is made"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -79,14 +80,14 @@ def _run(args: argparse.Namespace) -> Any:
 
 
 def fetch(services: Services, args: argparse.Namespace) -> dict[str, Any]:
-    """Make the bundled model's folder."""
+    """Fetch the bundled model into its folder."""
     model = SMOLLM2
     path = services.fetch(model, report_progress)
     return {"model": model.name, "path": str(path), "sha256": model.sha256}
 
 
 def train(services: Services, args: argparse.Namespace) -> dict[str, Any]:
-    """Start a run and follow it to its end; or only make its folder, for processes that are started by hand."""
+    """Start a run and follow it to its end; or only create its folder, for processes that are started by hand."""
     if args.prepare:
         run = services.runs.create(train_config(args))
         return {"run": run.id, "state": run.state.status, "path": str(run.path)}
@@ -136,7 +137,7 @@ def plan(services: Services, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def preflight(services: Services, args: argparse.Namespace) -> dict[str, Any]:
-    """What training would see of a data set: counts, lengths, problems row by row; exit 2 where it must be mended."""
+    """What training would see of a data set: counts, lengths, problems row by row; exit 2 if it must be fixed."""
     result = last(services.engine().preflight(train_config(args), Halt()))
     if result["fatal"]:
         raise RequestError(f"dataset: {result['fatal']}")
@@ -162,7 +163,7 @@ def runs(services: Services, args: argparse.Namespace) -> Any:
 
 
 def compare(services: Services, args: argparse.Namespace) -> dict[str, Any]:
-    """The same prompts to every variant."""
+    """Send the same prompts to every column."""
     settings = with_given(GenerationSettings(), args)
     prompts = args.prompt + (read_prompts(Path(args.prompts)) if args.prompts else [])
     if not prompts:
@@ -204,7 +205,7 @@ def export(services: Services, args: argparse.Namespace) -> dict[str, Any]:
 def _token_for(repo: str) -> str:
     """The token to push with; what would keep the hub from being asked is refused before the work."""
     if not is_repo_id(repo):
-        raise ConfigError("push", f"{repo!r} is no repository's name; write owner/name, as in you/your-model")
+        raise ConfigError("push", f"{repo!r} is not a repository name; write owner/name, as in you/your-model")
     if not (token := os.environ.get("HF_TOKEN", "")):
         raise ConfigError("HF_TOKEN", "is not set; set it to an access token that may write")
     require_token("HF_TOKEN", token)
@@ -216,7 +217,7 @@ def _exported_before(services: Services, run: Run, args: argparse.Namespace) -> 
     folder = export_folder(run, args.what, base_for(run, args.what, args.onto))
     if not folder.is_dir():
         return None
-    print(f"{folder} is there already and is sent", file=sys.stderr)
+    print(f"{folder} exists already and is pushed as it is", file=sys.stderr)
     return {"path": str(folder), "what": args.what}
 
 
@@ -228,7 +229,7 @@ def report(services: Services, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def evaluate(services: Services, args: argparse.Namespace) -> dict[str, Any]:
-    """Scores on the run's held-out rows."""
+    """Measure columns on the run's held-out rows."""
     columns = parse_all(names(args.variants), args.run)
     with at_work(run := services.runs.get(args.run)):
         result = last(services.engine().evaluate(args.run, columns, args.limit, Halt()))
@@ -237,7 +238,7 @@ def evaluate(services: Services, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def fidelity(services: Services, args: argparse.Namespace) -> dict[str, Any]:
-    """Every merge against the adapter model, on the run's held-out rows."""
+    """Compare every merge with the adapter model, on the run's held-out rows."""
     with at_work(run := services.runs.get(args.run)):
         result = last(services.engine().fidelity(args.run, args.limit, Halt()))
         save_result(run, "fidelity", result)
@@ -245,7 +246,7 @@ def fidelity(services: Services, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def doctor() -> dict[str, Any]:
-    """Check that this machine has what the app needs; exit 1 where something needed is missing."""
+    """Check that this machine has what the app needs; exit 1 if something needed is missing."""
     checks = list(examine())
     if any(check.name == "home" and check.ok for check in checks):
         checks += _model_checks(Settings.from_environment())
@@ -268,7 +269,7 @@ def _model_checks(settings: Settings) -> list[Check]:
 
 
 def start_server(services: Services, args: argparse.Namespace) -> None:
-    """Answer on host and port until interrupted."""
+    """Serve the app on host and port until interrupted."""
     serve(services, args.host, args.port)
 
 
@@ -279,11 +280,11 @@ def _parser() -> Parser:
     _add(commands, "fetch", fetch)
     training = add_config(_add(commands, "train", train))
     training.add_argument("--processes", type=positive, default=1, help="training processes (default 1)")
-    training.add_argument("--prepare", action="store_true", help="make the run's folder and start nothing")
+    training.add_argument("--prepare", action="store_true", help="create the run's folder without starting anything")
     add_config(_add(commands, "preflight", preflight))
     planning = add_config(_add(commands, "plan", plan))
     planning.add_argument(
-        "--gpu-memory", type=memory_size, metavar="24GB", help="of the card to plan for; default: this device"
+        "--gpu-memory", type=memory_size, metavar="24GB", help="memory of the GPU to plan for; default: this device"
     )
     listing = _add(commands, "runs", runs)
     listing.add_argument("action", choices=("list", "show", "stop", "resume", "delete"))
@@ -291,24 +292,24 @@ def _parser() -> Parser:
     _add_compare(_add(commands, "compare", compare))
     merging = _add(commands, "merge", merge)
     merging.add_argument("run")
-    merging.add_argument("--onto", choices=get_args(MergeBase), help="default: what the adapter was trained on")
-    merging.add_argument("--out", help="folder to make; default: in the run's folder")
+    merging.add_argument("--onto", choices=get_args(MergeBase), help=_ONTO_HELP)
+    merging.add_argument("--out", help="folder to create; default: inside the run's folder")
     exporting = _add(commands, "export", export)
     exporting.add_argument("run")
     exporting.add_argument("--what", choices=get_args(ExportKind), default="merged", help="default: merged")
-    exporting.add_argument("--onto", choices=get_args(MergeBase), help="default: what suits the export")
-    exporting.add_argument("--out", help="folder to make; default: in the run's folder")
-    exporting.add_argument("--push", metavar="REPO", help="hub repository to send it to; the token is HF_TOKEN's")
+    exporting.add_argument("--onto", choices=get_args(MergeBase), help=_ONTO_HELP)
+    exporting.add_argument("--out", help="folder to create; default: inside the run's folder")
+    exporting.add_argument("--push", metavar="REPO", help="hub repository to push to; the token is read from HF_TOKEN")
     reporting = _add(commands, "report", report)
     reporting.add_argument("run")
-    reporting.add_argument("--out", help="folder to write to; default: in the run's folder")
+    reporting.add_argument("--out", help="folder to write to; default: inside the run's folder")
     evaluation = _add(commands, "evaluate", evaluate)
     evaluation.add_argument("run")
     evaluation.add_argument("--variants", default=_DEFAULT_COLUMNS, help=_VARIANTS_HELP)
-    evaluation.add_argument("--limit", type=positive, help="rows of each split; default: all")
+    evaluation.add_argument("--limit", type=positive, help="at most this many rows of each split; default: all")
     faithful = _add(commands, "fidelity", fidelity)
     faithful.add_argument("run")
-    faithful.add_argument("--limit", type=positive, help=f"rows; default: {FIDELITY_ROWS}")
+    faithful.add_argument("--limit", type=positive, help=f"at most this many rows; default: {FIDELITY_ROWS}")
     measuring = _add(commands, "benchmark", benchmark)
     add_arguments(measuring)
     measuring.set_defaults(show=print_benchmark)
@@ -328,8 +329,8 @@ def _add(commands: Any, name: str, command: Callable[..., Any]) -> Parser:
 
 def _add_compare(parser: Parser) -> None:
     parser.add_argument("run")
-    parser.add_argument("--prompt", action="append", default=[], help="may be given several times")
-    parser.add_argument("--prompts", help="file of prompts: .txt (one a line), .csv, .jsonl")
+    parser.add_argument("--prompt", action="append", default=[], help="a prompt; may be given several times")
+    parser.add_argument("--prompts", help="file of prompts: .txt (one per line), .csv, .jsonl")
     parser.add_argument("--one-after-the-other", action="store_true", help="default: columns take turns")
     parser.add_argument("--system", help="system prompt; default: the one the run was trained with")
     parser.add_argument("--variants", default=_DEFAULT_COLUMNS, help=_VARIANTS_HELP)

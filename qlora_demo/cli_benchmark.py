@@ -17,21 +17,22 @@ from .errors import ConfigError, RequestError, WorkError
 from .gpu import device_info
 from .presets import COMPARED
 from .services import Services
+from .units import counted
 
 _KINDS: tuple[str, ...] = get_args(BenchmarkKind)
 _ACTIONS = (*_KINDS, "list", "show", "delete", "diff")
 
 _MEANING = (
     "training: LoRA against QLoRA; frontier: the longest row and the largest batch within --gpu-memory; rank: ranks "
-    "and targets; inference: latency by column, prompt and batch; the others: of results that are kept"
+    "and target layers; inference: latency by column, prompt and batch; the other actions are for stored results"
 )
 
 
 def add_arguments(parser: Parser) -> None:
     """What to measure and how; the training settings are those of `presets.COMPARED` where they are not given."""
     parser.add_argument("action", choices=_ACTIONS, help=_MEANING)
-    parser.add_argument("which", nargs="*", help="show, delete: an id from `benchmark list`; diff: two result files")
-    parser.add_argument("--full", action="store_true", help="the whole range instead of a quick look at it")
+    parser.add_argument("which", nargs="*", help="show and delete: an id from `benchmark list`; diff: two result files")
+    parser.add_argument("--full", action="store_true", help="measure the full range instead of a quick sample of it")
     parser.add_argument("--out", help="also write the result to this file")
     add_knobs(parser, BenchmarkConfig, leave_out=("kind",))
     add_config(parser, COMPARED)
@@ -71,7 +72,7 @@ def _side_by_side(older: dict[str, Any], newer: dict[str, Any]) -> dict[str, Any
     return {
         "first": f"{settings(older)}; {machine(older)}",
         "second": f"{settings(newer)}; {machine(newer)}",
-        "differing": contrast(older, newer) if found.rows else "They share no case.",
+        "differing": contrast(older, newer) if found.rows else "The two results share no case.",
         "figures": [dict(zip(found.head, row, strict=True)) for row in found.rows],
     }
 
@@ -99,6 +100,8 @@ def _write_out(out: Path, result: dict[str, Any]) -> None:
 
 def _given(args: argparse.Namespace, count: int) -> list[str]:
     if len(args.which) != count:
-        raise RequestError(f"benchmark {args.action}: takes {count} name, {len(args.which)} were given; see --help")
+        raise RequestError(
+            f"benchmark {args.action}: takes {counted(count, 'name')}, {len(args.which)} were given; see --help"
+        )
     found: list[str] = args.which
     return found

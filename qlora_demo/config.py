@@ -58,7 +58,7 @@ class TrainConfig(Knobs):
         "",
         "Data",
         "Configuration",
-        "Of a hub data set that has several; empty: its default",
+        "For a hub data set that has several; empty: its default",
         min_length=0,
         max_length=200,
         pattern=_HUB_NAME,
@@ -67,7 +67,7 @@ class TrainConfig(Knobs):
         "",
         "Data",
         "Split",
-        "Of a hub data set; empty: train, or the first one",
+        "For a hub data set; empty: train, or the first one",
         min_length=0,
         max_length=200,
         pattern=_HUB_NAME,
@@ -76,7 +76,7 @@ class TrainConfig(Knobs):
         "",
         "Data",
         "Columns",
-        "Corrects what was detected: prompt=question, completion=answer, or text=...; empty: as detected",
+        "Overrides the detected columns: prompt=question, completion=answer, or text=...; empty: as detected",
         min_length=0,
         max_length=400,
     )
@@ -84,7 +84,7 @@ class TrainConfig(Knobs):
         512,
         "Data",
         "Longest row (tokens)",
-        "Tokens kept of one row; what is longer is cut at the end",
+        "Tokens kept per row; longer rows are truncated at the end",
         ge=16,
         le=MOST_TOKENS,
     )
@@ -92,19 +92,24 @@ class TrainConfig(Knobs):
         32,
         "Data",
         "Held-out rows",
-        "At most so many rows, and a tenth of your data at most, are kept out of training to measure on",
+        "Rows kept out of training for measuring: at most this many, and at most a tenth of your data",
         ge=1,
         le=10_000,
     )
-    method: Method = _knob("qlora", "Method", "Method", "The frozen base: qlora 4 bit, lora 16 bit, lora-8bit 8 bit")
+    method: Method = _knob(
+        "qlora", "Method", "Method", "How the frozen base is stored: qlora 4-bit, lora 16-bit, lora-8bit 8-bit"
+    )
     bnb_4bit_quant_type: QuantType = _knob(
         "nf4",
         "Method",
         "4-bit type",
-        "Of a qlora base: NF4's levels suit normally distributed weights, FP4's are floats",
+        "For a qlora base: NF4's levels suit normally distributed weights, FP4's are floating-point values",
     )
     bnb_4bit_use_double_quant: bool = _knob(
-        True, "Method", "Double quantization", "Quantize the constants of a qlora base too: 0.37 bits less per weight"
+        True,
+        "Method",
+        "Double quantization",
+        "Quantize the quantization constants of a qlora base too: saves 0.37 bits per weight",
     )
     r: int = _knob(16, "Method", "Rank r", "Rank of the update matrices A and B", ge=1, le=256)
     lora_alpha: int = _knob(32, "Method", "LoRA alpha", "The update is scaled by alpha / r", ge=1, le=1024)
@@ -113,24 +118,26 @@ class TrainConfig(Knobs):
         "all-linear",
         "Method",
         "Target modules",
-        "Which layers get an adapter: all-linear, attention (q, k, v, o), mlp (gate, up, down), or names with commas",
+        "Layers that get an adapter: all-linear, attention (q, k, v, o), mlp (gate, up, down), or module names "
+        "separated by commas",
         min_length=1,
         max_length=1000,
     )
     use_rslora: bool = _knob(False, "Method", "rsLoRA", "Scale by alpha / sqrt(r), which keeps high ranks effective")
-    use_dora: bool = _knob(False, "Method", "DoRA", "Learn the weights' magnitude apart from their direction; slower")
+    use_dora: bool = _knob(False, "Method", "DoRA", "Learn the weights' magnitude and direction separately; slower")
     init_lora_weights: Initialisation = _knob(
         "default",
         "Method",
         "Initialisation",
-        "Of A and B: default starts at no change; eva from the data's activations; pissa and olora from 16-bit weights",
+        "Of A and B: default starts with an update of zero; eva uses activations on the data; pissa and olora use the "
+        "16-bit weights",
     )
     loss_on: LossOn = _knob(
         "completion",
         "Method",
         "Loss on",
-        "completion: each answer is a row of its own, with the turns before it as prompt; assistant: a conversation is "
-        "one row, with loss on all its answers, where the template marks them; all: on every token",
+        "completion: each answer is a row of its own, with the turns before it as the prompt; assistant: each "
+        "conversation is one row, with the loss on all its answers, if the chat template marks them; all: every token",
     )
     learning_rate: float = _knob(
         2e-3,
@@ -148,13 +155,13 @@ class TrainConfig(Knobs):
     )
     per_device_train_batch_size: int = _knob(4, "Schedule", "Batch size", "Rows in one forward pass", ge=1, le=4096)
     gradient_accumulation_steps: int = _knob(
-        1, "Schedule", "Accumulation", "Forward passes for one optimizer step", ge=1, le=4096
+        1, "Schedule", "Accumulation", "Forward passes per optimizer step", ge=1, le=4096
     )
     seed: int = _knob(
         0,
         "Schedule",
         "Seed",
-        "Of the row order, of the adapter's first values, and of which rows are held out",
+        "Determines the row order, the adapter's initial values, and which rows are held out",
         ge=0,
         le=2**31,
     )
@@ -166,17 +173,19 @@ class TrainConfig(Knobs):
         0.05,
         "Advanced",
         "Warm-up",
-        "Steps of rising learning rate; below 1 it is a share of all steps",
+        "Steps over which the learning rate rises; below 1: a fraction of all steps",
         ge=0,
         le=100_000,
     )
     weight_decay: float = _knob(0.0, "Advanced", "Weight decay", "AdamW's weight decay", ge=0, le=1)
-    max_grad_norm: float = _knob(1.0, "Advanced", "Gradient clipping", "Largest norm of the gradient", gt=0, le=1000)
+    max_grad_norm: float = _knob(
+        1.0, "Advanced", "Gradient clipping", "The gradient is clipped to this norm", gt=0, le=1000
+    )
     eval_steps: int = _knob(
         55,
         "Advanced",
         "Steps between held-out losses",
-        "The held-out loss is also measured at the last step of all",
+        "The held-out loss is also measured after the last step",
         ge=1,
         le=100_000,
     )
@@ -199,12 +208,12 @@ class TrainConfig(Knobs):
         0,
         "Advanced",
         "Early stopping",
-        "Stop after so many held-out losses without a better one; 0: never",
+        "Stop after this many evaluations without improvement; 0: never",
         ge=0,
         le=1000,
     )
     stop_on_divergence: bool = _knob(
-        True, "Advanced", "Stop when it diverges", "End when the loss is not a number or far above where it began"
+        True, "Advanced", "Stop when it diverges", "Stop when the loss is NaN, infinite, or far above its initial value"
     )
     score_rows: int = _knob(
         0,
@@ -218,7 +227,7 @@ class TrainConfig(Knobs):
         50,
         "Advanced",
         "Steps between checkpoints",
-        "A run continues from the last one; 0: none by steps",
+        "A resumed run continues from the last one; 0: none by steps",
         ge=0,
         le=100_000,
     )
@@ -226,13 +235,18 @@ class TrainConfig(Knobs):
         10.0, "Advanced", "Minutes between checkpoints", "Whichever comes first; 0: none by time", ge=0, le=10_000
     )
     parallel: Parallel = _knob(
-        "ddp", "Advanced", "Several processes", "ddp: each holds the model; fsdp: it is sharded over them (GPUs only)"
+        "ddp",
+        "Advanced",
+        "Several processes",
+        "ddp: each holds the whole model; fsdp: the model is sharded across them (GPUs only)",
     )
-    report_to: ReportTo = _knob("none", "Advanced", "Report to", "A tracker that is installed beside this app")
+    report_to: ReportTo = _knob(
+        "none", "Advanced", "Report to", "An experiment tracker that is installed in the app's environment"
+    )
 
     def model_post_init(self, context: Any, /) -> None:
         if self.max_steps == 0:
-            raise ConfigError("max_steps", "0 trains nothing; give -1 (use num_train_epochs) or 1 and more")
+            raise ConfigError("max_steps", "0 trains nothing; give -1 (use num_train_epochs), or 1 or more")
         column_mapping(self.columns)
         target_names(self.target_modules)
         if self.init_lora_weights in ("pissa", "olora") and self.method != "lora":
@@ -245,7 +259,7 @@ class TrainConfig(Knobs):
             self._refuse_unsharded()
         if self.init_lora_weights != "default" and self.use_dora:
             raise ConfigError(
-                "use_dora", f"is not made for initialisation {self.init_lora_weights}; choose one of the two"
+                "use_dora", f"cannot be combined with init_lora_weights {self.init_lora_weights}; choose one of the two"
             )
 
     def _refuse_unsharded(self) -> None:
@@ -267,12 +281,23 @@ class TrainConfig(Knobs):
 class GenerationSettings(Knobs):
     """How an answer is drawn."""
 
-    max_new_tokens: int = _knob(128, "Sampling", "Longest answer (tokens)", "The answer is cut here", ge=1, le=8192)
+    max_new_tokens: int = _knob(
+        128, "Sampling", "Longest answer (tokens)", "Longer answers are cut off here", ge=1, le=8192
+    )
     temperature: float = _knob(
         0.0, "Sampling", "Temperature", "0 always takes the most likely token (greedy)", ge=0, le=5
     )
-    top_p: float = _knob(1.0, "Sampling", "Top p", "Draw from the likeliest tokens that sum to this", gt=0, le=1)
-    seed: int = _knob(0, "Sampling", "Seed", "Each column draws from a generator with this seed", ge=0, le=2**31)
+    top_p: float = _knob(
+        1.0, "Sampling", "Top p", "Sample from the most likely tokens whose probabilities add up to this", gt=0, le=1
+    )
+    seed: int = _knob(
+        0,
+        "Sampling",
+        "Seed",
+        "Each column samples with a random generator of its own, seeded with this",
+        ge=0,
+        le=2**31,
+    )
 
 
 def column_mapping(text: str) -> dict[str, str]:
@@ -295,6 +320,7 @@ def target_names(text: str) -> tuple[str, ...] | None:
     names = tuple(name.strip() for name in text.split(","))
     if not all(_MODULE_NAME.fullmatch(name) for name in names):
         raise ConfigError(
-            "target_modules", f"{text!r} is not allowed; give all-linear, attention, mlp, or layers' names with commas"
+            "target_modules",
+            f"{text!r} is not allowed; give all-linear, attention, mlp, or module names separated by commas",
         )
     return names

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import json
 import os
 import secrets
 import shutil
@@ -14,11 +15,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import psutil
 
-from .errors import ConfigError, RunError, WorkError
+from .errors import ConfigError, RunError, WorkError, one_line
 from .units import memory
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -73,6 +74,15 @@ def read_file(path: Path, start: int = 0, last: int = 0) -> bytes:
         return file.read()
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; empty where there is none that can be read."""
+    try:
+        found = json.loads(read_file(path))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Around what writes `path`: raises `WorkError` with the remedy where the disk refuses."""
@@ -92,7 +102,8 @@ def copy_whole(source: Path, target: Path) -> None:
             shutil.copyfile(source, draft)
             draft.rename(target)
     finally:
-        draft.unlink(missing_ok=True)
+        with suppress(OSError):
+            draft.unlink()
 
 
 def is_full(exc: BaseException, folder: Path | None = None) -> bool:
@@ -103,7 +114,12 @@ def is_full(exc: BaseException, folder: Path | None = None) -> bool:
     """
     told = getattr(exc, "errno", None) in _FULL or any(f"(os error {code})" in str(exc) for code in _FULL)
     told = told or (exc.__cause__ is not None and is_full(exc.__cause__))
-    return told or (folder is not None and shutil.disk_usage(folder).free < _LEAST_FREE)
+    return told or (folder is not None and out_of_room(folder))
+
+
+def out_of_room(folder: Path) -> bool:
+    """Whether the disk that a folder is on has next to nothing left."""
+    return shutil.disk_usage(folder).free < _LEAST_FREE
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -119,7 +135,8 @@ def write_bytes_atomically(path: Path, content: bytes) -> None:
             _write_through(draft, content)
             draft.replace(path)
     finally:
-        draft.unlink(missing_ok=True)
+        with suppress(OSError):
+            draft.unlink()
 
 
 def _write_through(path: Path, content: bytes) -> None:
@@ -253,8 +270,9 @@ def _raise_on(out: Path, exc: Exception) -> NoReturn:
             f"{out}: the disk is full and nothing was kept; remove files there or name a folder on another disk"
         ) from exc
     if isinstance(exc, OSError):
-        reason = " ".join(str(exc).split())
-        raise WorkError(f"{out}: not written, nothing was kept ({reason}); make it writable or name another") from exc
+        raise WorkError(
+            f"{out}: not written, nothing was kept ({one_line(exc, 300)}); make it writable or name another"
+        ) from exc
     raise exc
 
 

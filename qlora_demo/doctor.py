@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import ConfigError
+from .errors import ConfigError, one_line
 from .settings import Settings
 from .status import hub_answers
 from .units import GIB, memory
@@ -84,7 +84,7 @@ def home(folder: Path) -> Check:
                 votes.execute("create table kept (vote)")
     except (OSError, sqlite3.Error) as exc:
         remedy = "set QLORA_DEMO_HOME to a folder on a local disk"
-        return Check("home", False, f"{folder} cannot hold runs and votes ({' '.join(str(exc).split())})", remedy)
+        return Check("home", False, f"{folder} cannot hold runs and votes ({one_line(exc, 300)})", remedy)
     return Check("home", True, str(folder))
 
 
@@ -100,4 +100,4 @@ def attempt(name: str, remedy: str, look: Callable[[], str]) -> Check:
     try:
         return Check(name, True, look())
     except Exception as exc:  # noqa: BLE001 - whatever keeps it from working is what is asked for
-        return Check(name, False, f"{type(exc).__name__}: {' '.join(str(exc).split())[:300]}", remedy)
+        return Check(name, False, f"{type(exc).__name__}: {one_line(exc, 300)}", remedy)

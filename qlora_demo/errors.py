@@ -22,6 +22,11 @@ Each message is one line that names the field or file, the value, and the remedy
 from __future__ import annotations
 
 
+def one_line(said: object, most: int = 200) -> str:
+    """What a library's error says, as part of a message of ours: its words in a line, at most so long."""
+    return " ".join(str(said).split())[:most]
+
+
 class DemoError(Exception):
     """Base of every error a person is meant to read."""
 

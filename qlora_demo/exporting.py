@@ -58,5 +58,5 @@ def push(hub: Hub, folder: Path, repo: str, token: str) -> Iterator[Step]:
     if not folder.is_dir():
         raise RunError(f"{folder.name} of this run is not exported yet; export it first")
     yield Step(Progress(f"sending {folder.name} to {repo}", 0.1))
-    address = hub.push(folder, repo, private=True, token=token, report=lambda _: None)
+    address = hub.push(folder, repo, token=token)
     yield Step(Progress(f"sent to {address}", 1.0), {"address": address, "repo": repo})

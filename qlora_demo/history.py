@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from .config import TrainConfig
-from .disk import read_file, write_atomically
+from .disk import read_object, write_atomically
 from .errors import ConfigError
 from .jobs import read_result
 from .records import TrainMetrics
@@ -33,10 +33,10 @@ class RunNote:
 
 def read_note(run: Run) -> RunNote:
     """A run's note; empty where there is none that can be read."""
+    found = read_object(run.path / "note.json")
     try:
-        found = json.loads(read_file(run.path / "note.json"))
         return RunNote(_plain(str(found["text"])), tuple(_plain(str(tag)) for tag in found["tags"]))
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (KeyError, TypeError):
         return RunNote()
 
 

@@ -19,10 +19,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineMod
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
-from .disk import folder_bytes
-from .errors import ConfigError, DemoError, WorkError
-from .records import Progress, Report
-from .units import memory
+from .errors import ConfigError, DemoError, WorkError, one_line
 
 T = TypeVar("T")
 
@@ -42,8 +39,8 @@ _LONGEST = 300
 class Hub(Protocol):
     """Where finished folders go."""
 
-    def push(self, folder: Path, repo_id: str, *, private: bool, token: str, report: Report) -> str:
-        """Upload every file of `folder`, making the repository where there is none; the commit's address.
+    def push(self, folder: Path, repo_id: str, *, token: str) -> str:
+        """Upload every file of `folder` to a private repository, making it where there is none; the commit's address.
 
         Raises `ConfigError` where an argument is wrong, and `WorkError` where the push failed.
         """
@@ -65,10 +62,10 @@ class HuggingFaceHub:
     def __init__(self, endpoint: str | None = None) -> None:
         self.endpoint = endpoint or constants.ENDPOINT
 
-    def push(self, folder: Path, repo_id: str, *, private: bool, token: str, report: Report) -> str:
+    def push(self, folder: Path, repo_id: str, *, token: str) -> str:
         """See `Hub.push`.  A repository that exists keeps its visibility, so nothing private goes to a public one."""
         _check_folder(folder)
-        return self._ask(repo_id, token, lambda api: _push(api, folder, repo_id, private, report))
+        return self._ask(repo_id, token, lambda api: _push(api, folder, repo_id))
 
     def sync(self, files: Mapping[str, Path], repo_id: str, *, token: str) -> int:
         """See `Hub.sync`."""
@@ -102,7 +99,7 @@ def is_repo_id(text: str) -> bool:
 def _check_repo_id(repo_id: str) -> None:
     if not is_repo_id(repo_id):
         remedy = "write name or owner/name with letters, digits, single - and ., and _ (at most 96 characters each)"
-        raise ConfigError("repo_id", f"{repo_id!r} is no repository's name; {remedy}")
+        raise ConfigError("repo_id", f"{repo_id!r} is not a repository name; {remedy}")
 
 
 def require_token(field: str, token: str) -> None:
@@ -124,14 +121,10 @@ def _check_folder(folder: Path) -> None:
             raise ConfigError("folder", f"{entry} is not published, only files of {allowed} are; remove it")
 
 
-def _push(api: HfApi, folder: Path, repo_id: str, private: bool, report: Report) -> str:
-    report(Progress(f"opening the repository {repo_id}"))
-    repo = _open(api, repo_id, private)
-    report(Progress(f"uploading {memory(folder_bytes(folder))} to {repo}"))
+def _push(api: HfApi, folder: Path, repo_id: str) -> str:
+    repo = _open(api, repo_id)
     former = [glob.escape(name) for name in _former_model(api, repo)]
-    address = api.upload_folder(repo_id=repo, folder_path=folder, delete_patterns=former).commit_url
-    report(Progress(f"uploaded to {repo}", 1.0))
-    return address
+    return api.upload_folder(repo_id=repo, folder_path=folder, delete_patterns=former).commit_url
 
 
 def _former_model(api: HfApi, repo: str) -> list[str]:
@@ -140,15 +133,15 @@ def _former_model(api: HfApi, repo: str) -> list[str]:
     return [name for name in names if any(fnmatch(name, pattern) for pattern in _MODEL)]
 
 
-def _open(api: HfApi, repo_id: str, private: bool) -> str:
-    repo = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-    if private and not api.repo_info(repo).private:
-        raise ConfigError("private", f"{repo} exists already and is public; make it private on the hub or name another")
+def _open(api: HfApi, repo_id: str) -> str:
+    repo = api.create_repo(repo_id, private=True, exist_ok=True).repo_id
+    if not api.repo_info(repo).private:
+        raise ConfigError("repo_id", f"{repo} exists already and is public; make it private on the hub or name another")
     return repo
 
 
 def _sync(api: HfApi, files: Mapping[str, Path], repo_id: str) -> int:
-    repo = _open(api, repo_id, private=True)
+    repo = _open(api, repo_id)
     tree = [entry for entry in api.list_repo_tree(repo, recursive=True) if isinstance(entry, RepoFile)]
     there = {entry.path: entry.lfs.sha256 if entry.lfs else entry.blob_id for entry in tree}
     missing = {name: path for name, path in files.items() if there.get(name) not in _hashes(path)}
@@ -192,7 +185,7 @@ def _refusal(status: int, said: str) -> str:
         return f"the token may not write there ({said}); use one with write access to it"
     if status >= 500:
         return f"the hub failed ({said}); push again in a while"
-    return f"the hub refused ({said}); mend that and push again"
+    return f"the hub refused ({said}); fix that and push again"
 
 
 def _root(exc: BaseException) -> BaseException:
@@ -203,4 +196,4 @@ def _root(exc: BaseException) -> BaseException:
 
 
 def _line(text: object, token: str) -> str:
-    return " ".join(str(text).replace(token, "(token)").split())[:_LONGEST]
+    return one_line(str(text).replace(token, "(token)"), _LONGEST)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from . import logs
-from .disk import read_file, write_atomically, writing
+from .disk import read_object, write_atomically, writing
 from .errors import DemoError, DeviceBusy, RunError
 from .halt import Halt
 from .locks import HeldLock
@@ -149,8 +149,4 @@ def told_result(runs: RunStore, run: Run, kind: str) -> dict[str, Any] | None:
 
 def read_result(run: Run, kind: str) -> dict[str, Any] | None:
     """A run's result of one kind; None where there is none that can be read."""
-    try:
-        found = json.loads(read_file(run.path / "results" / f"{kind}.json"))
-    except (OSError, ValueError, RecursionError):
-        return None
-    return found if isinstance(found, dict) else None
+    return read_object(run.path / "results" / f"{kind}.json") or None

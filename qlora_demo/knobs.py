@@ -10,9 +10,13 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
-from .errors import ConfigError
+from .errors import ConfigError, one_line
 
-_OLDER_NAMES = {"max_seq_length": "max_length", "lora_r": "r", "torch_dtype": "(chosen by the device)"}
+_FORMER = {
+    "max_seq_length": "it is called max_length now",
+    "lora_r": "it is called r now",
+    "torch_dtype": "the device decides it now, so leave it out",
+}
 
 
 def declare(default: Any, group: str, label: str, meaning: str, **limits: Any) -> Any:
@@ -98,9 +102,9 @@ def _schema(config: type[Knobs]) -> dict[str, Any]:
 
 def _translate(config: type[Knobs], exc: ValidationError) -> ConfigError:
     first = exc.errors()[0]
-    name = " ".join(str(first["loc"][0]).split())[:80] if first["loc"] else "config"
+    name = one_line(first["loc"][0], 80) if first["loc"] else "config"
     if first["type"] == "extra_forbidden":
-        newer = f"; it is called {_OLDER_NAMES[name]} now" if name in _OLDER_NAMES else ""
+        newer = f"; {_FORMER[name]}" if name in _FORMER else ""
         return ConfigError(name, f"unknown field{newer}; known are {', '.join(field_names(config))}")
     if name not in config.model_fields:
         return ConfigError(name, f"cannot be read ({first['msg']}); known are {', '.join(field_names(config))}")

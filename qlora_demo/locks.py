@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Any, Self
 
+from .disk import read_object
 from .errors import RunError, WorkError
 
 _NO_LOCK = (errno.ENOENT, errno.EISDIR, errno.ELOOP)
@@ -97,8 +98,4 @@ def is_held(path: Path, *, shared: bool = False) -> bool:
 
 def read_note(path: Path) -> dict[str, Any]:
     """What the last holder wrote about itself; empty where there is nothing readable."""
-    try:
-        note = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return note if isinstance(note, dict) else {}
+    return read_object(path)

@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from . import tables
 from .catalog import BUNDLED_DATASETS, BUNDLED_MODELS
 from .hub import is_repo_id
+from .tables import Table, markdown
 from .units import memory
 
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
@@ -31,33 +33,17 @@ quantized = BitsAndBytesConfig(
 )
 """
 _PYTHON_8_BIT = "quantized = BitsAndBytesConfig(load_in_8bit=True)\n"
-_SCORES = {
-    "rows": ("Rows", "d"),
-    "loss": ("Loss", ".4f"),
-    "perplexity": ("Perplexity", ".4g"),
-    "token_accuracy": ("Token accuracy", ".1%"),
-    "exact_match": ("Exact match", ".1%"),
-    "valid_json": ("Valid JSON", ".1%"),
-    "rouge_l": ("ROUGE-L", ".3f"),
-}
-_CLOSENESS = {
-    "rows": ("Rows", "d"),
-    "tokens": ("Tokens", "d"),
-    "kl_mean": ("Mean KL", ".2g"),
-    "kl_worst": ("Worst KL", ".2g"),
-    "top1_agreement": ("Same first choice", ".1%"),
-    "identical_answers": ("Identical answers", ".1%"),
-    "exact_match": ("Exact match", ".1%"),
-}
 _MEASURED = (
     "Loss (nats), perplexity and token accuracy are over the tokens of the reference answers, the one that stops each "
     "among them, each given the ones before it; exact match, valid JSON and ROUGE-L are of greedy answers."
 )
 _COMPARED = (
     "Each merge against the base with the adapter on it, on whole held-out rows, prompt and reference answer: KL "
-    "divergence of the next-token distributions in nats, over all tokens; how often both prefer the same token; "
-    "and, where given, how many greedy answers are the same and match the reference."
+    "divergence of the next-token distributions, over all tokens and over the reference answers' only; how often both "
+    "prefer the same token; and, where given, how the answers' loss and the greedy answers compare."
 )
+_UNNAMED = ("", "")
+"""The head of a table of names and values."""
 _GENERATE = """\
 tokenizer = AutoTokenizer.from_pretrained(folder)
 messages = [{"role": "user", "content": "Hello!"}]
@@ -65,8 +51,6 @@ inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, ret
 output = model.generate(**inputs.to(model.device), max_new_tokens=128)
 print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
 """
-
-Columns = Mapping[str, tuple[str, str]]
 
 
 @dataclass(frozen=True)
@@ -214,11 +198,12 @@ def _is_on_hub(name: str) -> bool:
 def _loading(facts: CardFacts) -> list[str]:
     bundled = facts.model in BUNDLED_MODELS
     lines = loading_lines(facts, "FOLDER", "BASE" if bundled else facts.model)
-    where = "Put this folder's path, or the name of the hub repository that holds it, for FOLDER."
+    where = "Replace FOLDER with this folder's path, or with the name of the hub repository that holds it."
     if facts.precision == "adapter":
         if bundled:
             where += (
-                f" {_code(facts.model)} is on no hub: put the folder that `python -m qlora_demo fetch` names for BASE."
+                f" {_code(facts.model)} is not on a hub: replace BASE with the folder that "
+                "`python -m qlora_demo fetch` names."
             )
         where += f" Ask vLLM for the model {_code(facts.run)}; under the base's name it answers without the adapter."
     return ["## Loading", where, _fenced("bash", lines["vllm"]), _fenced("python", lines["transformers"])]
@@ -235,11 +220,10 @@ def _training(facts: CardFacts) -> list[str]:
         "Trained parameters": _parameters(summary),
         "Seconds from start to end, loading included": _figure(summary, "runtime_seconds", ",.0f"),
     }
-    measured = [f"| {name} | {value} |" for name, value in rows.items() if value]
-    chosen = [f"| {_cell(name)} | {_cell(str(value))} |" for name, value in settings.items()]
-    head = ["| | |", "| --- | --- |"]
-    figures = ["## Training", "\n".join(head + measured)] if measured else ["## Training"]
-    return [*figures, "Settings:", "\n".join(head + chosen)]
+    measured = tuple((name, value) for name, value in rows.items() if value)
+    chosen = tuple((_cell(name), _cell(str(value))) for name, value in settings.items())
+    figures = [markdown(Table(_UNNAMED, measured))] if measured else []
+    return ["## Training", *figures, "Settings:", markdown(Table(_UNNAMED, chosen))]
 
 
 def _heldout_name(config: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
@@ -264,37 +248,25 @@ def _parameters(summary: Mapping[str, Any]) -> str:
 
 
 def _evaluation(evaluation: Mapping[str, Any] | None) -> list[str]:
-    splits = (evaluation or {}).get("splits", {})
-    if not splits:
+    found = tables.evaluation(evaluation)
+    if not found.rows:
         return []
-    tables = [
-        part for split, variants in splits.items() for part in (f"Split {_code(split)}:", _table(variants, _SCORES))
-    ]
-    return ["## Evaluation", _MEASURED, *tables]
+    named = ((_cell(split), _cell(column), *figures) for split, column, *figures in found.rows)
+    return ["## Evaluation", _MEASURED, markdown(Table(found.head, tuple(named)))]
 
 
 def _fidelity(fidelity: Mapping[str, Any] | None) -> list[str]:
-    merges = (fidelity or {}).get("merges", {})
-    if not merges:
+    found = tables.fidelity(fidelity)
+    if not found.rows:
         return []
     sentence = [fidelity["sentence"]] if fidelity and fidelity.get("sentence") else []
-    return ["## How close a merge is to what was trained", _COMPARED, *sentence, _table(merges, _CLOSENESS)]
+    named = Table((found.head[0], *map(_cell, found.head[1:])), found.rows)
+    return ["## How close a merge is to what was trained", _COMPARED, *sentence, markdown(named)]
 
 
 def _versions(versions: Mapping[str, str]) -> list[str]:
     lines = [f"- {_code(name)}: {_code(value)}" for name, value in versions.items()]
     return ["## Made with", "\n".join(lines)] if lines else []
-
-
-def _table(rows: Mapping[str, Mapping[str, Any]], columns: Columns) -> str:
-    """One row each, and of the columns those that any of them has a figure for."""
-    used = {key: column for key, column in columns.items() if any(row.get(key) is not None for row in rows.values())}
-    lines = [
-        ["", *(title for title, _ in used.values())],
-        ["---"] * (1 + len(used)),
-        *([_cell(name), *(_figure(row, key, spec) for key, (_, spec) in used.items())] for name, row in rows.items()),
-    ]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _figure(values: Mapping[str, Any], key: str, spec: str) -> str:

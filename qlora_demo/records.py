@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -121,6 +120,11 @@ class GenerationChunk:
     """How the passes after the first are done: eagerly and why, or by a captured step."""
 
 
+def percentile_95(values: Sequence[float]) -> float:
+    """The value that 95% of them are at most, by nearest rank: one of them, and the largest of fewer than 20."""
+    return sorted(values)[-(-95 * len(values) // 100) - 1]
+
+
 @dataclass(frozen=True)
 class AnswerTiming:
     """An answer's own passes, summed; other columns' turns are not in it.
@@ -151,8 +155,8 @@ class AnswerTiming:
 
     @property
     def tpot_p95_seconds(self) -> float | None:
-        """The time that 95% of the output tokens after the first took at most (nearest rank)."""
-        return sorted(self.passes)[math.ceil(0.95 * len(self.passes)) - 1] if self.passes else None
+        """The time that 95% of the output tokens after the first took at most; None where there is none."""
+        return percentile_95(self.passes) if self.passes else None
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,10 @@ from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
 from . import plots, tables
-from .disk import require_free, write_bytes_atomically
-from .errors import WorkError
+from .disk import require_free, write_bytes_atomically, writing
 from .history import RunNote
 from .records import Choice, TrainMetrics
-from .units import duration, memory
+from .units import counted, duration, memory
 from .verdicts import standings
 from .votes import Comparison, Tally
 
@@ -34,9 +33,9 @@ _SUMMARY = {
     "eval_step": "held-out loss measured at step",
     "tokens_per_second": "tokens/s in the steps, without padding",
     "peak_memory_bytes": "peak memory",
-    "runtime_seconds": "from start to end, loading included",
+    "runtime_seconds": "time from start to end, loading included",
     "trainable_parameters": "trained parameters",
-    "all_parameters": "of all parameters",
+    "all_parameters": "all parameters",
 }
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """Where a spreadsheet would take a cell for a formula."""
@@ -75,13 +74,11 @@ def save(report: Report, folder: Path) -> dict[str, Path]:
     """
     contents = {"html": to_html(report).encode(), "json": to_json(report).encode(), "csv": to_csv(report)}
     require_free(folder, _NEED_BYTES, "a report")
-    try:
+    with writing(folder):
         folder.mkdir(exist_ok=True)
-        paths = _places(folder, report.run)
-        for kind, content in contents.items():
-            write_bytes_atomically(paths[kind], content)
-    except OSError as exc:
-        raise WorkError(f"{folder}: the report cannot be written ({exc.strerror}); free disk space there") from exc
+    paths = _places(folder, report.run)
+    for kind, content in contents.items():
+        write_bytes_atomically(paths[kind], content)
     return paths
 
 
@@ -128,7 +125,8 @@ def _places(folder: Path, run: str) -> dict[str, Path]:
 
 def _template() -> Any:
     environment = Environment(loader=PackageLoader(__package__), autoescape=True)
-    environment.filters |= {"duration": duration, "memory": memory, "date": _date, "remarks": tables.remarks}
+    environment.filters |= {"duration": duration, "memory": memory, "counted": counted}
+    environment.filters |= {"date": _date, "remarks": tables.remarks}
     return environment.get_template("report.html")
 
 

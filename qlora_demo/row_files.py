@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TextIO
 
-from .errors import DataError
+from .errors import DataError, one_line
 from .row_formats import Row, detect, is_row
 
 _LONGEST_ROW = 1 << 22
@@ -194,8 +194,7 @@ def _parquet(path: Path) -> Iterator[FoundRow]:
                     raise DataError(f"dataset: {path}, row {number}: {_TOO_LONG}")
                 yield FoundRow(f"{path}, row {number}", row)
     except (pyarrow.ArrowException, ValueError) as exc:
-        cause = " ".join(str(exc).split())
-        raise DataError(f"dataset: {path} cannot be read ({cause[:200]}); correct the file") from exc
+        raise DataError(f"dataset: {path} cannot be read ({one_line(exc)}); correct the file") from exc
 
 
 def _parquet_rows(metadata: Any) -> int:

@@ -25,8 +25,8 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from .config import TrainConfig
-from .disk import is_full, new_folder, read_file, remove_folder, write_atomically, writing
-from .errors import ConfigError, RunError
+from .disk import new_folder, out_of_room, read_file, read_object, remove_folder, write_atomically, writing
+from .errors import ConfigError, RunError, one_line
 from .locks import is_held
 from .logs import without_tokens
 from .records import BEFORE, Message, RunState, Status, TrainMetrics
@@ -146,7 +146,9 @@ class RunStore:
             config = TrainConfig.from_file(path / "config.json")
             return Run(name, path, config, _settled(path, read_state(path)))
         except (ConfigError, OSError, ValueError) as exc:
-            raise RunError(f"run {name}: cannot be read ({_line(exc)}); delete it or restore its files") from exc
+            raise RunError(
+                f"run {name}: cannot be read ({one_line(exc, 300)}); delete it or restore its files"
+            ) from exc
 
     def path(self, name: str) -> Path:
         """The directory of a run that exists; names are checked, so none leads elsewhere."""
@@ -194,11 +196,7 @@ class RunStore:
 
     def versions(self, name: str) -> dict[str, str]:
         """Python, libraries and device a run ran on; empty before it began."""
-        try:
-            found = json.loads(read_file(self.path(name) / "versions.json"))
-        except (OSError, ValueError, RecursionError):
-            return {}
-        return {str(key): str(value) for key, value in found.items()} if isinstance(found, dict) else {}
+        return {key: str(value) for key, value in read_object(self.path(name) / "versions.json").items()}
 
     def adapter_since(self, run: str) -> Callable[[str], float]:
         """Of a column's name: `Run.adapter_since` of the run whose adapter it has, which may be another; else 0."""
@@ -217,7 +215,9 @@ class RunStore:
         try:
             return {split.stem: _conversations(split) for split in splits}
         except (OSError, ValueError, RecursionError) as exc:
-            raise RunError(f"run {name}: heldout cannot be read ({_line(exc)}); restore it or train again") from exc
+            raise RunError(
+                f"run {name}: heldout cannot be read ({one_line(exc, 300)}); restore it or train again"
+            ) from exc
 
     def request_stop(self, name: str) -> None:
         """Ask the training process to stop after the step it is in and save its adapter."""
@@ -318,10 +318,6 @@ def _written_at(path: Path) -> int:
         return 0
 
 
-def _line(exc: Exception) -> str:
-    return " ".join(str(exc).split())[:300]
-
-
 def _settled(path: Path, state: RunState) -> RunState:
     if state.ended or state.status in BEFORE or is_held(path / "lock"):
         return state
@@ -329,8 +325,8 @@ def _settled(path: Path, state: RunState) -> RunState:
     if state.ended:
         return state
     tail = "; ".join(filter(None, map(str.strip, _log_tail(path, 3).splitlines())))
-    full = "; its disk is full, remove files there" if is_full(OSError(), path) else ""
-    error = f"the training process died without a word{full}{LOG_ENDS}{tail}"
+    full = "; its disk is full, remove files there" if out_of_room(path) else ""
+    error = f"the training process ended without reporting an error{full}{LOG_ENDS}{tail}"
     seen = max(_written_at(path / name) for name in ("state.json", "metrics.jsonl", "train.log"))
     return replace(state, status="failed", error=error, ended_at=seen / 1e9)
 

@@ -15,13 +15,14 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from .catalog import BUNDLED_MODELS, SHAPES, bundled_path, is_fetched, is_shape, shape_named
 from .columns import is_bundled
-from .errors import AdapterError, ModelError, RunError
+from .errors import AdapterError, ModelError, RunError, one_line
 from .memory import ModelShape
 from .records import BaseForm, Column
 from .runs import ADAPTER_WEIGHTS, RunStore
 from .settings import Settings
 
-ADAPTER_FILES = ("adapter_config.json", ADAPTER_WEIGHTS)
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
 BASE_FORM_FILE = "base_form.json"
 """Beside an adapter's own files: how the base that it was trained on was stored, which they do not say."""
 _DIGEST_BYTES = 4096
@@ -127,7 +128,7 @@ def find_adapter(settings: Settings, runs: RunStore, name: str) -> Origin:
 
 def adapter_bytes(adapter: Path) -> int:
     """Bytes of an adapter's weights, as stored."""
-    path = adapter / ADAPTER_FILES[1]
+    path = adapter / ADAPTER_WEIGHTS
     return path.stat().st_size if path.is_file() else 0
 
 
@@ -147,7 +148,7 @@ def weights_digest(source: str) -> str:
             raise not_given(source, exc) from exc
     seen = hashlib.blake2b(digest_size=8)
     try:
-        for path in _weight_files(folder):
+        for path in weight_files(folder):
             _digest_file(path, seen)
     except _DAMAGED as exc:
         raise ModelError(f"model: {folder}: a safetensors file is damaged ({exc}); fetch the model again") from exc
@@ -158,7 +159,7 @@ def linear_layers(source: str) -> list[str]:
     """Full names of the layers with a matrix of weights, but the embeddings, of a resolved base model that is a folder;
     none where it is not: its files are elsewhere."""
     try:
-        headers = [_header(path) for path in _weight_files(Path(source))]
+        headers = [_header(path) for path in weight_files(Path(source))]
         matrices = [name for header in headers for name, facts in header.items() if len(facts["shape"]) == 2]
     except _DAMAGED as exc:
         raise ModelError(f"model: {source}: a safetensors file is damaged ({exc}); fetch the model again") from exc
@@ -175,16 +176,20 @@ def not_given(source: str, exc: Exception) -> ModelError:
     tried = "the hub's cache" if constants.HF_HUB_OFFLINE else f"the hub at {constants.ENDPOINT}"
     return ModelError(
         f"model: {source!r} is no bundled model and no folder, and {tried} did not give it "
-        f"({type(exc).__name__}: {' '.join(str(exc).split())[:200]}); "
+        f"({type(exc).__name__}: {one_line(exc)}); "
         f"give {known_models()}, a folder, or a hub id that can be reached"
     )
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    """The files that the library reads of a model's folder: others may hold the same weights once more."""
+def weight_files(folder: Path) -> list[Path]:
+    """The files that the library reads of a model's folder: others may hold the same weights once more.  Raises
+    `ModelError` where its index is damaged."""
     names = [path.name for path in folder.glob("*.safetensors")]
     index = folder / WEIGHTS_INDEX
-    return [folder / name for name in weight_names(names, index if index.is_file() else None)]
+    try:
+        return [folder / name for name in weight_names(names, index if index.is_file() else None)]
+    except _DAMAGED as exc:
+        raise ModelError(f"model: {folder}: {index.name} is damaged ({exc}); fetch the model again") from exc
 
 
 def weight_names(names: Collection[str], index: Path | None) -> list[str]:
@@ -230,7 +235,7 @@ def _download_adapter(name: str) -> Path:
     except _HUB_ERRORS as exc:
         raise AdapterError(
             f"adapter {name!r}: no such run or folder, and the hub did not give it ({type(exc).__name__}); "
-            "give a run's id, a folder with adapter_config.json, or a hub id that can be reached"
+            f"give a run's id, a folder with {ADAPTER_CONFIG}, or a hub id that can be reached"
         ) from exc
 
 
@@ -256,7 +261,7 @@ def _form_of(folder: Path) -> BaseForm:
 
 
 def _base_of(folder: Path) -> str:
-    path = folder / ADAPTER_FILES[0]
+    path = folder / ADAPTER_CONFIG
     try:
         base = json.loads(path.read_text("utf-8"))["base_model_name_or_path"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as exc:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from .units import percent
+from .units import counted, percent
 from .votes import Tally
 
 Result = Mapping[str, Any]
@@ -24,16 +24,14 @@ _FIDELITY = {
     "kl_mean": "mean KL divergence (nats)",
     "kl_worst": "worst KL divergence (nats)",
     "kl_answer_mean": "mean KL on the answers only (nats)",
-    "top1_agreement": "same first choice",
+    "top1_agreement": "same most likely token",
     "loss_change": "change in loss (nats per token)",
     "exact_match_change": "change in exact match",
     "identical_answers": "identical greedy answers",
     "rows": "held-out rows",
     "tokens": "tokens",
 }
-_SHARES = frozenset(
-    {"token_accuracy", "exact_match", "valid_json", "top1_agreement", "identical_answers", "mean_token_accuracy"}
-)
+_SHARES = frozenset({"token_accuracy", "exact_match", "valid_json", "top1_agreement", "identical_answers"})
 _COUNTS = frozenset({"rows", "tokens"})
 
 
@@ -60,22 +58,23 @@ def fields(result: Result | None) -> Table:
     rows = (
         (split, column, *(figure("exact_match", shares.get(name)) for name in names)) for split, column, shares in found
     )
-    return Table(("split", "column", *(f"{name} right" for name in names)), tuple(rows))
+    return Table(("split", "column", *(f"{name} correct" for name in names)), tuple(rows))
 
 
 def fidelity(result: Result | None) -> Table:
     """Each merge against the adapter model."""
     merges: Mapping[str, Any] = (result or {}).get("merges", {})
-    rows = ((label, *(figure(name, found.get(name)) for found in merges.values())) for name, label in _FIDELITY.items())
-    return Table(("against the adapter model", *merges), tuple(rows) if merges else ())
+    used = [name for name in _FIDELITY if any(name in found for found in merges.values())]
+    rows = ((_FIDELITY[name], *(figure(name, found.get(name)) for found in merges.values())) for name in used)
+    return Table(("against the adapter model", *merges), tuple(rows))
 
 
 def remarks(result: Result | None) -> str:
     """What a result is not of: held-out rows that were left out, and adapters that others have taken the place of."""
     rows, outdated = (result or {}).get("left_out", 0), (result or {}).get("outdated", [])
-    said = [f"Left out: {rows} row{'s' * (rows != 1)}, too long for a model's context or asking nothing."] * bool(rows)
-    said += [f"Of the adapter before its run was resumed: {', '.join(outdated)}."] * bool(outdated)
-    return " ".join(said)
+    left = f"Left out: {counted(rows, 'row')}, too long for a model's context or without a prompt." if rows else ""
+    old = f"Of the adapter before its run was resumed: {', '.join(outdated)}." if outdated else ""
+    return " ".join(filter(None, (left, old)))
 
 
 def votes(tally: Tally) -> Table:
@@ -84,14 +83,18 @@ def votes(tally: Tally) -> Table:
         (one.column, f"{one.wins} of {one.shown}", percent(one.rate), f"{percent(one.low)} to {percent(one.high)}")
         for one in tally.rates
     )
-    return Table(("column", "best", "win rate", "95% interval"), tuple(rows))
+    return Table(("column", "wins", "win rate", "95% interval"), tuple(rows))
 
 
 def vote_counts(tally: Tally) -> str:
     """How many votes there are, and how they were counted."""
-    count = f"{tally.votes} vote{'s' * (tally.votes != 1)}"
-    earlier = f"Not counted: {tally.earlier} on an adapter before its run was resumed. " if tally.earlier else ""
-    return f"{count}, of them {tally.ties} a tie and {tally.all_bad} all bad. {earlier}{tally.method}"
+    count = counted(tally.votes, "vote")
+    earlier = (
+        f"Not counted: {counted(tally.earlier, 'vote')} on an adapter before its run was resumed. "
+        if tally.earlier
+        else ""
+    )
+    return f"{count}: {counted(tally.ties, 'tie')}, {tally.all_bad} all bad. {earlier}{tally.method}"
 
 
 def exact_match(result: Result | None) -> dict[str, dict[str, float]]:
@@ -125,6 +128,12 @@ def html(table: Table) -> str:
     head = "".join(f'<th scope="col">{escape(text)}</th>' for text in table.head)
     body = "".join(f"<tr>{_row(row)}</tr>" for row in table.rows)
     return wide(f'<table class="results"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>')
+
+
+def markdown(table: Table) -> str:
+    """Of cells that are Markdown already."""
+    lines = (table.head, tuple("---" for _ in table.head), *table.rows)
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def wide(table: str) -> str:

@@ -28,6 +28,11 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
 
 
+def counted(count: int, noun: str) -> str:
+    """A count and what is counted, whose plural has an s."""
+    return f"{count:,} {noun}{'s' * (count != 1)}"
+
+
 def percent(share: float) -> str:
     """A share in 0..1 for people."""
     return f"{100 * share:.1f}%"

@@ -47,8 +47,8 @@ def test_another_model_and_batch_have_no_ratio_and_are_named() -> None:
     small, large = result("training", LAPTOP), result("training")
     assert ratios(small, large) == {"–"} and len(comparison(small, large).rows) == 3
     assert contrast(small, large) == (
-        "They differ. Base model: shape:smollm2-135m against shape:llama-2-7b; Longest row (tokens): 128 against 512; "
-        "Batch size: 2 against 4; Accumulation: 1 against 4. So no ratio is given."
+        "Their settings differ. Base model: shape:smollm2-135m versus shape:llama-2-7b; "
+        "Longest row (tokens): 128 versus 512; Batch size: 2 versus 4; Accumulation: 1 versus 4. So no ratio is given."
     )
 
 
@@ -87,26 +87,26 @@ def test_a_setting_that_the_cases_choose_themselves_is_none(kind: str, changes: 
 @pytest.mark.parametrize(
     ("kind", "options", "told", "ratio"),
     [
-        ("training", {"steps": 9}, "Measured steps: 5 against 9.", "1.00"),
-        ("rank", {"ranks": "8"}, "Ranks: 8,64,256 against 8.", "1.00"),
-        ("inference", {"prompt_tokens": "32"}, "Prompt lengths: 32,512 against 32.", "1.00"),
-        ("inference", {"new_tokens": 64}, "New tokens: 32 against 64. So no ratio is given.", "–"),
-        ("inference", {"run": "mine"}, "Run: none against mine. So no ratio is given.", "–"),
-        ("frontier", {"gpu_memory": "8GB"}, "Memory budget: 24GB against 8GB. So no ratio is given.", "–"),
+        ("training", {"steps": 9}, "Measured steps: 5 versus 9.", "1.00"),
+        ("rank", {"ranks": "8"}, "Ranks: 8,64,256 versus 8.", "1.00"),
+        ("inference", {"prompt_tokens": "32"}, "Prompt lengths: 32,512 versus 32.", "1.00"),
+        ("inference", {"new_tokens": 64}, "New tokens: 32 versus 64. So no ratio is given.", "–"),
+        ("inference", {"run": "mine"}, "Run: none versus mine. So no ratio is given.", "–"),
+        ("frontier", {"gpu_memory": "8GB"}, "Memory budget: 24GB versus 8GB. So no ratio is given.", "–"),
     ],
 )
 def test_options_are_named_and_those_that_change_what_is_measured_leave_no_ratio(
     kind: str, options: dict[str, Any], told: str, ratio: str
 ) -> None:
     older, newer = result(kind), result(kind, **options)
-    assert (contrast(older, newer), ratios(older, newer)) == (f"They differ. {told}", {ratio})
+    assert (contrast(older, newer), ratios(older, newer)) == (f"Their settings differ. {told}", {ratio})
 
 
 def test_a_budget_is_what_held_whatever_was_asked() -> None:
     older, newer = (result("frontier", gpu_memory=asked) for asked in ("24GB", "24 GiB"))
     for one, held in ((older, 24 << 30), (newer, 23 << 30)):
         one["rows"] = [ROWS["frontier"] | {"budget_bytes": held}]
-    assert "Memory budget: 24.0 GiB against 23.0 GiB" in contrast(older, newer) and ratios(older, newer) == {"–"}
+    assert "Memory budget: 24.0 GiB versus 23.0 GiB" in contrast(older, newer) and ratios(older, newer) == {"–"}
     newer["rows"] = older["rows"]
     assert contrast(older, newer) == "" and ratios(older, newer) == {"1.00"}
 
@@ -123,7 +123,7 @@ def test_answers_that_were_scored_depend_on_the_data() -> None:
 def test_settings_that_a_file_does_not_tell_are_not_taken_for_the_same() -> None:
     bare = {"kind": "training", "rows": [TRAINED]}
     assert ratios(bare, bare) == {"1.00"} and contrast(bare, bare) == ""
-    assert "Base model: not told against shape:llama-2-7b" in contrast(bare, result("training"))
+    assert "Base model: unknown versus shape:llama-2-7b" in contrast(bare, result("training"))
     assert ratios(bare, result("training")) == {"–"}
 
 

@@ -11,7 +11,7 @@ from benchmarks import readme
 from qlora_demo.benchmark_cases import QLORA, cases
 from qlora_demo.benchmark_config import BenchmarkConfig
 from qlora_demo.benchmark_notes import notes, standing
-from qlora_demo.benchmark_tables import table
+from qlora_demo.benchmark_tables import COLUMNS, table
 from qlora_demo.catalog import SHAPES
 from qlora_demo.cli_benchmark import print_benchmark
 from qlora_demo.memory_plan import plan
@@ -40,17 +40,17 @@ def cells(result: dict[str, Any], column: str, short: bool = False) -> list[str]
 
 def test_a_share_is_of_the_median_bandwidth_whatever_the_file_holds() -> None:
     result = answered(base=33.0, adapter=32.0, merged=60.0, again=33.0)
-    assert cells(result, "of the bandwidth") == cells(result, "of the bandwidth", short=True) == ["24.2%"] * 4
-    assert cells(answered() | {"rows": [{"case": "a"} | ANSWERED]}, "of the bandwidth") == ["–"]
+    assert cells(result, "share of bandwidth") == cells(result, "share of bandwidth", short=True) == ["24.2%"] * 4
+    assert cells(answered() | {"rows": [{"case": "a"} | ANSWERED]}, "share of bandwidth") == ["–"]
 
 
 def test_the_limit_its_spread_and_what_that_means_are_told_once() -> None:
     apart = notes(answered("Each column.", base=33.0, adapter=32.0, merged=60.0, again=33.0))
     assert apart.startswith("Each column. ")
-    assert "The share of the bandwidth counts each weight once per token, over 33.0 GB/s, the median" in apart
+    assert "The share of bandwidth counts each weight once per token, relative to 33.0 GB/s, the median" in apart
     assert "(32.0 GB/s to 60.0 GB/s)" in apart
-    assert apart.endswith("The processes are 85% apart, so the shares are rough.")
-    assert "apart" not in notes(answered(base=33.0, adapter=32.0))
+    assert apart.endswith("The processes differ by 85%, so the shares are rough.")
+    assert "differ by" not in notes(answered(base=33.0, adapter=32.0))
 
 
 def test_what_a_file_of_before_says_of_the_share_is_not_repeated() -> None:
@@ -115,9 +115,9 @@ def test_nothing_is_planned_of_what_a_file_does_not_tell(result: dict[str, Any])
         ({"kind": "training", "state": "running", "cases": 3}, "running"),
         ({"kind": "training", "state": "stopped", "cases": 3}, "stopped after 1 of 3 cases"),
         ({"kind": "rank", "state": "failed", "cases": 9}, "failed after 1 of 9 cases"),
-        ({"kind": "frontier", "state": "stopped"}, "stopped after 1 cases"),
+        ({"kind": "frontier", "state": "stopped"}, "stopped after 1 case"),
         ({"kind": "inference", "state": "stopped", "cases": 2, "options": {}}, "stopped after 1 of 8 rows"),
-        ({"kind": "inference", "state": "stopped", "options": {"batch_sizes": "x"}}, "stopped after 1 rows"),
+        ({"kind": "inference", "state": "stopped", "options": {"batch_sizes": "x"}}, "stopped after 1 row"),
     ],
 )
 def test_one_that_ended_early_says_how_far_it_came(result: dict[str, Any], said: str) -> None:
@@ -142,9 +142,9 @@ def test_the_page_the_readme_and_the_command_tell_a_result_that_was_stopped(caps
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
-        ("training", ("FLOP utilisation is", "over the rate of", "Needed of the device is", "Planned is")),
-        ("frontier", ("By the plan is",)),
-        ("inference", ("Peak is the larger of",)),
+        ("training", ("FLOP utilisation is", "Needed on the device is", "Planned is")),
+        ("frontier", ("where the search began",)),
+        ("inference", ("Peak is our loop's",)),
     ],
 )
 def test_columns_that_a_label_does_not_explain_are_explained_where_they_are_shown(
@@ -153,6 +153,12 @@ def test_columns_that_a_label_does_not_explain_are_explained_where_they_are_show
     told = notes({"kind": kind, "rows": []})
     assert all(word in told for word in words)
     assert not any(word in notes({"kind": kind, "rows": []}, short=True) for word in words if "Planned" not in word)
+
+
+@pytest.mark.parametrize("kind", COLUMNS)
+def test_every_column_of_a_table_has_a_label_of_its_own(kind: str) -> None:
+    labels = [label for label, _ in COLUMNS[kind].values()]
+    assert sorted(set(labels)) == sorted(labels)
 
 
 def test_a_score_comes_with_its_answers_and_its_interval() -> None:
@@ -172,9 +178,9 @@ def test_a_score_comes_with_its_answers_and_its_interval() -> None:
 @pytest.mark.parametrize(
     ("seconds", "said"),
     [
-        (2.1, "took 5.0% longer, and a difference below that is noise."),
-        (1.9, "took 5.0% less, and"),
-        (2.0, "took 0.0% less"),
+        (2.1, "took 5.0% more time; smaller differences are noise."),
+        (1.9, "took 5.0% less time;"),
+        (2.0, "took 0.0% less time"),
     ],
 )
 def test_how_far_the_machine_drifted_is_told_under_the_table(seconds: float, said: str) -> None:

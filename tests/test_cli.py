@@ -96,8 +96,8 @@ def test_train_compare_evaluate_merge_and_list_one_run(
         (["train", "--method", "full"], "method: 'full' is not allowed; give one of qlora, lora"),
         (["train", "--processes", "0"], "argument --processes: '0' is not allowed"),
         (["train", "--config", "nowhere.json"], "config: cannot read nowhere.json"),
-        (["train", "--rank", "8"], "python -m qlora_demo train: --rank is not known"),
-        (["train", "--lerning-rate=1"], "--lerning-rate=1 is not known, did you mean --learning-rate;"),
+        (["train", "--rank", "8"], "python -m qlora_demo train: unknown argument --rank"),
+        (["train", "--lerning-rate=1"], "unknown argument --lerning-rate=1, did you mean --learning-rate;"),
         (["compare", "20260101-000000-qlora-0000", "--prompt", "a"], "run '20260101-000000-qlora-0000': no such run"),
         (["compare", "../../etc", "--prompt", "a"], "run '../../etc': no such run"),
         (["runs", "show"], "RUN: missing"),
@@ -128,7 +128,7 @@ def test_preflight_tells_what_training_would_see(
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"prompt": "q", "completion": "a"}\n{"prompt": "q"}\n{"prompt": "p", "completion": "a"}\n', "utf-8")
     line = refused(capsys, "preflight", "--model", str(tiny_model), "--dataset", str(bad))
-    assert "bad.jsonl, line 2" in line and "(1 rows cannot be used)" in line
+    assert "bad.jsonl, line 2" in line and "(cannot be used: 1 row)" in line
 
 
 @pytest.mark.processes
@@ -240,7 +240,7 @@ def test_answers_that_found_no_memory_are_a_failure(
 @pytest.mark.parametrize(
     ("repo", "token", "said"),
     [
-        ("ada/a b", "hf_x", "push: 'ada/a b' is no repository's name; write owner/name"),
+        ("ada/a b", "hf_x", "push: 'ada/a b' is not a repository name; write owner/name"),
         ("ada/one", "", "HF_TOKEN: is not set; set it to an access token that may write"),
         ("ada/one", "hf_x y", "HF_TOKEN: holds a space, a line end or a sign that no token has"),
     ],

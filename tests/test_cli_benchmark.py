@@ -57,7 +57,7 @@ def test_figures_are_printed_with_their_units(capsys: pytest.CaptureFixture[str]
     printed = capsys.readouterr().out
     assert printed.startswith("one: finished\n")
     assert "\na\n  peak, load: –\n" in printed
-    assert "\nso Needed of the device is the peak" in printed
+    assert "\nso Needed on the device is the peak" in printed
     assert {"  peak: 3.0 GiB", "  step, median: 2.0 s", "  tokens/s: 1.0"} <= set(printed.splitlines())
 
 

@@ -109,9 +109,16 @@ def test_an_unknown_field_is_named_with_the_known_ones() -> None:
         TrainConfig(**{"a\nline\rand  more": 8})
 
 
-@pytest.mark.parametrize(("old", "new"), [("max_seq_length", "max_length"), ("lora_r", "r")])
-def test_an_older_name_hints_at_the_one_that_it_has_now(old: str, new: str) -> None:
-    with pytest.raises(ConfigError, match=f"^{old}: unknown field; it is called {new} now"):
+@pytest.mark.parametrize(
+    ("old", "hint"),
+    [
+        ("max_seq_length", "it is called max_length now"),
+        ("lora_r", "it is called r now"),
+        ("torch_dtype", "the device decides it now, so leave it out"),
+    ],
+)
+def test_a_field_of_before_hints_at_what_it_is_now(old: str, hint: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{old}: unknown field; {hint}; known are"):
         TrainConfig(**{old: 8})
 
 
@@ -208,10 +215,10 @@ def test_any_text_gives_a_config_or_a_config_error(text: str) -> None:
             "from 16-bit weights and the qlora base has none",
         ),
         ({"init_lora_weights": "olora", "method": "lora-8bit"}, "init_lora_weights", "the lora-8bit base has none"),
-        ({"init_lora_weights": "eva", "use_dora": True}, "use_dora", "is not made for initialisation eva"),
+        ({"init_lora_weights": "eva", "use_dora": True}, "use_dora", "cannot be combined with init_lora_weights eva"),
         ({"columns": "prompt"}, "columns", "'prompt' is not allowed; write NAME=COLUMN"),
         ({"columns": "answer=x"}, "columns", "with NAME one of messages, prompt, completion"),
-        ({"target_modules": "q_proj; rm -rf"}, "target_modules", "give all-linear, attention, mlp, or layers' names"),
+        ({"target_modules": "q_proj; rm -rf"}, "target_modules", "give all-linear, attention, mlp, or module names"),
         ({"target_modules": "q_proj,"}, "target_modules", "is not allowed"),
         ({"parallel": "fsdp", "method": "lora-8bit"}, "parallel", "cannot shard an 8-bit base; choose ddp"),
         ({"parallel": "fsdp", "method": "lora", "init_lora_weights": "olora"}, "parallel", "what olora changes"),

@@ -75,7 +75,7 @@ def test_what_a_job_did_and_where_is_for_operators(services: Services, error: st
     guarded = build_services(replace(services.settings, password=PASSWORD))
     page = opened(guarded)
     polls = numbers(page, "poll", "redraw")
-    lines = [f"push of {run.id}: goes on", f"push of {run.id}: {'failed' if error else 'ended'}"]
+    lines = [f"push of {run.id}: in progress", f"push of {run.id}: {'failed' if error else 'ended'}"]
 
     def job_line(client: Client) -> set[str]:
         return {client.call(one, values(page.fns[one], judge_run=run.id))["output"]["data"][0] for one in polls}

@@ -20,9 +20,11 @@ from safetensors.numpy import save_file
 
 from qlora_demo.disk import (
     clear_left,
+    copy_whole,
     draft_folder,
     folder_bytes,
     new_folder,
+    read_object,
     remove_folder,
     require_free,
     write_atomically,
@@ -33,6 +35,16 @@ from tests.conftest import Disk
 
 def _left(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff", b"[" * 100_000, None])
+def test_what_is_no_object_reads_as_an_empty_one(tmp_path: Path, content: bytes | None) -> None:
+    if content is not None:
+        (tmp_path / "note.json").write_bytes(content)
+    assert read_object(tmp_path / "note.json") == {}
+    (tmp_path / "whole.json").write_text('{"a": 1}', "utf-8")
+    (tmp_path / "link.json").symlink_to("whole.json")
+    assert (read_object(tmp_path / "whole.json"), read_object(tmp_path / "link.json")) == ({"a": 1}, {})
 
 
 def test_a_folder_that_is_not_there_yet_is_measured_where_it_will_be(tmp_path: Path) -> None:
@@ -290,3 +302,10 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(WorkError, match=f"^{tmp_path}/f: cannot be written: disk full"):
         write_atomically(tmp_path / "f", "new")
     assert (tmp_path / "f").read_text("utf-8") == "old"
+
+
+@pytest.mark.parametrize("write", [lambda path: write_atomically(path, "new"), lambda path: copy_whole(path, path)])
+def test_a_write_below_a_file_says_what_is_wrong(tmp_path: Path, write: Callable[[Path], None]) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(WorkError, match=f"^{tmp_path}/file/f: cannot be written: .*; make it writable and try again"):
+        write(tmp_path / "file" / "f")

@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from qlora_demo.errors import ConfigError, DemoError, WorkError
+from qlora_demo.errors import ConfigError, WorkError
 from qlora_demo.hub import Hub, HuggingFaceHub
-from qlora_demo.records import Progress
 
 from .hub_server import OWNERS_TOKEN, HubServer
 
@@ -38,9 +37,9 @@ def folder(tmp_path: Path) -> Path:
     return made
 
 
-def _push(server: HubServer | str, folder: Path, *, private: bool = True, token: str = TOKEN) -> str:
+def _push(server: HubServer | str, folder: Path, token: str = TOKEN) -> str:
     hub: Hub = HuggingFaceHub(server if isinstance(server, str) else server.url)
-    return hub.push(folder, "ada/tickets", private=private, token=token, report=lambda _: None)
+    return hub.push(folder, "ada/tickets", token=token)
 
 
 def _failure(server: HubServer | str, folder: Path, token: str = TOKEN) -> str:
@@ -101,27 +100,21 @@ def test_a_second_push_of_the_same_files_gives_the_same_address(server: HubServe
 
 
 def test_a_name_without_an_owner_is_the_token_s_owner_s(server: HubServer, folder: Path) -> None:
-    said: list[Progress] = []
-    HuggingFaceHub(server.url).push(folder, "tickets", private=False, token=TOKEN, report=said.append)
+    HuggingFaceHub(server.url).push(folder, "tickets", token=TOKEN)
     assert server.files("ada/tickets") == _content(folder)
-    assert [one.text for one in said] == [
-        "opening the repository tickets",
-        "uploading 293 KiB to ada/tickets",
-        "uploaded to ada/tickets",
-    ]
 
 
-@pytest.mark.parametrize("private", [True, False])
-def test_a_new_repository_is_as_private_as_asked(server: HubServer, folder: Path, private: bool) -> None:
-    _push(server, folder, private=private)
-    assert server.private == {"ada/tickets": private}
+def test_a_new_repository_is_private(server: HubServer, folder: Path) -> None:
+    _push(server, folder)
+    assert server.private == {"ada/tickets": True}
 
 
 def test_nothing_private_goes_to_a_repository_that_is_public(server: HubServer, folder: Path) -> None:
-    _push(server, folder, private=False)
+    _push(server, folder)
+    server.private["ada/tickets"] = False
     (folder / "secret.txt").write_text("ours", "utf-8")
-    with pytest.raises(ConfigError, match=r"^private: ada/tickets exists already and is public; make it private"):
-        _push(server, folder, private=True)
+    with pytest.raises(ConfigError, match=r"^repo_id: ada/tickets exists already and is public; make it private"):
+        _push(server, folder)
     assert "secret.txt" not in server.files("ada/tickets")
 
 
@@ -246,8 +239,8 @@ def test_what_is_no_repository_s_name_is_refused_before_the_network(
     server: HubServer, folder: Path, repo_id: str
 ) -> None:
     with pytest.raises(ConfigError) as error:
-        HuggingFaceHub(server.url).push(folder, repo_id, private=True, token=TOKEN, report=lambda _: None)
-    assert str(error.value).startswith(f"repo_id: {repo_id!r} is no repository's name; write name or owner/name")
+        HuggingFaceHub(server.url).push(folder, repo_id, token=TOKEN)
+    assert str(error.value).startswith(f"repo_id: {repo_id!r} is not a repository name; write name or owner/name")
     assert (error.value.field, server.requests) == ("repo_id", [])
 
 
@@ -302,11 +295,3 @@ def test_what_is_no_folder_with_files_is_refused(server: HubServer, tmp_path: Pa
 
 def test_the_library_s_hub_is_the_default() -> None:
     assert HuggingFaceHub().endpoint == constants.ENDPOINT
-
-
-def test_an_error_made_for_people_in_the_report_comes_through(server: HubServer, folder: Path) -> None:
-    def report(_: Progress) -> None:
-        raise DemoError("stopped")
-
-    with pytest.raises(DemoError, match=r"^stopped$"):
-        HuggingFaceHub(server.url).push(folder, "tickets", private=True, token=TOKEN, report=report)

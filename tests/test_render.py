@@ -45,8 +45,8 @@ def steps(*times: float, seconds: float = 0.5) -> list[Line]:
         render.status_line(CPU, "", [Note(HOSTILE)]),
         render.status_line(CPU, "", [Note(HOSTILE, 0.5)]),
         render.status_line(CPU, "", [Note(HOSTILE, bad=True)]),
-        render.found_at_start({HOSTILE: "value"}),
-        render.found_at_start({"home": HOSTILE}),
+        render.facts({HOSTILE: "value"}),
+        render.facts({"home": HOSTILE}),
         render.bar(0.5, HOSTILE),
     ],
 )

@@ -68,7 +68,12 @@ def test_blind_shows_letters_and_no_figures() -> None:
 
 @pytest.mark.parametrize(
     ("finish", "words"),
-    [("stop", "ended by itself"), ("length", "cut at the longest answer"), ("stopped", "stopped by hand"), (None, "…")],
+    [
+        ("stop", "ended by itself"),
+        ("length", "cut off at the length limit"),
+        ("stopped", "stopped by hand"),
+        (None, "…"),
+    ],
 )
 def test_the_foot_says_how_the_answer_ended(finish: Literal["stop", "length", "stopped"] | None, words: str) -> None:
     assert f"<dt>end</dt><dd>{words}</dd>" in show.slot_foot(Answer("base", finish=finish), False)

@@ -36,10 +36,10 @@ def test_the_ledger_and_the_paragraph_below_it_tell_the_same(shape: str, method:
     off, on = (_plan(shape, method, checkpointing) for checkpointing in (False, True))
     kept, recomputed = (memory({item.name: item.bytes for item in one.items}["activations"]) for one in (off, on))
     assert f"{recomputed} of activations instead of {kept} here" in paging
-    assert f"{memory(on.total_bytes)} in all instead of {memory(off.total_bytes)}" in paging
+    assert f"{memory(on.total_bytes)} in total instead of {memory(off.total_bytes)}" in paging
     shown = on if "recomputed layer by layer" in ledger else off
     assert f"activations {recomputed if shown is on else kept} " in ledger.split("part", 1)[1]
-    assert f"in all {memory(shown.total_bytes)} " in ledger
+    assert f"total {memory(shown.total_bytes)} " in ledger
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_the_ledger_says_what_it_is_for(card: str, activations: str, services: S
     assert told.startswith("For batches of 4 rows of 512 tokens; adapters of rank 16 on attention; activations ")
     assert f"; activations {activations}" in told
     assert "; gradients of 16,777,216 x 2 bytes less the activations that are freed by then. Layers" in told
-    assert " Layers and loss run on fused kernels, but for the layers of full fine-tuning." in told
+    assert " Layers and loss run on fused kernels, except for the layers of full fine-tuning." in told
 
 
 def test_the_ledger_says_which_kernels_it_is_for() -> None:
@@ -73,9 +73,9 @@ def test_only_what_can_page_is_said_to(services: Services, monkeypatch: pytest.M
 
 def test_bytes_of_gradients_and_optimizer_state_are_those_of_each_way_s_plan(services: Services) -> None:
     told = _text(Explain(services).size(8, None))
-    assert "of the whole layer 160 MiB with full fine-tuning (2 + 8 bytes a parameter);" in told
-    assert "of the update 640 KiB with QLoRA, 4 bit (2 + 8 bytes a parameter)" in told
-    assert "or 768 KiB with LoRA, 16 bit (4 + 8 bytes a parameter)" in told
+    assert "for the whole layer 160 MiB with full fine-tuning (2 + 8 bytes per parameter);" in told
+    assert "for the update 640 KiB with QLoRA, 4 bit (2 + 8 bytes per parameter)" in told
+    assert "or 768 KiB with LoRA, 16 bit (4 + 8 bytes per parameter)" in told
 
 
 @pytest.mark.parametrize(("r", "share"), [(1, "75.0%"), (3, "99.0%"), (4, "100.0%"), (256, "100.0%")])
@@ -85,9 +85,8 @@ def test_the_slider_s_rank_is_told_what_it_could_hold_of_the_update_looked_into(
     explain = Explain(services)
     looked = {"run": "a-run", "layer": "layers.0.q_proj", "energy": [0.75, 0.9, 0.99, 1.0]}
     told = _text(explain.size(r, looked))
-    assert (
-        f"Of what run a-run learned for layers.0.q_proj with rank 4, rank {r} could hold {share} of the energy" in told
-    )
+    assert "Of the update that run a-run learned for layers.0.q_proj with rank 4, " in told
+    assert f"with rank 4, rank {r} could hold {share} of the energy" in told
     assert _text(explain.open(r, looked, "tiny", "qlora", "24GB")[0]) == told
     assert "could hold" not in explain.size(r, None)
 

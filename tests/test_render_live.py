@@ -59,12 +59,12 @@ def test_what_is_going_on_is_told() -> None:
     shown = live(busy)
     for part in (
         "step 7 of 30",
-        "3; at most 20 visitors may",
-        "12 in the last minute, of 300",
+        "3 (limit for visitors: 20)",
+        "12 in the last minute (limit: 300)",
         "1 person",
         "2 of 1000",
         "training of &lt;x&gt;",
-        "has failed: &lt;b&gt;no&lt;/b&gt;",
+        "failed: &lt;b&gt;no&lt;/b&gt;",
     ):
         assert part in shown
 

@@ -127,7 +127,7 @@ def test_the_page_holds_every_part(whole: Report) -> None:
         "1.0 GiB",
         "loss (nats per token)",
         "75.0%",
-        "Stopped before its end",
+        "Stopped early",
         "Left out: 2 rows, too long",
         "Ship this one.",
         "Left out: 1 row, too long",
@@ -199,5 +199,5 @@ def test_saving_writes_three_files_and_nothing_else(whole: Report, tmp_path: Pat
 
 def test_a_folder_that_cannot_be_written_is_named(whole: Report, tmp_path: Path) -> None:
     (tmp_path / "report").write_text("in the way")
-    with pytest.raises(WorkError, match=f"{tmp_path / 'report'}: the report cannot be written"):
+    with pytest.raises(WorkError, match=f"{tmp_path / 'report'}: cannot be written: File exists"):
         save(whole, tmp_path / "report")

@@ -71,7 +71,7 @@ def test_a_report_brings_no_deleted_run_back(services: Services, run: Run) -> No
     services.runs.delete(run.id)
     with pytest.raises(RunError, match=f"^{run.id}: it was deleted meanwhile"):
         write_report(services, run, run.path / "report")
-    with pytest.raises(WorkError, match="the report cannot be written"):
+    with pytest.raises(WorkError, match="report: cannot be written: No such file"):
         save(found, run.path / "report")
     assert services.runs.names() == []
 

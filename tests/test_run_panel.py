@@ -24,12 +24,12 @@ DATA = {
     "mapping": {"text": "text"},
     "lengths": {"mean": 1, "median": 1, "p95": 1, "longest": 1, "histogram": [[8, 1]]},
     "max_length": 8,
-    "problems": [{"what": "are there more than once", "fatal": False, "count": 2, "rows": ["row 1", "row 2"]}],
+    "problems": [{"what": "appears more than once", "fatal": False, "count": 2, "rows": ["row 1", "row 2"]}],
     "rendered": [[["my private row", True]]],
     "loss_on": "all",
 }
 OPERATORS = ("my private log", "my private row", "Kept in", "runs/")
-EVERYBODY = ("died without a word", "Configuration", "1 rows", "are there more than once")
+EVERYBODY = ("ended without reporting an error", "Configuration", "1 row<", "Appears more than once: 2 rows")
 
 
 def test_a_poll_that_was_on_its_way_leaves_the_choice_that_was_made_meanwhile(services: Services) -> None:

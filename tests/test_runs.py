@@ -150,7 +150,7 @@ def test_a_dead_run_without_end_state_reads_as_failed_with_the_log_tail(store: R
     (run.path / "train.log").write_bytes(b"first\n" + b"noise\n" * 2000 + b"10%\r99%\nKilled \xff\n")
     state = store.get(run.id).state
     assert (state.status, state.max_steps, state.ended) == ("failed", 7, True)
-    assert "died" in state.error
+    assert "ended without reporting an error" in state.error
     assert state.error.endswith("; its log ends: noise; 99%; Killed \ufffd")
     assert read_state(run.path).status == status
 

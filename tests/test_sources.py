@@ -110,7 +110,7 @@ def test_what_else_lies_beside_a_model_s_weights_is_none_of_it(tiny_model: Path,
 def test_an_index_that_is_none_is_told(tiny_model: Path, tmp_path: Path, index: str) -> None:
     shutil.copy(tiny_model / "model.safetensors", tmp_path / "model-1-of-1.safetensors")
     (tmp_path / "model.safetensors.index.json").write_text(index, "utf-8")
-    with pytest.raises(ModelError, match=f"{tmp_path}: .* is damaged"):
+    with pytest.raises(ModelError, match=f"{tmp_path}: model.safetensors.index.json is damaged"):
         weights_digest(str(tmp_path))
 
 

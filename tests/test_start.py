@@ -52,7 +52,7 @@ def test_a_row_that_cannot_be_used_is_refused_with_its_place_and_leaves_no_run(
     rows = write(tmp_path / "rows.jsonl", *GOOD, {"prompt": "q", "completion": ""})
     told, drawn = start(button, rows)
     assert f"dataset: {rows}, line 7, message 2: has no answer" in told
-    assert any("1 rows cannot be used" in one and "line 7" in one for one in drawn)
+    assert any("Cannot be used: 1 row</b> (must be fixed)" in one and "line 7" in one for one in drawn)
     assert services.runs.names() == []
 
 
@@ -60,7 +60,7 @@ def test_a_row_that_cannot_be_used_is_refused_with_its_place_and_leaves_no_run(
 def test_what_is_only_told_lets_the_run_wait(services: Services, start: Any, tmp_path: Path) -> None:
     rows = write(tmp_path / "rows.jsonl", *GOOD, *GOOD[:2])
     told, drawn = start("begin", rows)
-    assert "2 rows are there more than once" in told and "waits until the device is free" in told
+    assert "appears more than once: 2 rows" in told and "waits until the device is free" in told
     assert any("<b>8 rows</b>" in one for one in drawn)
     assert [run.state.status for run in services.runs.all()] == ["queued"]
 

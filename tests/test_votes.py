@@ -62,13 +62,11 @@ def test_votes_on_the_adapter_before_the_run_was_resumed_are_told_and_not_counte
     cast(store, "base", 2)
     now = time.time()
     since = {"adapter": now, "base": 0.0}.__getitem__  # of each column its own
-    assert tables.vote_counts(store.tally("run", since)).startswith(
-        "0 votes, of them 0 a tie and 0 all bad. Not counted: 2"
-    )
+    assert tables.vote_counts(store.tally("run", since)).startswith("0 votes: 0 ties, 0 all bad. Not counted: 2 votes")
     cast(store, "adapter", 1)
     tally = store.tally("run", since)
     assert (tally.votes, tally.earlier, tally.rates[0].column) == (1, 2, "adapter")
-    assert "Not counted: 2 on an adapter before its run was resumed." in tables.vote_counts(tally)
+    assert "Not counted: 2 votes on an adapter before its run was resumed." in tables.vote_counts(tally)
 
 
 def test_win_rates_count_only_where_a_column_was_shown(store: VoteStore) -> None:

@@ -11,7 +11,7 @@ from peft import LoraConfig, PeftConfig
 from safetensors import SafetensorError, safe_open
 
 from ..errors import AdapterError
-from ..sources import ADAPTER_FILES
+from ..runs import ADAPTER_WEIGHTS
 
 _FOREIGN = ("megatron_config", "layer_replication", "arrow_config", "modules_to_save", "trainable_token_indices")
 _ENDLESS, _REPEATED, _MOST_REPEATED = re.compile(r"\)[*+{]"), re.compile(r"[*+}]"), 3
@@ -50,9 +50,9 @@ def _texts(names: Any) -> list[str]:
 
 def _shapes(folder: Path) -> dict[str, list[int]]:
     try:
-        with safe_open(folder / ADAPTER_FILES[1], "pt") as file:
+        with safe_open(folder / ADAPTER_WEIGHTS, "pt") as file:
             return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as exc:
         raise AdapterError(
-            f"adapter {folder}: {ADAPTER_FILES[1]} does not fit the base model or is damaged ({exc}); train again"
+            f"adapter {folder}: {ADAPTER_WEIGHTS} does not fit the base model or is damaged ({exc}); train again"
         ) from exc

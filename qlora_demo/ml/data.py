@@ -17,7 +17,7 @@ from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
 from .. import tickets
 from ..catalog import BUNDLED_DATASETS, TICKETS
 from ..config import LossOn, TrainConfig, column_mapping
-from ..errors import DataError
+from ..errors import DataError, one_line
 from ..hub import is_repo_id
 from ..row_files import FoundRow, is_data_file, iter_file
 from ..row_formats import Row, to_messages
@@ -141,7 +141,7 @@ def _read_hub(config: TrainConfig) -> Iterable[Any]:
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as exc:
         raise DataError(
             f"dataset: {name!r} is no bundled data set ({', '.join(BUNDLED_DATASETS)}), no file, and the hub did not "
-            f"give it ({type(exc).__name__}: {' '.join(str(exc).split())[:200]}); "
+            f"give it ({type(exc).__name__}: {one_line(exc)}); "
             "give a file, or a hub id, configuration and split that can be reached"
         ) from exc
     if config.dataset_split:

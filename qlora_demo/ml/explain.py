@@ -27,6 +27,7 @@ from torch.profiler import ProfilerActivity, profile
 from ..errors import ModelError, RunError
 from ..records import BaseForm
 from ..runs import ADAPTER_WEIGHTS
+from ..sources import linear_layers, weight_files
 from .device import compute_dtype
 from .load import four_bit, keep_exact, tensor_bytes
 from .lora_linear import LoRALinear
@@ -44,8 +45,8 @@ _NOT_4_BIT = ("16bit", "int8")
 
 def layer_names(source: str) -> list[str]:
     """The two-dimensional weights of a model folder's linear layers, by name."""
-    found = [name for path in _files(source) for name in _names(path)]
-    return [name.removesuffix(".weight") for name in found if name.endswith("_proj.weight")]
+    _files(source)
+    return [name for name in linear_layers(source) if name.endswith("_proj")]
 
 
 def explain_layer(source: str, name: str) -> dict[str, Any]:
@@ -313,15 +314,10 @@ def _checksum(layer: Linear4bit) -> str:
 
 
 def _files(source: str) -> list[Path]:
-    files = sorted(Path(source).glob("*.safetensors"))
+    files = weight_files(Path(source))
     if not files:
         raise ModelError(f"model: {source} is no folder with safetensors; choose a model that is on this disk")
     return files
-
-
-def _names(path: Path) -> list[str]:
-    with safe_open(str(path), "pt") as file:
-        return list(file.keys())
 
 
 def _read(source: str, name: str) -> torch.Tensor:

@@ -21,6 +21,7 @@ from transformers import DynamicCache, StaticCache
 from transformers.cache_utils import StaticLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from ..errors import one_line
 from ..memory import ModelShape, kv_bytes
 from ..units import memory
 from .agreement import difference, tolerance
@@ -244,7 +245,7 @@ class FastPath:
             with torch.inference_mode(), self._activate(), _patient_compiler():
                 problem = self._advance()
         except Exception as exc:  # noqa: BLE001 - whatever a compiler raises, answers go on eagerly and say why
-            problem = f"the step could not be built: {' '.join(f'{type(exc).__name__}: {exc}'.split())[:200]}"
+            problem = f"the step could not be built: {one_line(f'{type(exc).__name__}: {exc}')}"
         if problem:
             self._give_up(problem)
         return True

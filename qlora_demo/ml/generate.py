@@ -27,7 +27,7 @@ from transformers import (
 )
 
 from ..config import GenerationSettings
-from ..errors import ConfigError, WorkError
+from ..errors import ConfigError, WorkError, one_line
 from ..records import AnswerTiming, Finish, GenerationChunk, Message
 from .fast_step import EAGER, FastPath, FastStep, Route
 from .load import context_length
@@ -180,7 +180,7 @@ def encode(
             tokenizer_kwargs={"padding_side": "left"},
         )
     except (TemplateError, TypeError, UnicodeError) as exc:  # no system prompt, say, or half a character
-        why = " ".join(str(exc).split())[:200]
+        why = one_line(exc)
         raise ConfigError("prompt", f"the model's chat template does not take this conversation ({why})") from exc
     return {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}
 

@@ -13,6 +13,7 @@ import subprocess
 from transformers import PreTrainedModel
 from transformers.integrations.liger import apply_liger_kernel
 
+from ..errors import one_line
 from .device import device
 
 
@@ -25,7 +26,7 @@ def triton_trouble() -> str:
     try:
         load_driver()
     except (ImportError, RuntimeError, OSError, AssertionError, subprocess.SubprocessError) as exc:
-        said = " ".join(str(exc).split())[:200]
+        said = one_line(exc)
         return f"{said or type(exc).__name__}; install gcc and Python's headers, or run the image, which needs neither"
     return ""
 

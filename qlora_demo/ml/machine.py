@@ -12,6 +12,7 @@ import torch
 
 from .. import __version__
 from ..gpu import driver_version
+from ..units import counted
 
 LIBRARIES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets")
 OPTIONAL = ("triton", "liger-kernel")
@@ -21,7 +22,7 @@ def versions() -> dict[str, str]:
     """Python, platform, device, driver and libraries, as this process runs on them."""
     gpu = torch.cuda.is_available()
     threads = torch.get_num_threads()
-    name = torch.cuda.get_device_name() if gpu else f"CPU, {threads} thread{'s' * (threads > 1)} of {_processor()}"
+    name = torch.cuda.get_device_name() if gpu else f"CPU, {counted(threads, 'thread')} of {_processor()}"
     driver = {"driver": driver_version(), "cuda": str(torch.version.cuda)} if gpu else {}
     return {
         "qlora_demo": __version__,

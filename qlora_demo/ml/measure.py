@@ -17,7 +17,7 @@ from typing import Any, TextIO
 from ..benchmark_cases import Case
 from ..benchmark_config import BenchmarkConfig, BenchmarkKind
 from ..config import TrainConfig
-from ..errors import NoRoom, RequestError
+from ..errors import NoRoom, RequestError, one_line
 from ..settings import Settings
 from .device import ran_out
 from .machine import versions
@@ -53,7 +53,7 @@ def main() -> None:
     except (RuntimeError, MemoryError) as exc:
         if not ran_out(exc):
             raise
-        _tell(told, {"row": {"fits": False, "error": f"out of memory ({' '.join(str(exc).split())[:200]})"}})
+        _tell(told, {"row": {"fits": False, "error": f"out of memory ({one_line(exc)})"}})
 
 
 def _tell(told: TextIO, what: dict[str, Any]) -> None:

@@ -21,9 +21,11 @@ from ..benchmark_cases import Case
 from ..benchmark_config import BenchmarkConfig
 from ..columns import parse
 from ..config import GenerationSettings, TrainConfig
-from ..runs import RunStore
+from ..errors import one_line
+from ..records import percentile_95
+from ..runs import ADAPTER_WEIGHTS, RunStore
 from ..settings import Settings
-from ..sources import ADAPTER_FILES, BASE_FORM_FILE, resolve
+from ..sources import BASE_FORM_FILE, resolve
 from .device import compute_dtype, device, ran_out
 from .generate import decode
 from .limits import read_bandwidth
@@ -78,7 +80,7 @@ def random_adapter(config: TrainConfig, settings: Settings, folder: Path) -> Pat
     kind.base_model_name_or_path = config.model
     kind.inference_mode = True
     kind.save_pretrained(folder)
-    save_file(values, folder / ADAPTER_FILES[1], metadata={"format": "pt"})
+    save_file(values, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
     (folder / BASE_FORM_FILE).write_text(json.dumps({"base_form": config.base_form}), "utf-8")
     return folder
 
@@ -95,7 +97,7 @@ def _row(loaded: Loaded, options: BenchmarkConfig, size: tuple[int, int], bandwi
     except (RuntimeError, MemoryError) as exc:
         if not ran_out(exc):
             raise
-        error = f"out of memory ({' '.join(str(exc).split())[:200]})"
+        error = f"out of memory ({one_line(exc)})"
     give_back()
     return {"fits": False, "error": error}
 
@@ -113,21 +115,17 @@ def _figures(loaded: Loaded, options: BenchmarkConfig, size: tuple[int, int], ba
         ours.append(_decoded(loaded, inputs, options.new_tokens))
         theirs.append(_generated(loaded, inputs, options.new_tokens))
     tpot = statistics.median(seconds for one in ours for seconds in one.passes)
-    generate_tpot = statistics.median(one.per_token for one in theirs)
     return {
-        "fits": True,
         "decode": ours[-1].decode,
         "repeats": options.repeats,
         "new_tokens": options.new_tokens,
         "ttft_median_seconds": statistics.median(one.ttft for one in ours),
         "tpot_median_seconds": tpot,
-        "tpot_p95_seconds": _p95([seconds for one in ours for seconds in one.passes]),
+        "tpot_p95_seconds": percentile_95([seconds for one in ours for seconds in one.passes]),
         "tokens_per_second": size[0] / tpot,
-        "prefill_tokens_per_second": size[0] * size[1] / statistics.median(one.ttft for one in ours),
         "bandwidth_bytes_per_second": bandwidth,
         "generate_ttft_median_seconds": statistics.median(one.ttft for one in theirs),
-        "generate_tpot_median_seconds": generate_tpot,
-        "generate_tokens_per_second": size[0] / generate_tpot,
+        "generate_tpot_median_seconds": statistics.median(one.per_token for one in theirs),
         "over_generate": over_generate(ours, theirs),
         "model_bytes": loaded.resident.model_bytes,
         "read_bytes": loaded.resident.read_bytes,
@@ -173,7 +171,3 @@ def _seconds(loaded: Loaded, inputs: dict[str, torch.Tensor], new_tokens: int) -
         loaded.model.generate(**placed, do_sample=False, max_new_tokens=new_tokens, min_new_tokens=new_tokens)
     synchronize()
     return time.perf_counter() - started
-
-
-def _p95(values: list[float]) -> float:
-    return sorted(values)[-(-95 * len(values) // 100) - 1]

@@ -22,6 +22,7 @@ from ..errors import NoRoom
 from ..flops import train_flops
 from ..memory import ModelShape
 from ..memory_plan import Comparison, On, compare, parse_memory
+from ..records import percentile_95
 from ..settings import Settings
 from ..sources import resolve, shape_of
 from ..units import memory
@@ -161,7 +162,7 @@ class Phases(TrainerCallback):
         seconds = self.seconds[WARM_UP_STEPS:]
         median = statistics.median(seconds)
         tokens = (self._tokens[-1] - self._tokens[WARM_UP_STEPS - 1]) / len(seconds)
-        p95 = {"step_p95_seconds": sorted(seconds)[-(-95 * len(seconds) // 100) - 1]}
+        p95 = {"step_p95_seconds": percentile_95(seconds)}
         return {
             **self.peaks,
             "peak_bytes": max(*self.peaks.values(), peak_memory_bytes()),

@@ -16,13 +16,14 @@ from trl.chat_template_utils import get_training_chat_template, has_generation_m
 
 from ..catalog import TICKETS
 from ..config import TrainConfig, column_mapping
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError, DataError, one_line
 from ..halt import Halt
-from ..records import Progress, Step
+from ..records import Progress, Step, percentile_95
 from ..row_files import FoundRow
 from ..row_formats import Row, detect, out_of_order
 from ..settings import Settings
 from ..sources import resolve
+from ..units import counted
 from .data import bundled_splits, heldout_places, iter_rows, row_digest, to_prompt_completion, usable
 from .load import load_tokenizer
 
@@ -34,17 +35,18 @@ _BINS = 20
 _RENDERED = 3
 _KINDS = {
     "unusable": "cannot be used",
-    "cut": "are longer than max_length and lose their end",
-    "dropped": "keep no trained token within max_length and are dropped",
-    "duplicate": "are there more than once",
-    "leak": "are copies of rows that are held out, and are not trained on",
-    "encoding": "hold characters that were lost in a wrong encoding",
-    "order": "have turns out of order",
-    "unasked": "begin with an answer to nothing, which is not trained on",
-    "untrained": "are all that is trained on, and are dropped: raise max_length or give other rows",
-    "unmeasured": "are all that is held out, and are dropped: raise max_length or give other rows",
-    "stop": "end without a trained stop token: answers may not end",
+    "cut": "is longer than max_length and loses its end",
+    "dropped": "keeps no trained token within max_length and is dropped",
+    "duplicate": "appears more than once",
+    "leak": "is a copy of a held-out row and is not trained on",
+    "encoding": "holds characters that were lost to a wrong encoding",
+    "order": "has turns out of order",
+    "unasked": "begins with an answer that no turn asks for, which is not trained on",
+    "untrained": "every row to train on is dropped, so raise max_length or give other rows",
+    "unmeasured": "every held-out row is dropped, so raise max_length or give other rows",
+    "stop": "ends without a trained stop token, so answers may not end",
 }
+"""What a row of each kind is or does, to be followed by how many do."""
 
 
 @dataclass
@@ -91,7 +93,7 @@ class _Seen:
 
 def preflight(config: TrainConfig, settings: Settings, halt: Halt) -> Iterator[Step]:
     """Read every row; the last step's result is whole: ``rows``, ``mapping``, ``lengths``, ``problems``, ``rendered``,
-    ``loss_on``, ``fatal`` (what must be mended, or empty).  Raises `DataError` where the data cannot be read at all,
+    ``loss_on``, ``fatal`` (what must be fixed, or empty).  Raises `DataError` where the data cannot be read at all,
     `ConfigError` where the template does not mark what would be trained."""
     tokenizer = load_tokenizer(resolve(settings, config.model))
     if config.loss_on == "assistant":
@@ -100,11 +102,11 @@ def preflight(config: TrainConfig, settings: Settings, halt: Halt) -> Iterator[S
     found = _rows(config)
     while batch := list(islice(found, _BATCH)):
         _look_at(batch, config, tokenizer, seen)
-        yield Step(Progress(f"{len(seen.lengths):,} rows"))
+        yield Step(Progress(counted(len(seen.lengths), "row")))
         if halt.is_set():
             return
     _look_at_all(config, seen)
-    yield Step(Progress(f"{len(seen.lengths):,} rows", 1.0), _result(config, seen))
+    yield Step(Progress(counted(len(seen.lengths), "row"), 1.0), _result(config, seen))
 
 
 def mark_answers(tokenizer: Any) -> None:
@@ -114,7 +116,7 @@ def mark_answers(tokenizer: Any) -> None:
     try:
         tokenizer.chat_template = get_training_chat_template(tokenizer)
     except ValueError as exc:
-        cause = " ".join(str(exc).split())[:200]
+        cause = one_line(exc)
         raise ConfigError("loss_on", f"assistant cannot be used here ({cause}); choose completion") from exc
 
 
@@ -270,7 +272,7 @@ def _result(config: TrainConfig, seen: _Seen) -> dict[str, Any]:
         "lengths": {
             "mean": sum(lengths) / len(lengths),
             "median": lengths[len(lengths) // 2],
-            "p95": lengths[min(len(lengths) - 1, round(0.95 * len(lengths)))],
+            "p95": int(percentile_95(lengths)),
             "longest": lengths[-1],
             "histogram": _histogram(lengths),
         },
@@ -282,7 +284,8 @@ def _result(config: TrainConfig, seen: _Seen) -> dict[str, Any]:
 
 def _fatal(config: TrainConfig, problems: Sequence[Problem]) -> str:
     """The first problem that must stop a start, in one line; empty where there is none."""
-    return next((f"{config.dataset}, {p.rows[0]} ({p.count:,} rows {_KINDS[p.kind]})" for p in problems if p.fatal), "")
+    found = (f"{p.rows[0]} ({_KINDS[p.kind]}: {counted(p.count, 'row')})" for p in problems if p.fatal)
+    return next((f"{config.dataset}, {first}" for first in found), "")
 
 
 def _histogram(lengths: Sequence[int]) -> list[tuple[int, int]]:

@@ -187,7 +187,7 @@ def _draw() -> SimpleNamespace:
             with gr.Row():
                 parts.file = gr.DownloadButton("Download JSON", elem_id="benchmark-file", size="sm")
                 parts.deletion = deletion.draw("Delete this result", "benchmark-delete")
-            with gr.Accordion("Beside another result", open=False):
+            with gr.Accordion("Compare with another result", open=False):
                 _draw_comparison(parts)
     return parts
 
@@ -213,7 +213,7 @@ def _draw_comparison(parts: SimpleNamespace) -> None:
     with gr.Row():
         parts.other = listed(label="Another result", elem_id="benchmark-other", interactive=True)
         parts.sent = gr.File(
-            label="or a result file, or two", file_count="multiple", file_types=[".json"], elem_id="benchmark-sent"
+            label="or one or two result files", file_count="multiple", file_types=[".json"], elem_id="benchmark-sent"
         )
         parts.compare = gr.Button("Compare", elem_id="benchmark-compare", min_width=90)
     parts.compared = gr.HTML(elem_id="benchmark-compared")

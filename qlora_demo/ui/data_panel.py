@@ -17,9 +17,11 @@ from ..halt import Halt
 from ..jobs import read_result
 from ..runs import Run, RunStore
 from ..services import Services
+from ..units import counted
 from . import controls
 from . import render_training as show
 from .gate import Gate
+from .render import problem
 from .told import warn
 
 _POLL_SECONDS = 0.2
@@ -58,7 +60,7 @@ def look(services: Services, config: TrainConfig) -> Iterator[str]:
             result = step.result
             yield f"<p>{step.progress.text}</p>"
     except DemoError as exc:
-        yield show.problem(str(exc))
+        yield problem(str(exc))
         raise
     finally:
         halt.set()
@@ -81,12 +83,12 @@ def follow(services: Services, made: Sequence[Run]) -> Iterator[str]:
         yield ""
         return
     result = read_result(known[0], RESULT)
-    yield show.preflight(result) if result else show.problem(known[0].state.error)
+    yield show.preflight(result) if result else problem(known[0].state.error)
     for run in known:
         if (now := _still(services.runs, run)) and now.state.refused:
             _drop(services.runs, now)
     if result and result["problems"] and not known[0].state.refused:
-        found = "; ".join(f"{one['count']:,} rows {one['what']}" for one in result["problems"])
+        found = "; ".join(f"{one['what']}: {counted(one['count'], 'row')}" for one in result["problems"])
         warn(f"{known[0].config.dataset}: {found}", "The data")
 
 

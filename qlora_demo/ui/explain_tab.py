@@ -19,7 +19,7 @@ from ..services import Services
 from . import render_explain as show
 from .gate import Gate
 from .listed import listed
-from .render_training import problem
+from .render import problem
 from .run_choices import needed_run
 
 _SHAPE = "llama-2-7b"

@@ -87,7 +87,7 @@ def build_page(services: Services, status: AppStatus) -> gr.Blocks:
         def found(request: gr.Request) -> str:
             """Where things lie is for operators."""
             operator = visitor_of(services.access, request).role == "operator"
-            return render.found_at_start({k: v for k, v in status.found.items() if operator or k != "home"})
+            return render.facts({k: v for k, v in status.found.items() if operator or k != "home"})
 
         def talk_to(chosen: str | None) -> dict[str, Any]:
             return chat_tab.askable(services, chosen)

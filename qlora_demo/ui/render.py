@@ -60,10 +60,15 @@ def _note(note: Note) -> str:
     return escape(note.text) + ("" if note.fraction is None else bar(note.fraction, note.text))
 
 
-def found_at_start(facts: Mapping[str, str]) -> str:
-    """What the app found when it started."""
-    rows = "".join(f"<dt>{escape(what)}</dt><dd>{escape(value)}</dd>" for what, value in facts.items())
-    return f'<dl class="about">{rows}</dl>'
+def facts(values: Mapping[str, object]) -> str:
+    """Names and their values, as a list."""
+    cells = "".join(f"<dt>{escape(name)}</dt><dd>{escape(str(value))}</dd>" for name, value in values.items())
+    return f'<dl class="about">{cells}</dl>'
+
+
+def problem(text: str) -> str:
+    """A message in the place of what it is about."""
+    return f'<p class="bad">{escape(text)}</p>'
 
 
 def run_label(run: Run) -> str:
@@ -89,7 +94,7 @@ def run_progress(run: Run | None, metrics: Sequence[TrainMetrics]) -> str:
         head += f" · about {duration(seconds_left(sitting, total))} left"
     if state.ended and state.ended_at and (took := state.seconds(state.ended_at)) is not None:
         head += f" · took {duration(took)}"
-    error = f'<p class="bad">{escape(state.error)}</p>' if state.error else ""
+    error = problem(state.error) if state.error else ""
     body = bar(share, "training progress") + error + _figures(metrics) + _choices(state.choices)
     return f'<div class="run"><p>{head}</p>{body}</div>'
 
@@ -97,12 +102,12 @@ def run_progress(run: Run | None, metrics: Sequence[TrainMetrics]) -> str:
 def run_about(run: Run, versions: dict[str, str]) -> str:
     """What was chosen, and what it ran on."""
     parts = [("Configuration", run.config.model_dump()), ("Ran on", versions)]
-    return "".join(f"<p><b>{title}</b></p>{_table(values)}" for title, values in parts)
+    return "".join(f"<p><b>{title}</b></p>{facts(values)}" for title, values in parts)
 
 
 def run_folder(run: Run) -> str:
     """Where a run is kept."""
-    return f"<p><b>Kept in</b></p>{_table({'folder': str(run.path)})}"
+    return f"<p><b>Kept in</b></p>{facts({'folder': str(run.path)})}"
 
 
 def seconds_left(steps: Sequence[TrainMetrics], total: int) -> float:
@@ -131,11 +136,6 @@ def _figures(metrics: Sequence[TrainMetrics]) -> str:
         ("peak memory", memory(max(m.memory_bytes or 0 for m in steps))),
     ]
     return "<dl>" + "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in cells) + "</dl>"
-
-
-def _table(values: Mapping[str, object]) -> str:
-    cells = "".join(f"<dt>{escape(name)}</dt><dd>{escape(str(value))}</dd>" for name, value in values.items())
-    return f'<dl class="about">{cells}</dl>'
 
 
 def _choices(choices: Sequence[Choice]) -> str:

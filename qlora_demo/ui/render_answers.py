@@ -9,10 +9,11 @@ from .. import differences
 from ..columns import title
 from ..placement import Placement, UnitKind, says, unit_name
 from ..records import Answer, Resident
-from ..units import duration, memory, percent
+from ..units import counted, duration, memory, percent
+from .render import problem as problem
 from .talk import Talk
 
-_FINISH = {"stop": "ended by itself", "length": "cut at the longest answer", "stopped": "stopped by hand"}
+_FINISH = {"stop": "ended by itself", "length": "cut off at the length limit", "stopped": "stopped by hand"}
 _COLOURS: dict[UnitKind, str] = {
     **dict.fromkeys(("nf4", "nf4-single", "fp4", "fp4-single"), "#3b82f6"),
     "int8": "#0891b2",
@@ -120,11 +121,6 @@ def placement(plan: Placement) -> str:
     )
 
 
-def problem(text: str) -> str:
-    """A message in the place of what it is about."""
-    return f'<p class="bad">{escape(text)}</p>'
-
-
 def _figures(answer: Answer) -> list[tuple[str, str]]:
     timing = answer.timing
     missing = "–" if answer.finish else "…"
@@ -133,8 +129,8 @@ def _figures(answer: Answer) -> list[tuple[str, str]]:
         ("time to first token", duration(timing.ttft_seconds) if timing.new_tokens else missing),
         ("speed", f"{timing.tokens_per_second:.1f} tokens/s" if timing.new_tokens > 1 else missing),
         ("per token, median", duration(median) if median else missing),
-        ("per token, 95%", duration(p95) if p95 else missing),
-        ("answer", f"{timing.new_tokens} token{'s' * (timing.new_tokens != 1)}"),
+        ("per token, p95", duration(p95) if p95 else missing),
+        ("answer", counted(timing.new_tokens, "token")),
         ("total", duration(timing.total_seconds)),
         ("memory", memory(answer.model_bytes)),
         ("memory bandwidth used", percent(share) if share else missing),

@@ -13,7 +13,7 @@ from ..benchmark_notes import notes, standing
 from ..benchmark_plots import figures
 from ..benchmark_tables import machine, settings, table
 from ..units import duration
-from .render import bar
+from .render import bar, problem
 
 Result = Mapping[str, Any]
 
@@ -26,9 +26,9 @@ def label(result: Result) -> str:
 def progress(result: Result | None) -> str:
     """Where a benchmark stands, or what to do where there is none."""
     if result is None:
-        return '<p class="empty">Nothing is measured yet: choose what, then press Measure.</p>'
+        return '<p class="empty">Nothing measured yet: choose what to measure, then press Measure.</p>'
     if result["state"] == "failed":
-        return f'<p class="bad">{standing(result)}: {escape(result["error"])}</p>'
+        return problem(f"{standing(result)}: {result['error']}")
     if result["state"] in ("starting", "running"):
         found = result.get("progress", {"text": "starting", "fraction": 0.0})
         return f"<p>{escape(found['text'])}</p>{bar(found['fraction'], found['text'])}"
@@ -38,7 +38,7 @@ def progress(result: Result | None) -> str:
 
 def unreadable(name: str) -> str:
     """What to do with a benchmark whose result is lost."""
-    return f'<p class="bad">{escape(name)}: its result cannot be read; delete it.</p>'
+    return problem(f"{name}: its result cannot be read; delete it.")
 
 
 def result_shown(result: Result | None) -> str:
@@ -56,16 +56,13 @@ def compared(first: Result, second: Result) -> str:
     """Two results side by side, and what each was measured on."""
     found = comparison(first, second)
     if not found.rows:
-        return '<p class="empty">The two share no case: choose two results of the same kind and settings.</p>'
-    told = "".join(f"<p>{name}: {escape(settings(one))}</p>{_machine(one)}" for name, one in _named(first, second))
+        return '<p class="empty">The two results share no case; choose two of the same kind and settings.</p>'
+    sides = (("first", first), ("second", second))
+    told = "".join(f"<p>{name}: {escape(settings(one))}</p>{_machine(one)}" for name, one in sides)
     return f"<p>{escape(contrast(first, second))}</p>{tables.html(found)}{told}"
-
-
-def _named(first: Result, second: Result) -> list[tuple[str, Result]]:
-    return [("first", first), ("second", second)]
 
 
 def _machine(result: Result) -> str:
     at = result.get("started_at")
     when = f"{time.strftime('%Y-%m-%d %H:%M', time.localtime(at))}, " if at else ""
-    return f"<p><small>Measured {when}on {escape(machine(result) or 'a machine not told yet')}.</small></p>"
+    return f"<p><small>Measured {when}on {escape(machine(result) or 'a machine not recorded yet')}.</small></p>"

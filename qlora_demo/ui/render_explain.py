@@ -25,8 +25,8 @@ def update_size(layer: tuple[int, int], r: int, whole: MemoryPlan, trained: Sequ
     return (
         f"<p>A layer of {inputs:,} x {outputs:,} has {all_of_it:,} parameters with its bias. An update of rank {r} is "
         f"two thin matrices, A of {r} x {inputs:,} and B of {outputs:,} x {r}: <b>{few:,} parameters, "
-        f"{percent(few / all_of_it)}</b>. Gradient and optimizer state, as the memory plan reckons them on a GPU: of "
-        f"the whole layer {_beside(whole, all_of_it)}; of the update {ways}.</p>"
+        f"{percent(few / all_of_it)}</b>. Gradients and optimizer state on a GPU, as the memory plan computes them: "
+        f"for the whole layer {_beside(whole, all_of_it)}; for the update {ways}.</p>"
     )
 
 
@@ -35,8 +35,9 @@ def held_by_rank(r: int, looked: Facts) -> str:
     ``energy``, the shares that its first 1, 2, ... directions hold together."""
     energy = looked["energy"]
     return (
-        f"<p><small>Of what run {escape(looked['run'])} learned for {escape(looked['layer'])} with rank {len(energy)}, "
-        f"rank {r} could hold <b>{percent(energy[min(r, len(energy)) - 1])}</b> of the energy.</small></p>"
+        f"<p><small>Of the update that run {escape(looked['run'])} learned for {escape(looked['layer'])} with rank "
+        f"{len(energy)}, rank {r} could hold <b>{percent(energy[min(r, len(energy)) - 1])}</b> of the energy."
+        "</small></p>"
     )
 
 
@@ -44,7 +45,7 @@ def _beside(plan: MemoryPlan, parameters: int) -> str:
     """What so many parameters take beside themselves while they are trained as a plan does."""
     sizes = {item.name: item.bytes for item in plan.items}
     each = [sizes[name] / plan.trainable_parameters for name in ("gradients", "optimizer state")]
-    return f"{memory(sum(each) * parameters)} with {WAYS[plan.way]} ({each[0]:g} + {each[1]:g} bytes a parameter)"
+    return f"{memory(sum(each) * parameters)} with {WAYS[plan.way]} ({each[0]:g} + {each[1]:g} bytes per parameter)"
 
 
 _HELD = {"16bit": "16-bit", "int8": "8-bit", "nf4": "NF4", "fp4": "FP4"}
@@ -57,13 +58,13 @@ LOOK = (
 def spectrum(found: Facts) -> str:
     """A trained update's singular values: how much of its rank it uses."""
     points = {"singular values": [(float(at), value) for at, value in enumerate(found["values"], 1)]}
-    plot = plots.lines("Singular values of a trained update", "number", "singular value", points)
+    plot = plots.lines("Singular values of a trained update", "index", "singular value", points)
     kept = tuple((str(rank), percent(share)) for rank, share in found["kept"].items())
-    table = tables.html(tables.Table(("rank", "of the update's energy it could hold"), kept))
+    table = tables.html(tables.Table(("rank", "share of the update's energy it could hold"), kept))
     return (
-        f"<p>Of rank {found['rank']}, {found['rank_for_90']} directions hold 90% of the update's energy and "
-        f"{found['rank_for_99']} hold 99%. Its norm is {found['norm']:.3g}. The slider for r above tells of any "
-        f"rank what share it could hold.</p>{plot}{table}"
+        f"<p>Of {found['rank']} directions, the first {found['rank_for_90']} hold 90% of the update's energy and the "
+        f"first {found['rank_for_99']} hold 99%. Its norm is {found['norm']:.3g}. The slider for r above shows what "
+        f"share any rank could hold.</p>{plot}{table}"
     )
 
 
@@ -76,20 +77,20 @@ def nf4(facts: Facts) -> str:
     used = {f"{level:.2f}": {"share": 100 * share} for level, share in zip(stored, facts["level_share"], strict=True)}
     errors = tuple((name, percent(value)) for name, value in facts["errors"].items())
     return (
-        f"<p>The 16 levels are quantiles of a normal distribution, meant for weights that are so distributed. "
-        f"Computed from the normal distribution here they agree with the library's to {off:.1g}.</p>"
-        + plots.lines(f"Weights of {facts['name']} over the largest of their block of 64", "value", "share", weights)
+        f"<p>The 16 levels are quantiles of a normal distribution, meant for normally distributed weights. Computed "
+        f"here from the normal distribution, they agree with the library's to within {off:.1g}.</p>"
+        + plots.lines(f"Weights of {facts['name']}, each block of 64 scaled to ±1", "value", "share", weights)
         + plots.bars("How often each level is used", "% of the weights", used, x_label="level")
-        + tables.html(tables.Table(("4-bit type", "root mean square error over the weights' own"), errors))
+        + tables.html(tables.Table(("4-bit type", "RMS error relative to the weights' RMS"), errors))
     )
 
 
 def bits(facts: Facts) -> str:
-    """What double quantization saves, reckoned and as stored."""
+    """What double quantization saves, computed and as stored."""
     rows = tuple((name, f"{value:.4f}") for name, value in facts["bits"].items())
     return (
-        "<p>Each block of 64 weights has one constant in 32 bits: half a bit a weight. Double quantization stores "
-        "those constants in 8 bits, with one of 32 bits for 256 of them.</p>"
+        "<p>Each block of 64 weights has one 32-bit constant: half a bit per weight. Double quantization stores those "
+        "constants in 8 bits, with one 32-bit constant for every 256 of them.</p>"
         + tables.html(tables.Table(("bits per weight", ""), rows))
     )
 
@@ -100,22 +101,22 @@ def one_pass(facts: Facts) -> str:
     rows = (
         ("the layer as stored", memory(found["stored"])),
         ("the layer in 16 bit", memory(found["in_16_bit"])),
-        ("most new memory in the forward pass", memory(found["forward_peak"])),
-        ("most new memory in the backward pass", memory(found["backward_peak"])),
+        ("peak of new memory in the forward pass", memory(found["forward_peak"])),
+        ("peak of new memory in the backward pass", memory(found["backward_peak"])),
     )
     gradients = ", ".join(name for name, there in trained["gradients"].items() if there)
     without = ", ".join(name for name, there in trained["gradients"].items() if not there)
     same, reached = trained["frozen_before"] == trained["frozen_after"], trained["input_gradient"]
-    through = f"is {reached:.2g} (root mean square): it came through the frozen weights" if reached else "is nothing"
+    through = f"is {reached:.2g} (RMS): it came through the frozen weights" if reached else "is zero"
     return (
-        f"<p>The stored weights are written out in 16 bit for the product and forgotten, once in the forward and once "
-        f"more in the backward pass ({found['tokens']} tokens, measured on {found['on']}).</p>"
-        + tables.html(tables.Table(("", "bytes"), rows))
-        + f"<p>After {trained['steps']} steps of AdamW the checksum of the frozen 4-bit weights and their constants is "
-        f"{escape(trained['frozen_after'])}, before it was {escape(trained['frozen_before'])}: "
+        f"<p>The stored weights are dequantized to 16 bit for the matrix product and then discarded, once in the "
+        f"forward pass and again in the backward pass ({found['tokens']} tokens, measured on {found['on']}).</p>"
+        + tables.html(tables.Table(("", "memory"), rows))
+        + f"<p>After {trained['steps']} steps of AdamW, the checksum of the frozen 4-bit weights and their constants "
+        f"is {escape(trained['frozen_after'])}; before, it was {escape(trained['frozen_before'])}: "
         f"<b>{'unchanged' if same else 'changed'}</b>. Gradients exist for {escape(gradients)} and not for "
-        f"{escape(without)}. In the first step, while B is zero and the update passes none on, the gradient at the "
-        f"layer's input {through}.</p>"
+        f"{escape(without)}. In the first step, B is still zero, so the update passes no gradient on; the gradient at "
+        f"the layer's input {through}.</p>"
     )
 
 
@@ -124,8 +125,9 @@ def merging(fidelity: Facts | None) -> str:
     if not fidelity or not fidelity.get("merges"):
         return '<p class="empty">Measure <b>Merge fidelity</b> of this run on the Evaluate tab; it is shown here.</p>'
     return (
-        "<p>A merge writes the update into the weights: no extra products per token. Rounding the sum to 16 levels a "
-        "block again can erase an update that is smaller than the steps between the levels. Measured on this run:</p>"
+        "<p>A merge adds the update to the weights, so a token needs no extra matrix products. Rounding the sum to the "
+        "16 levels of each block again can erase an update that is smaller than the steps between the levels. Measured "
+        "on this run:</p>"
         + tables.html(tables.fidelity(fidelity))
         + f"<p><b>{escape(fidelity.get('sentence', ''))}</b></p>"
     )
@@ -137,16 +139,21 @@ def rounding(found: Facts) -> str:
         (f"merged {name}", percent(one["kept"]), percent(one["error"]), percent(one["output"]))
         for name, one in found["merged"].items()
     )
-    head = ("this layer and its update", "of the update still there", "off in the weights", "off in the layer's output")
+    head = (
+        "this layer and its update",
+        "share of the update kept",
+        "error in the weights",
+        "error in the layer's output",
+    )
     held = _HELD[found["form"].partition("-")[0]]
     return (
-        f"<p>The update, written into the {held} layer it was trained on: how much of it the merged weights still "
-        "hold, and what is off, as a share of the update itself. Rounding a 4-bit layer again takes a small update out "
-        "once more; rounding another one adds noise, which may be larger than the update that is in it.</p>"
+        f"<p>The update, merged into the {held} layer it was trained on: how much of it the merged weights still "
+        "hold, and the error relative to the update itself. Rounding a 4-bit layer again can erase a small update; "
+        "quantizing a 16-bit or 8-bit layer to 4 bits adds noise that may exceed it.</p>"
         + tables.html(tables.Table(head, rows))
-        + "<p>What merging costs and buys beside the layer in NF4, each held as a chat on the processor holds it: the "
-        "bytes, and one token's pass through it, the median of passes taken in turn just now.</p>"
-        + tables.html(tables.Table(("one token through this layer", "bytes", "time"), _of_a_token(found["token"])))
+        + "<p>What merging costs and gains compared with the layer in NF4, each stored as the chat on a CPU stores it: "
+        "its memory, and the time of one token's pass through it, the median of passes just taken in turn.</p>"
+        + tables.html(tables.Table(("one token through this layer", "memory", "time"), _of_a_token(found["token"])))
     )
 
 
@@ -161,31 +168,31 @@ def paging(paged: int, kept: MemoryPlan, recomputed: MemoryPlan) -> str:
     state, before, after = sizes[0]["optimizer state"], *(one["activations"].bytes for one in sizes)
     return (
         f"<p>Paged optimizers keep AdamW's two values per trained parameter in memory that moves to the host when the "
-        f"card is full and back for the step: a peak of the activations then slows a step down instead of ending the "
-        f"run. bitsandbytes pages what belongs to a matrix of 100,000 values or more: of this plan's "
+        f"GPU is full and back for the step: a peak of the activations then slows a step down instead of ending the "
+        f"run. bitsandbytes pages the state of matrices with 100,000 values or more: of this plan's "
         f"{memory(state.bytes)} ({escape(state.how)}) that is <b>{memory(paged) if paged else 'nothing'}</b>.</p>"
-        f"<p>Checkpointing keeps each layer's input only and computes the rest again in the backward pass, which takes "
-        f"its time: {memory(after)} of activations instead of {memory(before)} here, and "
-        f"{memory(recomputed.total_bytes)} in all instead of {memory(kept.total_bytes)}.</p>"
+        f"<p>Checkpointing keeps only each layer's input and recomputes the rest in the backward pass, which takes "
+        f"longer: {memory(after)} of activations instead of {memory(before)} here, and "
+        f"{memory(recomputed.total_bytes)} in total instead of {memory(kept.total_bytes)}.</p>"
     )
 
 
 def ledger(found: Comparison, config: TrainConfig) -> str:
-    """A shape by every way of training, part by part, and what it is reckoned for."""
+    """A shape by every way of training, part by part, and what it is computed for."""
     plans: tuple[MemoryPlan, ...] = (found.chosen, *found.others)
     in_turn = zip_longest(*(plan.items for plan in plans))
     names = list(dict.fromkeys(item.name for parts in in_turn for item in parts if item))
     sizes = [{item.name: item.bytes for item in plan.items} for plan in plans]
     rows = [(name, *(memory(size[name]) if name in size else "–" for size in sizes)) for name in names]
-    rows.append(("in all", *(memory(plan.total_bytes) for plan in plans)))
+    rows.append(("total", *(memory(plan.total_bytes) for plan in plans)))
     rows.append(("fits", *("yes" if plan.total_bytes <= found.device_bytes else "no" for plan in plans)))
     table = tables.Table(("part", *(plan.way for plan in plans)), tuple(rows))
-    return _reckoned_for(config, found.chosen) + tables.html(table)
+    return _computed_for(config, found.chosen) + tables.html(table)
 
 
-def _reckoned_for(config: TrainConfig, plan: MemoryPlan) -> str:
+def _computed_for(config: TrainConfig, plan: MemoryPlan) -> str:
     activations = "recomputed layer by layer (checkpointing)" if plan.checkpointing else "kept, without checkpointing"
-    but = ", but for the layers of full fine-tuning" * (plan.kernels == "fused")
+    but = ", except for the layers of full fine-tuning" * (plan.kernels == "fused")
     kernels = f" {KERNELS[plan.kernels]}{but}." if plan.kernels else ""
     gradients = next(item.how for item in plan.items if item.name == "gradients")
     return (

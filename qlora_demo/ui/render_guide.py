@@ -5,6 +5,7 @@ from __future__ import annotations
 from html import escape
 
 from ..guide import STAGES, Stage, Standing
+from .render import problem
 
 
 def guide(where: Standing) -> str:
@@ -12,7 +13,7 @@ def guide(where: Standing) -> str:
     if where.next is None:
         return ""
     stages = "".join(_stage(stage, where) for stage in STAGES)
-    failed = f'<p class="bad">{escape(where.failed)}</p>' if where.failed else ""
+    failed = problem(where.failed) if where.failed else ""
     return f'<ol class="guide" aria-label="From data to a report">{stages}</ol>{failed}<p>{_sentence(where)}</p>'
 
 

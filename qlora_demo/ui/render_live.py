@@ -65,9 +65,9 @@ def _device(now: Live) -> list[tuple[str, str]]:
 def _people(now: Live) -> list[tuple[str, str]]:
     idle = f"{duration(now.idle_seconds)} ago" if now.idle_seconds else "now"
     return [
-        ("answered now", "1 person" if now.answering else "nobody"),
-        ("waiting", f"{now.waiting}; at most {now.limits.queue_length} visitors may"),
-        ("visitors' requests", f"{now.requests} in the last minute, of {now.limits.all_requests}"),
+        ("being answered", "1 person" if now.answering else "nobody"),
+        ("waiting", f"{now.waiting} (limit for visitors: {now.limits.queue_length})"),
+        ("visitors' requests", f"{now.requests} in the last minute (limit: {now.limits.all_requests})"),
         ("last use", idle),
     ]
 
@@ -85,5 +85,5 @@ def _training(now: Live) -> list[tuple[str, str]]:
 def _job(job: Job | None) -> list[tuple[str, str]]:
     if job is None:
         return [("job", "none yet")]
-    end = "is going" if job.going else "has failed" if job.error else "has ended"
+    end = "in progress" if job.going else "failed" if job.error else "ended"
     return [(f"{escape(job.kind)} of {escape(job.run)}", f"{end}: {escape(job.error or job.progress.text)}")]

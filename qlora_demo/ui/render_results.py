@@ -8,7 +8,7 @@ from typing import Any
 
 from .. import differences, plots, tables
 from ..jobs import Job
-from ..units import duration
+from ..units import counted, duration
 from ..verdicts import standings
 from ..votes import Tally
 from . import render
@@ -22,17 +22,17 @@ def job(last: Job | None) -> str:
     if last is None:
         return ""
     if last.error:
-        return f'<p class="bad">{escape(last.kind)}: {escape(last.error)}</p>'
+        return render.problem(f"{last.kind}: {last.error}")
     state = "" if last.going else " · ended"
     bar = render.bar(last.progress.fraction or 0, last.kind)
     return f"<p>{escape(last.kind)} of {escape(last.run)}: {escape(last.progress.text)}{state}</p>{bar}"
 
 
 def job_alone(last: Job | None) -> str:
-    """Which work there is and whether it goes on, no more."""
+    """Which work there is and whether it is in progress, no more."""
     if last is None:
         return ""
-    end = "goes on" if last.going else "failed" if last.error else "ended"
+    end = "in progress" if last.going else "failed" if last.error else "ended"
     return f"<p>{escape(last.kind)} of {escape(last.run)}: {end}</p>"
 
 
@@ -41,7 +41,7 @@ def evaluation(result: Result | None) -> str:
     if not result or not result.get("splits"):
         return '<p class="empty">Not measured yet. Press <b>Before and after</b>: every column on held-out rows.</p>'
     plot = plots.bars("Exact match by column and split", "exact match (%)", tables.exact_match(result))
-    stopped = "" if result.get("complete", True) else "<p>Of the rows that are done so far.</p>"
+    stopped = "" if result.get("complete", True) else "<p>Based on the rows done so far.</p>"
     return (
         stopped + _remarks(result) + tables.html(tables.evaluation(result)) + plot + tables.html(tables.fields(result))
     )
@@ -66,9 +66,10 @@ def prompts_shown(result: Result | None, page: int) -> str:
     """A page of a prompt set: every column's answer with its times, differences to the first column marked."""
     rows = (result or {}).get("prompts", [])
     if not rows:
-        return '<p class="empty">No prompt set yet. Paste prompts, one a line, and press <b>Ask all columns</b>.</p>'
+        return '<p class="empty">No prompt set yet. Paste prompts, one per line, and press <b>Ask all columns</b>.</p>'
     chosen = list(range(len(rows)))[page * PAGE_ROWS : (page + 1) * PAGE_ROWS]
-    return f"<p>{len(rows)} prompts</p>" + _remarks(result) + _answers_table(rows, chosen, with_reference=False)
+    head = f"<p>{counted(len(rows), 'prompt')}</p>"
+    return head + _remarks(result) + _answers_table(rows, chosen, with_reference=False)
 
 
 def fidelity(result: Result | None) -> str:
@@ -134,5 +135,5 @@ def _answer_cell(answer: Mapping[str, Any] | None, against: str) -> str:
 def _answer_note(answer: Mapping[str, Any]) -> str:
     if "ttft_seconds" in answer:
         return f"{duration(answer['ttft_seconds'])} to the first token, {answer['tokens_per_second']:.1f} tokens/s"
-    right = "right" if answer["exact_match"] else "not right"
+    right = "correct" if answer["exact_match"] else "incorrect"
     return f"{right}, loss {answer['loss']:.3g}"

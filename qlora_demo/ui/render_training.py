@@ -12,7 +12,8 @@ from ..memory_plan import Comparison, MemoryPlan
 from ..presets import command_line, config_difference
 from ..records import Lighter, TrainMetrics
 from ..runs import Run
-from ..units import memory, percent
+from ..units import counted, memory, percent
+from .render import problem as problem
 
 _COLOURS = {
     "4-bit weights": "#3b82f6",
@@ -53,30 +54,25 @@ def memory_plan(found: Comparison) -> str:
     return f'<div class="plan">{head}{_bar(chosen, most)}{_reach(found)}{_others(found)}</div>'
 
 
-def problem(text: str) -> str:
-    """A message in the place of what it is about."""
-    return f'<p class="bad">{escape(text)}</p>'
-
-
 def planned_and_measured(planned: int, tokens: int, measured: int, what: str) -> str:
-    """The plan's total, which is for rows of so many tokens, beside a run's peak."""
+    """The plan's total, which is for rows of `tokens` tokens, beside a run's peak."""
     return (
         f"<p>peak memory: planned {memory(planned)} for rows of {tokens:,} tokens, measured {memory(measured)} on the "
-        f"rows there are ({escape(what)})</p>"
+        f"actual rows ({escape(what)})</p>"
     )
 
 
 def equivalent(config: TrainConfig, processes: int) -> str:
     """The command that trains the same."""
-    return f"<p>The same as a command:</p><pre>{escape(command_line(config, processes))}</pre>"
+    return f"<p>The equivalent command:</p><pre>{escape(command_line(config, processes))}</pre>"
 
 
 def preflight(found: Mapping[str, Any]) -> str:
     """Counts, problems with their first rows, lengths, and how rows are rendered: what is trained in colour."""
     lengths, mapping = found["lengths"], ", ".join(f"{ours} = {theirs}" for ours, theirs in found["mapping"].items())
     head = (
-        f"<p><b>{found['rows']:,} rows</b>, columns read as {escape(mapping) or '–'}. Tokens a row: "
-        f"mean {lengths['mean']:,.0f}, median {lengths['median']:,}, 95% {lengths['p95']:,}, "
+        f"<p><b>{counted(found['rows'], 'row')}</b>, columns read as {escape(mapping) or '–'}. Tokens per row: "
+        f"mean {lengths['mean']:,.0f}, median {lengths['median']:,}, p95 {lengths['p95']:,}, "
         f"longest {lengths['longest']:,}; max_length is {found['max_length']:,}.</p>"
     )
     bins = {f"{top:,}": {"rows": float(count)} for top, count in lengths["histogram"]}
@@ -148,7 +144,7 @@ def _reach(found: Comparison) -> str:
         return f"<p>Not even one row of this length fits.{recomputed}</p>"
     return (
         f"<p>At most {found.largest_batch:,} rows in a batch at this length, or rows of {found.longest_row:,} tokens "
-        f"at this batch.{recomputed}</p>"
+        f"at this batch size.{recomputed}</p>"
     )
 
 
@@ -164,19 +160,24 @@ def _others(found: Comparison) -> str:
 
 def _items(plan: MemoryPlan) -> str:
     rows = tuple((item.name, memory(item.bytes), item.how) for item in plan.items)
-    table = tables.html(tables.Table(("part", "bytes", "reckoned as"), rows))
+    table = tables.html(tables.Table(("part", "memory", "computed as"), rows))
     return f"<details><summary>Every part of {WAYS[plan.way]}</summary>{table}</details>"
 
 
 def _problems(problems: Sequence[Mapping[str, Any]]) -> str:
     if not problems:
-        return '<p class="good">Nothing is wrong with it.</p>'
+        return '<p class="good">No problems found.</p>'
     lines = "".join(
-        f'<li class="{"bad" if one["fatal"] else ""}"><b>{one["count"]:,} rows {escape(one["what"])}</b>'
-        f"{' (must be mended)' if one['fatal'] else ''}: {escape('; '.join(one['rows']))}</li>"
+        f'<li class="{"bad" if one["fatal"] else ""}"><b>{escape(_told(one))}</b>'
+        f"{' (must be fixed)' if one['fatal'] else ''}: {escape('; '.join(one['rows']))}</li>"
         for one in problems
     )
     return f"<ul>{lines}</ul>"
+
+
+def _told(one: Mapping[str, Any]) -> str:
+    what = one["what"]
+    return f"{what[:1].upper()}{what[1:]}: {counted(one['count'], 'row')}"
 
 
 def _first_rows(found: Mapping[str, Any]) -> str:

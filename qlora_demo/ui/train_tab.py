@@ -167,7 +167,7 @@ def _wire_plan(services: Services, form: controls.Controls, shown: list[gr.HTML]
             refuse_here(config, int(count or 1))
             drawn = show.memory_plan(plan_training(services.settings, config))
         except DemoError as exc:
-            return [show.problem(str(exc)), ""]
+            return [render.problem(str(exc)), ""]
         return [drawn, show.equivalent(config, int(count or 1))]
 
     inputs = list(form.values())

@@ -20,7 +20,7 @@ def setting(page: Page, name: str, value: str) -> None:
 
 def test_a_shape_is_measured_and_its_result_compared(page: Page, tmp_path: Path) -> None:
     tab(page, "Benchmark")
-    expect(page.locator("#benchmark-progress")).to_contain_text("Nothing is measured yet")
+    expect(page.locator("#benchmark-progress")).to_contain_text("Nothing measured yet")
     page.locator("#benchmark-kind").get_by_text("rank", exact=True).click()
     page.locator("#BenchmarkConfig-ranks textarea, #BenchmarkConfig-ranks input").first.fill("2,x")
     setting(page, "model", "shape:tiny")
@@ -43,7 +43,7 @@ def test_a_shape_is_measured_and_its_result_compared(page: Page, tmp_path: Path)
     sent = tmp_path / "sent.json"
     download.value.save_as(sent)
     assert [row["case"] for row in json.loads(sent.read_text("utf-8"))["rows"]] == ["r 2, attention"]
-    page.get_by_role("button", name="Beside another result").click()
+    page.get_by_role("button", name="Compare with another result").click()
     page.locator("#benchmark-sent input[type=file]").set_input_files(sent)
     expect(page.locator("#benchmark-sent")).to_contain_text(re.compile(r"sent\s*\.json"))
     page.click("#benchmark-compare")
@@ -53,4 +53,4 @@ def test_a_shape_is_measured_and_its_result_compared(page: Page, tmp_path: Path)
     screenshot(page, "benchmark")
     page.click("#benchmark-delete")
     page.click("#benchmark-delete-sure")
-    expect(progress).to_contain_text("Nothing is measured yet")
+    expect(progress).to_contain_text("Nothing measured yet")

@@ -28,7 +28,7 @@ def test_a_layer_an_update_and_the_ledger(page: Page, server: Server, tiny_model
     tab(page, "Explain")
     expect(page.locator("#explain-size")).to_contain_text("65,536 parameters, 0.4%")
     expect(page.locator("#explain-size")).to_contain_text("16,781,312 parameters with its bias")
-    expect(page.locator("#ledger")).to_contain_text(re.compile("in all.*GiB.*fits", re.DOTALL))
+    expect(page.locator("#ledger")).to_contain_text(re.compile("total.*GiB.*fits", re.DOTALL))
     expect(page.locator("#explain-layer input")).to_have_value(re.compile("_proj"), timeout=MINUTE)
     page.click("#explain")
     expect(page.locator("#spectrum")).to_contain_text("hold 90% of the update's energy", timeout=MINUTE)

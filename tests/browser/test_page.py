@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.bundled]
 MINUTE = 60_000
 STEPS = 10
 """Enough to learn the form of an answer."""
-ENDED = re.compile("ended by itself|cut at|stopped by hand")
+ENDED = re.compile("ended by itself|cut off|stopped by hand")
 
 
 def set_number(page: Page, name: str, value: str) -> None:
@@ -76,7 +76,7 @@ def data_and_base_model(page: Page) -> None:
     expect(page.locator("#progress")).to_contain_text("No run yet")
     next_is(page, "Data")
     page.click("#guide-data")
-    expect(page.locator("#preflight")).to_contain_text("Nothing is wrong with it", timeout=MINUTE)
+    expect(page.locator("#preflight")).to_contain_text("No problems found", timeout=MINUTE)
     next_is(page, "Before")
     page.click("#guide-before")
     expect(page.locator("#send")).to_be_focused()
@@ -226,7 +226,7 @@ def blind_vote(page: Page) -> None:
 
 def evaluate_fidelity_and_report(page: Page) -> None:
     tab(page, "Evaluate")
-    expect(page.locator("#votes")).to_contain_text("1 vote, of them 1 a tie")
+    expect(page.locator("#votes")).to_contain_text("1 vote: 1 tie")
     set_rows(page, "1")
     page.click("#guide-measure")
     expect(page.locator("#guide")).to_contain_text("At work: evaluation", timeout=MINUTE)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import operator
 import re
+import shutil
 from pathlib import Path
 from typing import Any, get_args
 
@@ -203,6 +204,12 @@ def test_layers_of_a_real_folder(tiny_model: Path) -> None:
         explain.explain_layer(str(tiny_model), "nothing")
     with pytest.raises(ModelError, match="is no folder with safetensors"):
         explain.layer_names("nobody/nothing")
+
+
+def test_a_layer_that_lies_in_a_second_file_too_is_offered_once(tiny_model: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_model, tmp_path / "model")
+    shutil.copy(tiny_model / "model.safetensors", tmp_path / "model" / "consolidated.safetensors")
+    assert explain.layer_names(str(tmp_path / "model")) == explain.layer_names(str(tiny_model))
 
 
 def test_a_small_update_is_kept_in_16_bit_and_lost_in_nf4() -> None:

@@ -54,6 +54,11 @@ def test_good_rows_have_counts_lengths_and_no_problem(check: Any) -> None:
     assert 0 < found["lengths"]["median"] <= found["lengths"]["p95"] <= found["lengths"]["longest"] <= 64
 
 
+def test_one_row_in_twenty_is_longer_than_95_percent(check: Any) -> None:
+    lengths = check([*GOOD[:19], pair("a question that is longer", "a")])["lengths"]
+    assert lengths["p95"] < lengths["longest"]
+
+
 def test_only_the_answer_and_its_end_are_trained(check: Any) -> None:
     rendered = check(GOOD)["rendered"][0]
     assert [trained for _, trained in rendered] == [False, True]
@@ -111,11 +116,11 @@ def test_copies_of_one_row_are_fatal(check: Any, tmp_path: Path) -> None:
 
 def test_nothing_left_to_train_is_fatal(check: Any) -> None:
     found = check([pair(f"{number} " + "word " * 80, "a") for number in range(5)])
-    assert "are dropped" in found["fatal"]
+    assert "is dropped" in found["fatal"]
 
 
 LONG = pair("word " * 80, "a")
-DROPPED = "are dropped: raise max_length or give other rows"
+DROPPED = "is dropped, so raise max_length or give other rows"
 
 
 def test_one_side_of_the_split_that_is_dropped_is_fatal(check: Any) -> None:
@@ -123,9 +128,9 @@ def test_one_side_of_the_split_that_is_dropped_is_fatal(check: Any) -> None:
     assert not check([LONG if at == held[0] else row for at, row in enumerate(GOOD)])["fatal"], "another is left"
     found = check([LONG if at in held else row for at, row in enumerate(GOOD)])
     assert (found["problems"][0]["kind"], found["problems"][0]["count"]) == ("unmeasured", len(held))
-    assert f"line {held[0] + 1} (2 rows are all that is held out, and {DROPPED})" in found["fatal"]
+    assert f"line {held[0] + 1} (every held-out row {DROPPED}: 2 rows)" in found["fatal"]
     found = check([row if at in held else LONG for at, row in enumerate(GOOD)])
-    assert f"(18 rows are all that is trained on, and {DROPPED})" in found["fatal"]
+    assert f"(every row to train on {DROPPED}: 18 rows)" in found["fatal"]
 
 
 HELLO = {"role": "assistant", "content": "hello"}
@@ -138,7 +143,7 @@ def test_an_answer_to_nothing_is_told_and_the_rest_is_trained(
     rows = [OPENED, {"messages": [HELLO]}, *GOOD[:9]]
     assert "unasked" not in problems(check(rows, loss_on="all"))
     greetings = [{"messages": [HELLO | {"content": word}]} for word in ("hello", "hi", "good day")]
-    assert "are all that is trained on" in check(greetings)["fatal"]
+    assert "every row to train on is dropped" in check(greetings)["fatal"]
     found = check(rows, eval_rows=1)
     assert (problems(found), found["fatal"]) == ({"unasked": 2, "order": 2}, "")
     assert [text for text, trained in found["rendered"][0] if trained] == ["say<|im_end|>\n"]

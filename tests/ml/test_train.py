@@ -90,7 +90,7 @@ def test_a_killed_run_reads_as_failed_and_frees_the_device(services: Services, c
             os.kill(int(process.parent.name), signal.SIGKILL)
     run = wait(services, run, lambda r: not r.alive)
     assert run.state.status == "failed"
-    assert "died without a word" in run.state.error
+    assert "ended without reporting an error" in run.state.error
     assert not run.has_adapter
     assert services.lease.holder() == ""
 

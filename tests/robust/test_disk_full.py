@@ -276,6 +276,6 @@ def test_an_export_that_finds_no_room_leaves_nothing_and_can_be_made_again(
 def test_a_death_on_a_full_disk_is_told_as_one(services: Services, home: Path, run: Run) -> None:
     write_state(run.path, RunState("running"))
     fill(home)
-    assert "died without a word; its disk is full" in services.runs.get(run.id).state.error
+    assert "ended without reporting an error; its disk is full" in services.runs.get(run.id).state.error
     with pytest.raises(DemoError):
         services.runs.create(TrainConfig())

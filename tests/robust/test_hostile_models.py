@@ -313,5 +313,5 @@ def push_to(services: Services, repo: str) -> None:
     folder.mkdir(exist_ok=True)
     (folder / "README.md").touch()
     with pytest.raises(ConfigError):
-        HuggingFaceHub().push(folder, repo, private=True, token="hf_x", report=lambda _: None)
+        HuggingFaceHub().push(folder, repo, token="hf_x")
     raise ConfigError("repo", "refused")
