@@ -37,8 +37,8 @@ def save_tiny_model(folder: Path) -> Path:
 def save_adapter(model: Path, folder: Path, scale: float = 0.1) -> Path:
     """Write a random adapter for the tiny model; `scale` 0 makes one that changes nothing."""
     base = LlamaForCausalLM.from_pretrained(model, dtype=torch.bfloat16)
-    adapted = get_peft_model(base, LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM"))
     torch.manual_seed(1)
+    adapted = get_peft_model(base, LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM"))
     for name, parameter in adapted.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=scale)

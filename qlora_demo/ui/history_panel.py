@@ -51,11 +51,11 @@ class History:
             listing = [gr.update(value=render.runs_table(runs), visible=bool(runs)), renewed(choices, kept, names)]
         return [*listing, self._side_by_side(kept), now]
 
-    def lay_side_by_side(self, names: list[str], noted: str) -> list[Any]:
+    def lay_side_by_side(self, names: list[str], noted: str | None) -> list[Any]:
         """Curves over each other, figures side by side, what the first two differ in, and the first one's note: left
         alone where the page has that run's, ``noted``, already, for someone may be writing it."""
         first = names[0] if names else ""
-        if first == noted.partition("@")[0]:
+        if first == (noted or "").partition("@")[0]:
             return [self._side_by_side(names), *[gr.skip()] * 3]
         if not first:
             return [self._side_by_side(names), "", "", ""]
