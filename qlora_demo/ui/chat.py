@@ -28,6 +28,7 @@ from . import controls
 from . import render_answers as show
 from .gate import visitor_of
 from .listed import renewed
+from .render import problem
 from .run_choices import column_choices, examples, needed_run
 from .talk import (
     Stop,
@@ -177,7 +178,7 @@ class Chat:
                 visiting.finished_only(self.services.runs, columns)
             return [show.placement(self.services.plan(columns)), *slots]
         except DemoError as exc:
-            return [show.problem(str(exc)), *slots]
+            return [problem(str(exc)), *slots]
 
     def differences(self, talk: Talk, left: str | None, right: str | None) -> str:
         """Two answers, word by word."""

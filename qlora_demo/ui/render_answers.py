@@ -10,7 +10,6 @@ from ..columns import title
 from ..placement import Placement, UnitKind, says, unit_name
 from ..records import Answer, Resident
 from ..units import counted, duration, memory, percent
-from .render import problem as problem
 from .talk import Talk
 
 _FINISH = {"stop": "ended by itself", "length": "cut off at the length limit", "stopped": "stopped by hand"}

@@ -13,7 +13,6 @@ from ..presets import command_line, config_difference
 from ..records import Lighter, TrainMetrics
 from ..runs import Run
 from ..units import counted, memory, percent
-from .render import problem as problem
 
 _COLOURS = {
     "4-bit weights": "#3b82f6",

@@ -173,7 +173,7 @@ def _planned(services: Services, run: Run) -> str:
         config = run.config.changed(gradient_checkpointing=switch)
         planned = plan_training(services.settings, config).chosen.total_bytes
     except DemoError as exc:
-        return show.problem(str(exc))
+        return render.problem(str(exc))
     return show.planned_and_measured(planned, config.max_length, measured, what)
 
 
