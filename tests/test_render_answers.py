@@ -12,6 +12,7 @@ from qlora_demo.catalog import SHAPES
 from qlora_demo.columns import parse, parse_all
 from qlora_demo.placement import Device, Unit, Wanted, place
 from qlora_demo.records import Answer, AnswerTiming, BaseForm, Proof, Resident
+from qlora_demo.ui import render
 from qlora_demo.ui import render_answers as show
 from qlora_demo.ui.talk import Talk
 from qlora_demo.units import GIB
@@ -36,7 +37,7 @@ BLIND = replace(TALK, blind=True)
         show.slot_head(replace(TALK, columns=parse_all([f"adapter@{HOSTILE}"], "run")), 0, None, ""),
         show.latency({"x": replace(ANSWER, column=HOSTILE)}, False),
         show.difference(replace(ANSWER, text=HOSTILE, token_ids=(1,)), ANSWER),
-        show.problem(HOSTILE),
+        render.problem(HOSTILE),
     ],
 )
 def test_hostile_text_is_shown_and_is_no_markup(html: str) -> None:
