@@ -36,7 +36,7 @@ def processors(root: Path = _ROOT) -> int:
         quota, _, period = _text(folder / "cpu.max").partition(" ")
         quota = quota or _text(folder / "cpu.cfs_quota_us")
         period = period or _text(folder / "cpu.cfs_period_us")
-        if quota.isdecimal() and period.isdecimal():
+        if quota.isdecimal() and period.isdecimal() and int(period):
             usable = min(usable, max(1, int(quota) // int(period)))
     return usable
 
@@ -44,7 +44,8 @@ def processors(root: Path = _ROOT) -> int:
 def _folders(root: Path, controller: str) -> Iterator[Path]:
     """The cgroup of this process that has to do with something, and those around it."""
     for line in _text(root / "proc/self/cgroup").splitlines():
-        _, controllers, path = line.split(":", 2)
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
         if controller in controllers.split(",") or not controllers:
             mount = root / "sys/fs/cgroup" / (controller if controllers else "")
             own = PurePosixPath(path.lstrip("/"))

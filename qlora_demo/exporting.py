@@ -8,7 +8,7 @@ from typing import Any
 
 from .errors import RunError
 from .hub import Hub
-from .jobs import read_result
+from .jobs import told_result
 from .model_card import CardFacts, adapter_card, loading_lines, merged_card
 from .placement import default_base
 from .records import ExportKind, MergeBase, Progress, Step
@@ -36,7 +36,7 @@ def facts(runs: RunStore, run: Run, what: ExportKind, onto: MergeBase, fidelity:
         config=run.config.model_dump(),
         summary=run.state.summary,
         versions=runs.versions(run.id),
-        evaluation=read_result(run, "evaluation"),
+        evaluation=told_result(runs, run, "evaluation"),
         fidelity=measured,
         precision=precision,  # type: ignore[arg-type]
         onto="" if what == "adapter" else onto,

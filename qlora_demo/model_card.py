@@ -252,7 +252,8 @@ def _evaluation(evaluation: Mapping[str, Any] | None) -> list[str]:
     if not found.rows:
         return []
     named = ((_cell(split), _cell(column), *figures) for split, column, *figures in found.rows)
-    return ["## Evaluation", _MEASURED, markdown(Table(found.head, tuple(named)))]
+    remarks = [_cell(told)] if (told := tables.remarks(evaluation)) else []
+    return ["## Evaluation", _MEASURED, *remarks, markdown(Table(found.head, tuple(named)))]
 
 
 def _fidelity(fidelity: Mapping[str, Any] | None) -> list[str]:

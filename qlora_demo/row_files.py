@@ -136,7 +136,7 @@ def _table(delimiter: str) -> Callable[[Path], Iterator[FoundRow]]:
 
 
 def _refuse_twins(names: Sequence[str], path: Path) -> None:
-    twins = [name for at, name in enumerate(names) if name in names[:at]]
+    twins = [name for at, name in enumerate(names) if name and name in names[:at]]
     if twins:
         raise DataError(f"dataset: {path} has two columns {twins[0]!r}; give each a name of its own")
 

@@ -328,7 +328,7 @@ def _settled(path: Path, state: RunState) -> RunState:
     full = "; its disk is full, remove files there" if out_of_room(path) else ""
     error = f"the training process ended without reporting an error{full}{LOG_ENDS}{tail}"
     seen = max(_written_at(path / name) for name in ("state.json", "metrics.jsonl", "train.log"))
-    return replace(state, status="failed", error=error, ended_at=seen / 1e9)
+    return replace(state, status="failed", error=error, ended_at=state.ended_at or seen / 1e9)
 
 
 def _log_tail(path: Path, lines: int) -> str:

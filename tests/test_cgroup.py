@@ -65,6 +65,14 @@ def test_without_a_limit_it_is_all_of_the_machine_s(files: dict[str, str], tmp_p
         assert cgroup.processors(root) == len(os.sched_getaffinity(0))
 
 
+@pytest.mark.parametrize("line", ["0::/", "nonsense", ""])
+def test_values_that_make_no_sense_limit_nothing(line: str, tmp_path: Path) -> None:
+    files = {"proc/self/cgroup": line, "sys/fs/cgroup/cpu.max": "100000 0", "sys/fs/cgroup/memory.max": "max"}
+    root = laid_out(tmp_path, files)
+    assert cgroup.processors(root) == cgroup.processors(tmp_path / "nowhere")
+    assert cgroup.free_and_total(root)[1] == cgroup.free_and_total(tmp_path / "nowhere")[1]
+
+
 def test_the_device_and_the_models_room_are_what_the_container_may_have(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -301,7 +301,7 @@ def test_what_an_adapter_said_before_its_run_went_on_is_not_told_of_the_one_that
 ) -> None:
     runs = tab.chat.services.runs
     run = runs.create(TrainConfig()) if other else runs.get(tab.run)
-    tab.names = ["base", f"adapter@{run.id}"] if other else tab.names
+    tab.names = ["base", f" adapter@{run.id} "] if other else tab.names
     tab.ask("one")
     run.adapter.mkdir(exist_ok=True)
     (run.adapter / "adapter_model.safetensors").touch()

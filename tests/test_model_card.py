@@ -319,3 +319,9 @@ def _export(base: Path, folder: Path, facts: CardFacts) -> Path:
     AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16, **how).save_pretrained(folder)
     AutoTokenizer.from_pretrained(base).save_pretrained(folder)
     return folder
+
+
+def test_figures_of_an_adapter_that_is_no_longer_there_are_said_to_be() -> None:
+    assert FACTS.evaluation
+    known = replace(FACTS, evaluation=FACTS.evaluation | {"outdated": ["adapter@another"]})
+    assert "Of the adapter before its run was resumed: adapter@another." in adapter_card(known)

@@ -100,6 +100,7 @@ def test_what_is_deleted_is_what_was_chosen_when_delete_was_pressed_first(servic
     sure, _ = numbers(page, "delete_named")
     with Client(str(page.local_url)) as client:
         client.open(page)
+        assert "none is chosen" in str(client.call(first, [None])["told"])
         button, *_ = client.call(first, [gone])["output"]["data"]
         assert button["value"] == f"Delete {gone} for good" and button["visible"]
         assert set(services.runs.names()) == {gone, kept}, "one press deletes nothing"

@@ -161,6 +161,8 @@ def test_a_dead_run_ended_when_it_was_last_heard_of(store: RunStore, run: Run) -
     for path in run.path.iterdir():
         os.utime(path, (1060, 1060))
     assert store.get(run.id).state.seconds(time.time()) == 60
+    write_state(run.path, RunState("starting", started_at=1000.0, ended_at=1010.0))
+    assert store.get(run.id).state.seconds(time.time()) == 10, "it was resumed and died before it began"
 
 
 def test_a_dead_run_without_a_log_reads_as_failed_too(store: RunStore, run: Run) -> None:

@@ -153,7 +153,7 @@ def _finish(path: Path, config: TrainConfig, splits: Splits, trainer: SFTTrainer
         "eval_loss": heldout.eval_loss if heldout else None,
         "eval_step": heldout.step if heldout else None,
         "tokens_per_second": reporter.tokens / reporter.seconds if reporter.seconds else 0.0,
-        "peak_memory_bytes": max(peak_memory_bytes(), *(line.memory_bytes or 0 for line in metrics)),
+        "peak_memory_bytes": max([peak_memory_bytes(), *(line.memory_bytes or 0 for line in metrics)]),
         "trainable_parameters": trainable,
         "all_parameters": total,
     }

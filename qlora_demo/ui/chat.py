@@ -217,7 +217,13 @@ class Chat:
             run, names, system, blind, order, talk, *values = choices
             settings = controls.read(GenerationSettings, self.sampling, values)
             columns = grammar.parse_all(names, needed_run(run))
-            fresh = Talk(run, system or "", self._since(run, names), blind=bool(blind), columns=columns)
+            fresh = Talk(
+                run,
+                system or "",
+                self._since(run, [column.name for column in columns]),
+                blind=bool(blind),
+                columns=columns,
+            )
             yield Press(self._asker(request), talk.instead or talk, fresh, settings, order, halt)
 
     def _answer(self, talk: Talk, press: Press) -> Iterator[list[Any]]:

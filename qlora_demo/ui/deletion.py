@@ -8,6 +8,7 @@ from typing import Any
 
 import gradio as gr
 
+from ..errors import RequestError
 from .gate import Gate
 
 
@@ -25,9 +26,13 @@ def wire(parts: SimpleNamespace, chosen: Any, delete: Callable[[str], list[Any]]
     press."""
 
     def ask_first(name: str | None) -> list[Any]:
-        return [gr.Button(f"Delete {name} for good", visible=bool(name)), name or ""]
+        if not name:
+            raise RequestError(f"{parts.first.value}: none is chosen; choose one from the list")
+        return [gr.Button(f"Delete {name} for good", visible=True), name]
 
     def delete_named(name: str) -> list[Any]:
+        if not name:
+            raise RequestError(f"{parts.first.value}: the server forgot which; press it again")
         return [gr.Button(visible=False), *delete(name)]
 
     gate.on(parts.first.click, ask_first, chosen, [parts.sure, parts.name], needs="operator")

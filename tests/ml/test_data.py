@@ -77,6 +77,7 @@ def test_every_file_type_gives_the_same_rows(tmp_path: Path, suffix: str) -> Non
         ("rows.csv", b"", "holds no rows"),
         ("rows.csv", b"a,b\n1,2\n1,2,3,4\n", r"rows\.csv, line 3: has more or fewer cells"),
         ("rows.csv", b'a,b\n1,"2\n', "cannot be read"),
+        ("rows.csv", b"a,b,,\n1,2,,\n1,2,3\n", r"rows\.csv, line 3: has more or fewer cells"),
         ("rows.csv", b"prompt,completion,completion\nq,good,bad\n", r"rows\.csv has two columns 'completion'"),
         ("rows.tsv", b"a\tb\n1\t\xff\n", r"rows\.tsv, line 2: not UTF-8 text; save the file as UTF-8"),
         ("rows.csv", b"a,\xff\n1,2\n", r"rows\.csv, line 1: not UTF-8 text; save the file as UTF-8"),
