@@ -127,7 +127,7 @@ def test_a_run_that_is_talked_to_stays_chosen_while_it_trains_on(services: Servi
     write_state(run.path, replace(run.state, status="queued"))
     write_state(newer.path, replace(newer.state, status="finished"))
     kept = runs_with_adapter(services.runs, run.id)
-    assert chosen_by(kept) == "left alone" and [name for _, name in kept["choices"]] == [newer.id, run.id]
+    assert chosen_by(kept) == "left alone" and {name for _, name in kept["choices"]} == {newer.id, run.id}
     assert chosen_by(runs_with_adapter(services.runs, None)) == newer.id
 
 
