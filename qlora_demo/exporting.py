@@ -36,7 +36,7 @@ def facts(runs: RunStore, run: Run, what: ExportKind, onto: MergeBase, fidelity:
         config=run.config.model_dump(),
         summary=run.state.summary,
         versions=runs.versions(run.id),
-        evaluation=told_result(runs, run, "evaluation"),
+        evaluation=told_result(run, "evaluation", runs.adapter_since(run.id)),
         fidelity=measured,
         precision=precision,  # type: ignore[arg-type]
         onto="" if what == "adapter" else onto,

@@ -136,12 +136,12 @@ def save_result(run: Run, kind: str, result: dict[str, Any], *, complete: bool =
     write_atomically(folder / f"{kind}.json", json.dumps(told, ensure_ascii=False))
 
 
-def told_result(runs: RunStore, run: Run, kind: str) -> dict[str, Any] | None:
-    """A run's result, which names as ``outdated`` the columns whose adapter another has taken the place of since."""
+def told_result(run: Run, kind: str, since: Callable[[str], float]) -> dict[str, Any] | None:
+    """A run's result, which names as ``outdated`` the columns whose adapter another has taken the place of since; see
+    `RunStore.adapter_since`."""
     result = read_result(run, kind)
     if result is None:
         return None
-    since = runs.adapter_since(run.id)
     names = [*result.get("variants", {}), *result.get("columns", [])]
     outdated = [name for name in names if since(name) > result.get("time", 0.0)]
     return result | ({"outdated": outdated} if outdated else {})

@@ -15,6 +15,7 @@ lock, job.lock  held by the training process while it lives; shared by the jobs 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -200,11 +201,13 @@ class RunStore:
 
     def adapter_since(self, run: str) -> Callable[[str], float]:
         """Of a column's name: `Run.adapter_since` of the run whose adapter it has, which may be another; else 0."""
-        known = {one.id: one.adapter_since for one in self.all()}
 
+        @functools.cache
         def since(name: str) -> float:
             recipe, _, source = name.partition("@")
-            return 0.0 if recipe == "base" else known.get(source or run, 0.0)
+            with contextlib.suppress(RunError):  # a folder's or the hub's, or deleted
+                return 0.0 if recipe == "base" else self.get(source or run).adapter_since
+            return 0.0
 
         return since
 

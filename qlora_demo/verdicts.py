@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .units import counted
+
 Merges = Mapping[str, Mapping[str, Any]]
 _CLOSE = 1.5
 """A merge whose divergence is within this factor of the other's is not told apart by it."""
@@ -37,7 +39,7 @@ def standings(rows: Sequence[Mapping[str, Any]], before: str, after: str, count:
 def _which_16_bit(merges: Merges) -> str:
     near, far = _nearest_first(merges)
     ours, theirs = merges[near], merges[far]
-    why = f"{_against(ours, theirs)} on {ours['rows']} held-out rows"
+    why = f"{_against(ours, theirs)} on {counted(ours['rows'], 'held-out row')}"
     if theirs["kl_mean"] <= _CLOSE * ours["kl_mean"]:
         better = max(merges, key=lambda onto: float(merges[onto]["exact_match"]))
         return f"Both merges behave alike ({why}); ship the one onto the {better} base."
@@ -60,7 +62,7 @@ def _only_16_bit(merges: Merges) -> str:
     [ours] = merges.values()
     return (
         "Ship the merge onto the original base: it is the one that the adapter was trained on "
-        f"({_measured(ours)} on {ours['rows']} held-out rows)."
+        f"({_measured(ours)} on {counted(ours['rows'], 'held-out row')})."
     )
 
 

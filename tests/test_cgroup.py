@@ -16,14 +16,14 @@ from qlora_demo.ml.device import free_and_total
 from qlora_demo.units import GIB
 
 SECOND = {
-    "proc/self/cgroup": "0::/work/here\n",
-    "sys/fs/cgroup/work/memory.max": f"{GIB}\n",
-    "sys/fs/cgroup/work/memory.current": f"{3 * GIB // 4}\n",
-    "sys/fs/cgroup/work/memory.stat": f"file 9\ninactive_file {GIB // 2}\n",
-    "sys/fs/cgroup/work/here/memory.max": "max\n",
-    "sys/fs/cgroup/work/here/memory.current": "7\n",
-    "sys/fs/cgroup/work/cpu.max": "max 100000\n",
-    "sys/fs/cgroup/work/here/cpu.max": "150000 100000\n",
+    "proc/self/cgroup": "0::/outer/inner\n",
+    "sys/fs/cgroup/outer/memory.max": f"{GIB}\n",
+    "sys/fs/cgroup/outer/memory.current": f"{3 * GIB // 4}\n",
+    "sys/fs/cgroup/outer/memory.stat": f"file 9\ninactive_file {GIB // 2}\n",
+    "sys/fs/cgroup/outer/inner/memory.max": "max\n",
+    "sys/fs/cgroup/outer/inner/memory.current": "7\n",
+    "sys/fs/cgroup/outer/cpu.max": "max 100000\n",
+    "sys/fs/cgroup/outer/inner/cpu.max": "150000 100000\n",
 }
 FIRST = {
     "proc/self/cgroup": "4:memory:/docker/12ab\n1:cpu,cpuacct:/docker/12ab\n0::/\n",

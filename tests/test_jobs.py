@@ -139,9 +139,9 @@ def test_an_app_that_ends_stops_what_is_at_work(services: Services, run: Run) ->
 def test_a_column_whose_adapter_was_trained_on_since_is_named(services: Services) -> None:
     run, other = (services.runs.create(TrainConfig()) for _ in range(2))
     save_result(run, "evaluation", {"variants": {"base": {}, "adapter": {}, f"adapter@{other.id}": {}}})
-    assert "outdated" not in (told_result(services.runs, run, "evaluation") or {})
+    assert "outdated" not in (told_result(run, "evaluation", services.runs.adapter_since(run.id)) or {})
     other.adapter.mkdir()
     (other.adapter / "adapter_model.safetensors").touch()
     write_state(other.path, replace(other.state, earlier_seconds=1.0))
-    found = told_result(services.runs, run, "evaluation")
+    found = told_result(run, "evaluation", services.runs.adapter_since(run.id))
     assert remarks(found) == f"Of the adapter before its run was resumed: adapter@{other.id}."

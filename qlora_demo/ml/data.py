@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,12 +48,10 @@ def load_splits(config: TrainConfig) -> Splits:
     if len(rows) < 2:
         raise DataError(f"dataset: {config.dataset} holds {len(rows)} row; give at least 2, one is held out")
     kept = heldout_places(len(rows), config)
-    heldout = [rows[at] for at in sorted(kept)]
-    unseen = {row_digest(row) for row in heldout}
-    train = [row for at, row in enumerate(rows) if at not in kept and row_digest(row) not in unseen]
+    train = [rows[at] for at in trained_places([row_digest(row) for row in rows], kept)]
     if not train:
         raise DataError(f"dataset: {config.dataset} holds only copies of what is held out; give at least 2 other rows")
-    return Splits(train, {"test": heldout})
+    return Splits(train, {"test": [rows[at] for at in sorted(kept)]})
 
 
 def row_digest(row: Row) -> int:
@@ -108,6 +106,12 @@ def heldout_places(count: int, config: TrainConfig) -> frozenset[int]:
     """Positions of the rows that are held out: a tenth, at most `eval_rows`, drawn with the seed."""
     held = min(config.eval_rows, max(1, count // 10))
     return frozenset(random.Random(config.seed).sample(range(count), held))
+
+
+def trained_places(digests: Sequence[int], held: frozenset[int]) -> list[int]:
+    """Positions of the rows that are trained on, by all rows' digests: none that is held out, and no copy of one."""
+    unseen = {digests[at] for at in held}
+    return [at for at, digest in enumerate(digests) if digest not in unseen]
 
 
 def to_prompt_completion(row: Row) -> list[Row]:

@@ -31,7 +31,7 @@ from transformers.integrations import sdpa_attention
 from transformers.utils.logging import disable_progress_bar
 
 from ..catalog import is_shape
-from ..errors import AdapterError, DemoError, ModelError
+from ..errors import AdapterError, DemoError, ModelError, one_line
 from ..records import BaseForm, Precision
 from ..sources import ADAPTER_FILES, not_given
 from .adapter_check import check_adapter
@@ -321,5 +321,4 @@ def _adapter_error(folder: Path, what: str, exc: Exception) -> AdapterError:
 
 
 def _line(exc: Exception) -> str:
-    text = " ".join(str(exc).split())
-    return f"{type(exc).__name__}: {text[:200]}"
+    return f"{type(exc).__name__}: {one_line(exc)}"

@@ -24,7 +24,7 @@ from ..row_formats import Row, detect, out_of_order
 from ..settings import Settings
 from ..sources import resolve
 from ..units import counted
-from .data import bundled_splits, heldout_places, iter_rows, row_digest, to_prompt_completion, usable
+from .data import bundled_splits, heldout_places, iter_rows, row_digest, to_prompt_completion, trained_places, usable
 from .load import load_tokenizer
 
 Pieces = list[tuple[str, bool]]
@@ -234,9 +234,9 @@ def _look_at_all(config: TrainConfig, seen: _Seen) -> None:
     """What only shows across rows: the same row twice, the same row on both sides of the split, nothing left of one."""
     count, bundled = len(seen.digests), config.dataset == TICKETS.name
     held = frozenset() if bundled or count < 2 else heldout_places(count, config)
-    trained = frozenset(range(count)) - held
+    trained = frozenset(trained_places(seen.digests, held))
     if not bundled:
-        trained = _without_copies(trained, held, seen)
+        _note_copies(trained, held, seen)
     if (count < 2 or not trained) and "unusable" not in seen.problems:
         what = f"{config.dataset} holds {count} usable rows, of which {len(trained)} are left to train on"
         seen.note("unusable", f"{what}; give at least 2 that differ", fatal=True)
@@ -248,17 +248,14 @@ def _look_at_all(config: TrainConfig, seen: _Seen) -> None:
                 seen.note(kind, seen.places[at], fatal=True)
 
 
-def _without_copies(trained: frozenset[int], held: frozenset[int], seen: _Seen) -> frozenset[int]:
-    """Where the rows stand that are trained on: those of which nothing is held out."""
-    unseen = {seen.digests[at] for at in held}
+def _note_copies(trained: frozenset[int], held: frozenset[int], seen: _Seen) -> None:
     before: set[int] = set()
     for at, digest in enumerate(seen.digests):
         if digest in before:
             seen.note("duplicate", seen.places[at])
         before.add(digest)
-        if at in trained and digest in unseen:
+        if at not in trained and at not in held:
             seen.note("leak", seen.places[at])
-    return frozenset(at for at in trained if seen.digests[at] not in unseen)
 
 
 def _result(config: TrainConfig, seen: _Seen) -> dict[str, Any]:

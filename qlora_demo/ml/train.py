@@ -31,7 +31,7 @@ from trl import SFTTrainer
 from .. import logs
 from ..config import TrainConfig
 from ..disk import is_full, write_atomically
-from ..errors import DemoError, DeviceBusy, OutOfMemory, RequestError, RunError, WorkError
+from ..errors import DemoError, DeviceBusy, OutOfMemory, RequestError, RunError, WorkError, one_line
 from ..gpu import Lease, device_info
 from ..locks import HeldLock
 from ..memory_plan import lighter, plan
@@ -182,7 +182,7 @@ def _scored(trainer: SFTTrainer, rows: list[Any]) -> tuple[dict[str, Any], str]:
     except (RuntimeError, MemoryError) as exc:
         if trainer.is_fsdp_enabled or not ran_out(exc):
             raise
-        logs.event("training.unscored", logging.WARNING, why=" ".join(str(exc).split())[:200])
+        logs.event("training.unscored", logging.WARNING, why=one_line(exc))
         return {}, f"score_rows: the device had no room to answer {len(rows)} rows; the adapter is saved: evaluate it"
 
 

@@ -217,13 +217,8 @@ class Chat:
             run, names, system, blind, order, talk, *values = choices
             settings = controls.read(GenerationSettings, self.sampling, values)
             columns = grammar.parse_all(names, needed_run(run))
-            fresh = Talk(
-                run,
-                system or "",
-                self._since(run, [column.name for column in columns]),
-                blind=bool(blind),
-                columns=columns,
-            )
+            since = self._since(run, [column.name for column in columns])
+            fresh = Talk(run, system or "", since, blind=bool(blind), columns=columns)
             yield Press(self._asker(request), talk.instead or talk, fresh, settings, order, halt)
 
     def _answer(self, talk: Talk, press: Press) -> Iterator[list[Any]]:
@@ -254,9 +249,10 @@ class Chat:
     def _turn(self, talk: Talk, request: AnswerRequest, press: Press) -> Iterator[list[Any]]:
         """Wait for the models' thread, then have them answer."""
         with self.services.waiting.turn(press.asker, press.halt) as places:
-            yield self.draw(talk)
+            drawn = self.draw(talk)
+            yield drawn
             for place in places:
-                yield [gr.skip(), show.queued(place), *[gr.skip()] * (len(self.draw(talk)) - 2)]
+                yield [gr.skip(), show.queued(place), *[gr.skip()] * (len(drawn) - 2)]
             if not press.halt.is_set():
                 self.services.jobs.require_models()
                 if press.asker.role == "visitor":

@@ -131,7 +131,8 @@ class Judge:
         if not self._is_there(run):
             return [self._job(request), *[gr.skip()] * 7, None]
         found = self.services.runs.get(run)
-        evaluation, prompts = (told_result(self.services.runs, found, kind) for kind in ("evaluation", "prompts"))
+        since = self.services.runs.adapter_since(run)
+        evaluation, prompts = (told_result(found, kind, since) for kind in ("evaluation", "prompts"))
         splits = list((evaluation or {}).get("splits", {}))
         shown = split if split in splits else next(iter(splits), None)
         return [
@@ -141,7 +142,7 @@ class Judge:
             show.rows_shown(evaluation, shown, which, _from_zero(page)),
             show.fidelity(read_result(found, "fidelity")),
             show.prompts_shown(prompts, _from_zero(prompts_page)),
-            show.votes(self.services.votes.tally(run, self.services.runs.adapter_since(run))),
+            show.votes(self.services.votes.tally(run, since)),
             show.exported(read_result(found, "export")) if self._is_operator(request) else "",
             self._marks((run, shown, which, page, prompts_page)),
         ]

@@ -132,8 +132,8 @@ def with_prompt(talk: Talk, text: str, fresh: Talk) -> Talk:
         raise ConfigError("prompt", "it is empty; type something or pick an example")
     check_characters(text + fresh.system, "prompt: it")
     require_voted(talk)
-    kept = talk.since | fresh.since == fresh.since | talk.since
-    same = (talk.run, talk.system) == (fresh.run, fresh.system) and kept and not fresh.blind
+    as_it_was = all(fresh.since.get(name, at) == at for name, at in talk.since.items())
+    same = (talk.run, talk.system) == (fresh.run, fresh.system) and as_it_was and not fresh.blind
     turns = {name: list(column) for name, column in talk.turns.items()} if same else {}
     asked = tuple(column.name for column in fresh.columns)
     for name in asked:
