@@ -56,7 +56,7 @@ class TrainConfig(Knobs):
     )
     dataset_config: str = _knob(
         "",
-        "Data",
+        "More about the data",
         "Configuration",
         "For a hub data set that has several; empty: its default",
         min_length=0,
@@ -65,7 +65,7 @@ class TrainConfig(Knobs):
     )
     dataset_split: str = _knob(
         "",
-        "Data",
+        "More about the data",
         "Split",
         "For a hub data set; empty: train, or the first one",
         min_length=0,
@@ -101,19 +101,21 @@ class TrainConfig(Knobs):
     )
     bnb_4bit_quant_type: QuantType = _knob(
         "nf4",
-        "Method",
+        "More about the method",
         "4-bit type",
         "For a qlora base: NF4's levels suit normally distributed weights, FP4's are floating-point values",
     )
     bnb_4bit_use_double_quant: bool = _knob(
         True,
-        "Method",
+        "More about the method",
         "Double quantization",
         "Quantize the quantization constants of a qlora base too: saves 0.37 bits per weight",
     )
     r: int = _knob(16, "Method", "Rank r", "Rank of the update matrices A and B", ge=1, le=256)
     lora_alpha: int = _knob(32, "Method", "LoRA alpha", "The update is scaled by alpha / r", ge=1, le=1024)
-    lora_dropout: float = _knob(0.0, "Method", "LoRA dropout", "Dropout on the input of A while training", ge=0, lt=1)
+    lora_dropout: float = _knob(
+        0.0, "More about the method", "LoRA dropout", "Dropout on the input of A while training", ge=0, lt=1
+    )
     target_modules: str = _knob(
         "all-linear",
         "Method",
@@ -123,18 +125,22 @@ class TrainConfig(Knobs):
         min_length=1,
         max_length=1000,
     )
-    use_rslora: bool = _knob(False, "Method", "rsLoRA", "Scale by alpha / sqrt(r), which keeps high ranks effective")
-    use_dora: bool = _knob(False, "Method", "DoRA", "Learn the weights' magnitude and direction separately; slower")
+    use_rslora: bool = _knob(
+        False, "More about the method", "rsLoRA", "Scale by alpha / sqrt(r), which keeps high ranks effective"
+    )
+    use_dora: bool = _knob(
+        False, "More about the method", "DoRA", "Learn the weights' magnitude and direction separately; slower"
+    )
     init_lora_weights: Initialisation = _knob(
         "default",
-        "Method",
+        "More about the method",
         "Initialisation",
         "Of A and B: default starts with an update of zero; eva uses activations on the data; pissa and olora use the "
         "16-bit weights",
     )
     loss_on: LossOn = _knob(
         "completion",
-        "Method",
+        "More about the data",
         "Loss on",
         "completion: each answer is a row of its own, with the turns before it as the prompt; assistant: each "
         "conversation is one row, with the loss on all its answers, if the chat template marks them; all: every token",

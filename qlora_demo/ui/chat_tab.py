@@ -159,23 +159,23 @@ def _draw() -> SimpleNamespace:
             elem_id="columns",
             scale=4,
         )
-        with gr.Column(scale=1, min_width=130):
-            parts.blind = gr.Checkbox(
-                label="Blind", info="a new conversation, names hidden until the vote", elem_id="blind"
-            )
-            parts.free = gr.Button("Free memory", elem_id="free", size="sm")
-    parts.placement = gr.HTML(elem_id="placement")
-    with gr.Accordion("System prompt and sampling", open=False):
-        _draw_sampling(parts)
+        hidden = "a new conversation, names hidden until the vote"
+        parts.blind = gr.Checkbox(label="Blind", info=hidden, elem_id="blind", scale=2, min_width=160)
+    with gr.Row():
+        parts.placement = gr.HTML(elem_id="placement")
+        parts.free = gr.Button("Free memory", elem_id="free", size="sm", scale=0, min_width=120)
     _draw_columns(parts)
     _draw_votes(parts)
     _draw_prompt(parts)
+    with gr.Accordion("System prompt and sampling", open=False):
+        _draw_sampling(parts)
     parts.queued = gr.HTML(elem_id="place-in-queue")
     parts.latency = gr.HTML(elem_id="latency")
-    with gr.Accordion("Differences", open=True), gr.Row():
-        left = listed(label="Left", elem_id="left", interactive=True, scale=1)
-        right = listed(label="Right", elem_id="right", interactive=True, scale=1)
-    parts.compared = [left, right, gr.HTML(elem_id="differences")]
+    with gr.Accordion("Differences", open=True):
+        with gr.Row():
+            left = listed(label="Left", elem_id="left", interactive=True, scale=1)
+            right = listed(label="Right", elem_id="right", interactive=True, scale=1)
+        parts.compared = [left, right, gr.HTML(elem_id="differences")]
     return parts
 
 
@@ -232,7 +232,7 @@ def _draw_votes(parts: SimpleNamespace) -> None:
 
 
 def _draw_prompt(parts: SimpleNamespace) -> None:
-    with gr.Row(equal_height=True):
+    with gr.Row(equal_height=True, elem_id="ask"):
         hint = "Ask all columns the same thing"
         parts.prompt = gr.Textbox(placeholder=hint, label="Prompt", show_label=False, scale=6, elem_id="prompt")
         parts.taken, parts.back = (

@@ -14,6 +14,8 @@ from ..knobs import Knobs, allowed, field_names, knob, shelf
 
 Config = TypeVar("Config", TrainConfig, GenerationSettings, BenchmarkConfig)
 Controls = dict[str, Any]
+_SEEN_AT_ONCE = 3
+"""Choices that lie open; more are a list to unfold."""
 _SUGGESTIONS = {
     "model": [*BUNDLED_MODELS, *(SHAPE_PREFIX + name for name in SHAPES)],
     "dataset": list(BUNDLED_DATASETS),
@@ -58,13 +60,14 @@ def _control(config: type[Knobs], name: str, value: Any, place: str = "") -> Any
         "interactive": True,
         "min_width": 160,
     }
+    wide = common | {"min_width": 320}
     if name in _SUGGESTIONS:
-        return gr.Dropdown(_SUGGESTIONS[name], allow_custom_value=True, **common | {"min_width": 320})
+        return gr.Dropdown(_SUGGESTIONS[name], allow_custom_value=True, **wide)
     if field.annotation is bool:
         return gr.Checkbox(elem_classes="tick", **common)
     if field.annotation is str:
         return gr.Textbox(**common)
-    if options := get_args(field.annotation):
-        return gr.Radio([str(option) for option in options], **common)
+    if options := [str(option) for option in get_args(field.annotation)]:
+        return gr.Radio(options, **wide) if len(options) <= _SEEN_AT_ONCE else gr.Dropdown(options, **common)
     whole = allowed(config, name).startswith("a whole number")
     return gr.Number(precision=0 if whole else None, **common)

@@ -118,7 +118,7 @@ def _draw() -> SimpleNamespace:
     with gr.Accordion("LoRA: a frozen layer and a thin update", open=True):
         parts.r = gr.Slider(1, 256, 8, step=1, label="Rank r", elem_id="explain-r")
         parts.size = gr.HTML(elem_id="explain-size")
-        with gr.Accordion("The layer, to read", open=False):
+        with gr.Accordion("The code of such a layer", open=False):
             gr.Code(_LAYER.read_text("utf-8"), language="python", interactive=False, elem_id="lora-linear")
     with gr.Row():
         parts.run = listed(label="Finished run", elem_id="explain-run", scale=3, interactive=True)

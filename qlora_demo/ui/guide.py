@@ -78,15 +78,12 @@ class Seen:
 
 def draw() -> SimpleNamespace:
     """The line and the buttons, of which one is visible."""
-    with gr.Column(visible=False, elem_id="guide") as box:
+    with gr.Row(visible=False, elem_id="guide") as box:
         line = gr.HTML(elem_id="guide-line")
-        with gr.Row():
-            buttons = [
-                gr.Button(
-                    stage.does, variant="primary", size="sm", visible=False, elem_id=f"guide-{stage.name.lower()}"
-                )
-                for stage in guide.STAGES
-            ]
+        buttons = [
+            gr.Button(stage.does, variant="primary", visible=False, elem_id=f"guide-{stage.name.lower()}")
+            for stage in guide.STAGES
+        ]
     return SimpleNamespace(box=box, line=line, buttons=buttons, seen=gr.State(Seen()))
 
 
@@ -154,7 +151,7 @@ def _drawn(services: Services, seen: Seen, operator: bool) -> list[Any]:
     if where == seen.shown:
         return [*[gr.skip()] * (2 + len(guide.STAGES)), seen]
     buttons = [gr.Button(visible=stage is where.next and not where.waits) for stage in guide.STAGES]
-    return [gr.Column(visible=where.next is not None), show.guide(where), *buttons, replace(seen, shown=where)]
+    return [gr.Row(visible=where.next is not None), show.guide(where), *buttons, replace(seen, shown=where)]
 
 
 def _with(seen: Seen, stage: Stage) -> Seen:

@@ -14,6 +14,16 @@ CSS = """
 .gradio-container input[role=combobox] {text-overflow:ellipsis; padding-right:2rem}
 /* Gradio's own checkbox forgets its min_width. */
 .tick {min-width:9rem !important}
+/* What is text begins where its neighbours begin. */
+.gradio-container .html-container {padding:0}
+/* Gradio hides what overflows, and with it what sticks. */
+.gradio-container {overflow:clip}
+@media (min-width:641px) {
+  html {scroll-padding-bottom:5rem}
+  #ask {position:sticky; bottom:0; z-index:10; padding:.5rem 0; background:var(--body-background-fill)}
+}
+#masthead {overflow:visible !important}
+#masthead .md {display:flex; flex-wrap:wrap; align-items:baseline; gap:0 1rem} #masthead :is(h1, p) {margin:0}
 .status {display:flex; flex-wrap:wrap; gap:.25rem 1.25rem; font-size:.85rem; opacity:.85}
 .bar {height:8px; border-radius:4px; background:var(--border-color-primary); overflow:hidden; margin:.3rem 0}
 .bar div {height:100%; background:var(--color-accent); transition:width .3s}
@@ -21,17 +31,19 @@ CSS = """
 .bad {color:var(--bad)}
 .run p, .run ul {margin:.2rem 0} .run ul {padding-left:1.1rem; font-size:.85rem} .run summary {cursor:pointer}
 .run dl, .foot dl {display:flex; flex-wrap:wrap; gap:.3rem 1.2rem; margin:.4rem 0}
-.foot dl {display:grid; grid-template-columns:max-content 1fr; gap:.05rem .8rem; font-size:.85rem}
+.foot dl {display:grid; grid-template-columns:repeat(auto-fit, minmax(11rem, 1fr)); gap:.05rem 1.6rem; font-size:.85rem}
+.foot dl div {display:flex; justify-content:space-between; align-items:baseline}
 .run dt, .foot dt {opacity:.75; font-size:.8rem} .run dd, .foot dd {margin:0; font-weight:600}
-.foot {min-height:14rem} .head {min-height:5.2rem} .foot small, .head small {opacity:.75}
-.head small, .foot small {display:block} .empty {padding:1rem 0}
+.foot {min-height:9rem} .head {min-height:4.6rem} .foot small, .head small {opacity:.75}
+.head small, .foot small {display:block} .empty {padding:.3rem 0}
 /* Gradio's own button would empty the picture and not the conversation. */
 [id^=chat-] button[aria-label=Clear] {display:none}
 .about {display:grid; grid-template-columns:max-content 1fr; gap:.1rem 1rem; font-size:.85rem; margin:0 0 .6rem}
 .about dt {opacity:.75} .about dd {margin:0; overflow-wrap:anywhere}
 .placement {margin:.2rem 0} .placement p {margin:.2rem 0; font-size:.85rem}
 .stack {display:flex; height:14px; border-radius:4px; overflow:hidden; background:var(--border-color-primary)}
-.stack i {height:100%} .key {display:flex; flex-wrap:wrap; gap:.1rem 1rem; font-size:.8rem; opacity:.85}
+.stack i {height:100%}
+.key {margin-top:.3rem; display:flex; flex-wrap:wrap; gap:.1rem 1rem; font-size:.8rem; opacity:.85}
 .key i {display:inline-block; width:.7rem; height:.7rem; border-radius:2px; margin-right:.3rem}
 .latency {display:grid; grid-template-columns:repeat(auto-fit,minmax(260px,1fr)); gap:1rem; font-size:.85rem}
 .latency > div > div {display:grid; grid-template-columns:minmax(5rem,max-content) 1fr 5rem; gap:.6rem}
@@ -40,9 +52,10 @@ CSS = """
 .sides pre, #exported pre, #command pre, .rendered {font-size:.85rem}
 mark.gone {background:#fecaca; color:#7f1d1d} mark.new {background:#bbf7d0; color:#14532d}
 .plot {max-width:100%; height:auto; display:block}
+#evaluation .prose {display:flex; flex-wrap:wrap; gap:.6rem 1.6rem; align-items:flex-start} #evaluation p {width:100%}
 .good {color:var(--good)} .masked {opacity:.75} .plan p {margin:.3rem 0; font-size:.9rem}
 .plan .latency > div > div {grid-template-columns:9rem 1fr 5rem} .plan summary {cursor:pointer; font-size:.85rem}
-.wide {overflow-x:auto} .results {border-collapse:collapse; font-size:.85rem}
+.wide {overflow-x:auto; max-width:100%} .results {border-collapse:collapse; font-size:.85rem}
 .results th, .results td {border:1px solid var(--border-color-primary); padding:.25rem .5rem; text-align:left}
 .results td {vertical-align:top; overflow-wrap:anywhere; min-width:4rem} .results small {display:block; opacity:.7}
 .results.answers td {min-width:11rem} .results.answers td:first-child {min-width:0}
@@ -52,8 +65,9 @@ mark.gone {background:#fecaca; color:#7f1d1d} mark.new {background:#bbf7d0; colo
 }
 #stop, #resume {align-self:end}
 [id^=TrainConfig-use_] {min-width:9rem !important}
-#guide {border:1px solid var(--border-color-primary); border-radius:8px; padding:.6rem .8rem; min-height:7.6rem}
-#guide p {margin:.3rem 0} .guide {display:flex; flex-wrap:wrap; gap:.2rem .5rem; list-style:none; margin:0; padding:0}
+#guide {border:1px solid var(--border-color-primary); border-radius:8px; padding:.5rem .8rem; align-items:center}
+#guide-line, #placement {flex:1 1 16rem} #guide button {flex:none} #guide p {margin:.3rem 0 0}
+.guide {display:flex; flex-wrap:wrap; gap:.2rem .5rem; list-style:none; margin:0; padding:0}
 #guide .guide li {margin:0; padding:.1rem .6rem; font-size:.85rem}
 .guide li {border:1px solid var(--border-color-primary); border-radius:1rem}
 .guide .done {color:var(--good)} .guide .done::before {content:"✓ "}

@@ -28,6 +28,7 @@ from .look import CSS, LABELS, theme
 from .sent import Page
 
 TITLE = "QLoRA demo"
+_TELLS = "Train a LoRA adapter on a 4-bit model, then judge it beside its base and its merge."
 _WAITING_CALLS = 1000
 """Of all pages' handlers; beyond, Gradio says that the queue is full."""
 _HEAPS = 2
@@ -51,11 +52,9 @@ def build_page(services: Services, status: AppStatus) -> gr.Blocks:
     gate = Gate(services.access)
     hub_button = account.hub_button(services.access)
     with Page(title=TITLE, delete_cache=(3600, 3600)) as page:
-        gr.Markdown(f"# {TITLE}\nTrain a LoRA adapter on a 4-bit model, then judge it beside its base and its merge.")
+        gr.Markdown(f"# {TITLE}\n{_TELLS}", elem_id="masthead")
         account.build(gate, page, hub_button)
         line = gr.HTML(elem_id="status")
-        with gr.Accordion("What was found at the start", open=False, elem_id="found-at-start"):
-            found_at_start = gr.HTML()
         led = guide.draw()
         with gr.Tabs() as tabs:
             with gr.Tab("Train", id="train", elem_id="tab-train") as train:
@@ -76,6 +75,8 @@ def build_page(services: Services, status: AppStatus) -> gr.Blocks:
             with gr.Tab("Live", id="live", elem_id="tab-live") as live:
                 live_tab.build(services, live, gate)
             gate.only(live, "operator")
+        with gr.Accordion("What was found at the start", open=False, elem_id="found-at-start"):
+            found_at_start = gr.HTML()
         gate.on(page.load, *guide.wire(services, led, tabs, talked, gate), needs="visitor")
         _tick_in_the_open_tab_only(tabs, gate)
 

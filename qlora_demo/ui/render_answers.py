@@ -59,7 +59,7 @@ def slot_foot(answer: Answer | None, blind: bool) -> str:
         return f'<div class="foot bad">{escape(answer.error)}</div>'
     if blind:
         return f'<div class="foot">{"answered" if answer.finish else "…"}</div>'
-    table = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in _figures(answer))
+    table = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in _figures(answer))
     proof = f"<small>answered by: {escape(str(answer.proof))}</small>" if answer.proof else ""
     decode = f"<small>decode: {escape(answer.decode)}</small>" if answer.decode else ""
     return f'<div class="foot"><dl>{table}</dl>{proof}{decode}</div>'

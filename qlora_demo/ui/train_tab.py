@@ -30,7 +30,9 @@ from . import render_training as show
 from .gate import Gate, visitor_of
 from .listed import renewed
 
-_GROUPS = ("Model", "Data", "Method", "Schedule")
+_OPEN = ("Model", "Data", "Method", "Schedule")
+_CLOSED = ("More about the data", "More about the method", "Advanced")
+_PROCESSES = "That train together, one for each GPU (default 1)"
 _POLL_SECONDS = 2
 _DOUBLE_CLICK_SECONDS = 1.0
 _AT_ONCE: dict[str, Any] = {"trigger_mode": "multiple", "concurrency_limit": None}
@@ -54,7 +56,7 @@ def build(services: Services, page: gr.Blocks, tab: gr.Tab, gate: Gate) -> None:
     with gr.Row():
         with gr.Column(scale=2, min_width=360):
             buttons = _draw_start()
-            chosen, found = _draw_controls(services, gate)
+            chosen, buttons.processes, found = _draw_controls(services, gate)
             command = config_panel.build(chosen, gate)
         with gr.Column(scale=3, min_width=360):
             planned = gr.HTML(elem_id="plan")
@@ -75,10 +77,9 @@ def build(services: Services, page: gr.Blocks, tab: gr.Tab, gate: Gate) -> None:
 
 def _draw_start() -> SimpleNamespace:
     with gr.Row():
-        start = gr.Button("Start training", variant="primary", elem_id="start", scale=2)
-        pair = gr.Button("LoRA and QLoRA", elem_id="start-pair", scale=1, min_width=130)
-        processes = gr.Number(1, label="Processes", precision=0, minimum=1, elem_id="processes", min_width=100)
-    return SimpleNamespace(start=start, pair=pair, processes=processes)
+        start = gr.Button("Start training", variant="primary", elem_id="start")
+        pair = gr.Button("LoRA and QLoRA", elem_id="start-pair")
+    return SimpleNamespace(start=start, pair=pair)
 
 
 def _wire_start(
@@ -176,20 +177,25 @@ def _wire_plan(services: Services, form: controls.Controls, shown: list[gr.HTML]
     gate.on(events, plan, inputs, shown, needs="visitor", trigger_mode="always_last", concurrency_limit=None)
 
 
-def _draw_controls(services: Services, gate: Gate) -> tuple[controls.Controls, gr.HTML]:
-    """The form, and where what is found in its data is drawn."""
+def _draw_controls(services: Services, gate: Gate) -> tuple[controls.Controls, gr.Number, gr.HTML]:
+    """The form, how many processes train, and where what is found in the data is drawn."""
     chosen: controls.Controls = {}
-    for group in _GROUPS:
+    for group in _OPEN:
         with gr.Accordion(group, open=True):
             with gr.Row():
                 chosen |= controls.draw(TrainConfig, group)
             if group == "Data":
                 _draw_upload(services, chosen["dataset"], gate)
                 check = data_panel.draw()
-    with gr.Accordion("Advanced", open=False), gr.Row():
-        chosen |= controls.draw(TrainConfig, "Advanced")
+    for group in _CLOSED:
+        with gr.Accordion(group, open=False), gr.Row():
+            chosen |= controls.draw(TrainConfig, group)
+            if group == "Advanced":
+                processes = gr.Number(
+                    1, label="Processes", info=_PROCESSES, precision=0, minimum=1, elem_id="processes"
+                )
     data_panel.wire(services, check, chosen, gate)
-    return chosen, check.found
+    return chosen, processes, check.found
 
 
 def _draw_upload(services: Services, dataset: Any, gate: Gate) -> None:

@@ -47,7 +47,7 @@ def test_a_layer_an_update_and_the_ledger(page: Page, server: Server, tiny_model
         re.compile(r"NF4, the update beside it.*µs.*merged in 16 bit.*µs", re.DOTALL)
     )
     expect(page.locator("#paging")).to_contain_text(re.compile(r"paged_adamw|adamw_torch"))
-    page.get_by_role("button", name="The layer, to read").click()
+    page.get_by_role("button", name="The code of such a layer").click()
     expect(page.locator("#lora-linear")).to_contain_text("class LoRALinear")
     screenshot(page, "explain")
     page.locator("#ledger-card input, #ledger-card textarea").first.fill("2GB")

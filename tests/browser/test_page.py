@@ -22,6 +22,8 @@ pytestmark = [pytest.mark.browser, pytest.mark.bundled]
 MINUTE = 60_000
 STEPS = 10
 """Enough to learn the form of an answer."""
+_LAID_OUT = "#ask {position: static !important}"
+"""A whole page is taller than what its prompt sticks to."""
 ENDED = re.compile("ended by itself|cut off|stopped by hand")
 
 
@@ -36,7 +38,7 @@ def tab(page: Page, name: str) -> None:
 def screenshot(page: Page, name: str) -> None:
     """Keep a picture where somebody asked for it (`make screenshot`)."""
     if folder := os.environ.get("QLORA_DEMO_SCREENSHOTS"):
-        page.screenshot(path=Path(folder) / f"{name}.png", full_page=True)
+        page.screenshot(path=Path(folder) / f"{name}.png", full_page=True, style=_LAID_OUT)
 
 
 @pytest.mark.timeout(1200)

@@ -105,6 +105,7 @@ def test_presets_and_a_config_that_is_saved_and_loaded(page: Page, server: Serve
     page.get_by_label("First look").check()
     expect(page.locator("#TrainConfig-max_steps input")).to_have_value("30")
     expect(page.locator("#command")).to_contain_text("python -m qlora_demo train --r=8")
+    page.get_by_role("button", name="Advanced").click()
     page.locator("#processes input").fill("2")
     expect(page.locator("#command")).to_contain_text("--processes 2")
     page.click("#save-config")
@@ -113,6 +114,7 @@ def test_presets_and_a_config_that_is_saved_and_loaded(page: Page, server: Serve
     saved.write_text(json.dumps({"r": 4, "method": "lora", "use_dora": True}), "utf-8")
     give_file(page, "#load-config", saved)
     expect(page.locator("#TrainConfig-r input")).to_have_value("4")
+    page.get_by_role("button", name="More about the method").click()
     expect(page.locator("#TrainConfig-use_dora input")).to_be_checked()
     saved.write_text('{"rank": 4}', "utf-8")
     give_file(page, "#load-config", saved)
@@ -122,7 +124,6 @@ def test_presets_and_a_config_that_is_saved_and_loaded(page: Page, server: Serve
     expect(page.locator("#plan")).to_contain_text("'query' is no layer that can be adapted; choose of down_proj")
     choose(page, "target_modules", "all-linear")
     expect(page.locator("#plan")).to_contain_text("parameters are trained")
-    page.get_by_role("button", name="Advanced").click()
     page.locator("#TrainConfig-packing input").check()
     expect(page.locator("#plan")).to_contain_text("packing: needs FlashAttention")
 
