@@ -26,9 +26,9 @@ from qlora_demo.catalog import SMOLLM2, bundled_path
 from qlora_demo.config import GenerationSettings
 from qlora_demo.ml import load
 from qlora_demo.ml.generate import encode, stream
-from qlora_demo.ml.limits import read_bandwidth
 from qlora_demo.ml.machine import versions
 from qlora_demo.ml.packed import pack
+from qlora_demo.ml.roofline import read_bandwidth
 from qlora_demo.settings import Settings
 
 ASKED = [{"role": "user", "content": "Tell me a long story about the sea and a ship. Start with the harbour."}]

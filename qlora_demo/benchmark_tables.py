@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from .benchmark_reckoned import Result, Row, reckoned
+from .chance import wilson
 from .tables import Table
 from .units import duration, memory, percent
-from .votes import wilson
 
 Form = Callable[[Any], str]
 

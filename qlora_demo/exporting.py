@@ -28,7 +28,7 @@ def base_for(run: Run, what: ExportKind, onto: MergeBase | None) -> MergeBase:
 def facts(runs: RunStore, run: Run, what: ExportKind, onto: MergeBase, fidelity: dict[str, Any]) -> CardFacts:
     """What the model card tells; ``fidelity`` is what was measured on the very model that is saved."""
     precision = {"adapter": "adapter", "merged": "16bit", "merged-4bit": "nf4"}[what]
-    measured = {"sentence": "", "merges": {f"{what}:{onto}": fidelity}} if fidelity else None
+    measured = {"merges": {f"{what}:{onto}": fidelity}} if fidelity else None
     return CardFacts(
         run=run.id,
         model=run.config.model,

@@ -59,7 +59,7 @@ class CardFacts:
 
     ``model`` is the base as `from_pretrained` takes it; ``config`` holds the run's fields, at least ``r`` and
     ``method``; ``summary`` the run's final figures; ``evaluation`` figures by split and variant under "splits";
-    ``fidelity`` figures by merge under "merges" and a "sentence"; ``onto`` is empty for an adapter.
+    ``fidelity`` figures by merge under "merges"; ``onto`` is empty for an adapter.
     """
 
     run: str
@@ -260,9 +260,8 @@ def _fidelity(fidelity: Mapping[str, Any] | None) -> list[str]:
     found = tables.fidelity(fidelity)
     if not found.rows:
         return []
-    sentence = [fidelity["sentence"]] if fidelity and fidelity.get("sentence") else []
     named = Table((found.head[0], *map(_cell, found.head[1:])), found.rows)
-    return ["## How close a merge is to what was trained", _COMPARED, *sentence, markdown(named)]
+    return ["## How close a merge is to what was trained", _COMPARED, markdown(named)]
 
 
 def _versions(versions: Mapping[str, str]) -> list[str]:

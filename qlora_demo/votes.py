@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import secrets
 import sqlite3
 import time
@@ -12,9 +11,9 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from statistics import NormalDist
 from typing import Any
 
+from .chance import sign_test, wilson
 from .disk import is_full
 from .errors import ConfigError, RequestError, TooMany, WorkError
 from .settings import LIMITS, variable
@@ -228,24 +227,6 @@ def _comparison(row: Sequence[Any]) -> Comparison:
     run, system, prompt, settings, shown, answers, name, at, choice = row
     content = NewComparison(run, system, prompt, json.loads(settings), tuple(json.loads(shown)), json.loads(answers))
     return Comparison(name, at, choice, content)
-
-
-def wilson(wins: int, total: int) -> tuple[float, float]:
-    """The 95% Wilson score interval of a share."""
-    if not total:
-        return 0.0, 1.0
-    z = NormalDist().inv_cdf(0.975)
-    share, scale = wins / total, 1 + z * z / total
-    middle = share + z * z / (2 * total)
-    half = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
-    return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
-
-
-def sign_test(first: int, second: int) -> float:
-    """The chance of a split at least this uneven if both were as good: two-sided exact binomial p."""
-    total, least = first + second, min(first, second)
-    tail: float = sum(math.comb(total, count) for count in range(least + 1)) / 2**total
-    return min(1.0, 2 * tail)
 
 
 def _verdict(rates: Sequence[WinRate], ballots: Sequence[tuple[tuple[str, ...], str, int]], total: int) -> str:

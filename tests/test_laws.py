@@ -17,11 +17,11 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "qlora_demo"
 PLAIN = """
     access answers background benchmark_cases benchmark_comparison benchmark_fault benchmark_notes benchmark_plots
-    benchmark_reckoned benchmark_tables benchmarking catalog cgroup checking children choices columns differences disk
-    dispatch doctor ending exporting flops gpu guide halt heap health history hub idle jobs launcher locks memory
-    memory_plan model_card placement planning plots preload presets promptsets rates report reporting row_files
-    row_formats runs scoring services settings sources status steady stored syncing tables tickets units verdicts
-    visiting visits votes waiting
+    benchmark_reckoned benchmark_tables benchmarking catalog cgroup chance checking children choices columns
+    differences disk dispatch doctor ending exporting flops gpu guide halt health heap history hub idle jobs launcher
+    locks memory memory_plan model_card placement planning plots preload presets promptsets rates report reporting
+    row_files row_formats runs scoring services settings sources status steady stored syncing tables tickets units
+    verdicts visiting visits votes waiting
 """
 """The modules that know neither the page nor the engine's libraries."""
 TIERS = (
@@ -167,13 +167,13 @@ def _broad(expression: ast.expr) -> bool:
 
 
 def files_are_short(sources: Sources) -> list[str]:
-    """Law 4: app.py has at most 40 lines, any other file 350."""
+    """CONTRIBUTING, 7: app.py has at most 40 lines, any other file 350."""
     limits = {source.module: 40 if source.module == "app" else 350 for source in sources.values()}
     return [f"{s.module} has {s.lines} lines" for s in sources.values() if s.lines > limits[s.module]]
 
 
 def functions_are_short(sources: Sources) -> list[str]:
-    """Law 4: at most 60 lines of a function's own; the functions inside it count by themselves."""
+    """CONTRIBUTING, 7: at most 60 lines of a function's own; the functions inside it count by themselves."""
     return [
         f"{source.module}.{function.name} has {own} lines"
         for source in sources.values()
@@ -187,7 +187,7 @@ def _lines(function: Function) -> set[int]:
 
 
 def functions_take_few_positional_parameters(sources: Sources) -> list[str]:
-    """Law 4: at most five besides self; a page's handlers, nested in the function that draws, take what it shows."""
+    """CONTRIBUTING, 7: at most five besides self; handlers, nested in the function that draws, take what it shows."""
     breaches = []
     for source in sources.values():
         for function, owner in functions(source.tree):

@@ -45,7 +45,6 @@ FACTS = CardFacts(
         }
     },
     fidelity={
-        "sentence": "Ship the merge onto the dequantized base.",
         "merges": {
             "original": {"rows": 25, "tokens": 800, "kl_mean": 0.0123, "kl_worst": 2.5, "top1_agreement": 0.991},
             "dequantized": {"rows": 25, "tokens": 800, "kl_mean": 0.0001, "kl_worst": 0.2, "top1_agreement": 0.999},
@@ -138,7 +137,6 @@ def test_every_figure_says_how_it_was_measured() -> None:
         ["held-out rows", "25", "25"],
         ["tokens", "800", "800"],
     ]
-    assert "\n\nShip the merge onto the dequantized base.\n\n" in adapter_card(FACTS)
 
 
 def test_what_was_not_measured_is_not_printed() -> None:

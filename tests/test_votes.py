@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from qlora_demo import tables
+from qlora_demo.chance import sign_test, wilson
 from qlora_demo.errors import ConfigError, RequestError, WorkError
-from qlora_demo.votes import ALL_BAD, TIE, NewComparison, VoteStore, sign_test, wilson
+from qlora_demo.votes import ALL_BAD, TIE, NewComparison, VoteStore
 
 
 def comparison(*shown: str, run: str = "run") -> NewComparison:

@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 from ..config import TrainConfig
 from ..disk import write_atomically
 from ..runs import CHECKPOINT_MARK
-from .agree import agreed, is_main
+from .ranks import agreed, is_main
 
 
 class Checkpoints(TrainerCallback):

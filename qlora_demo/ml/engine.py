@@ -40,8 +40,8 @@ from .evaluate import Rows
 from .explain import explain_layer, explain_update, layer_names
 from .export import ExportTarget, export_adapter, export_merged
 from .judge import before_after, merge_fidelity
-from .limits import read_bandwidth
 from .preflight import preflight
+from .roofline import read_bandwidth
 from .turns import answers
 from .usable import require_usable_gpu
 from .variants import Variants

@@ -279,7 +279,7 @@ def _sampler(model: PreTrainedModel, settings: GenerationSettings) -> Callable[[
     """Next-token logits (rows, vocabulary) -> token ids (rows,), by the settings alone: what a model's own files say of
     sampling, a penalty for repetition say, changes no answer."""
     if settings.temperature == 0:
-        return lambda scores: scores.argmax(dim=-1)
+        return _likeliest
     generator = torch.Generator(model.device).manual_seed(settings.seed)
     warpers: list[LogitsProcessor] = [TemperatureLogitsWarper(settings.temperature)]
     if settings.top_p < 1:
@@ -289,14 +289,24 @@ def _sampler(model: PreTrainedModel, settings: GenerationSettings) -> Callable[[
         for warper in warpers:
             scores = warper(None, scores)
         chances = scores.softmax(dim=-1)
-        if chances.isnan().any():  # a GPU that draws of them is lost to the process
-            raise WorkError(
-                "answer: the model's scores are no numbers, and no token can be drawn; its weights are damaged, or too "
-                "large for fp16 where a GPU has no bf16: choose another run or model"
-            )
+        _require_numbers(chances)  # a GPU that draws of them is lost to the process
         return torch.multinomial(chances, 1, generator=generator).squeeze(1)
 
     return draw
+
+
+def _likeliest(scores: torch.Tensor) -> torch.Tensor:
+    tokens = scores.argmax(dim=-1)
+    _require_numbers(scores.gather(1, tokens[:, None]))  # NaN counts as the highest
+    return tokens
+
+
+def _require_numbers(scores: torch.Tensor) -> None:
+    if not scores.isfinite().all():
+        raise WorkError(
+            "answer: the model's scores are no numbers, and no token can be chosen; its weights are damaged, or too "
+            "large for fp16 where a GPU has no bf16: choose another run or model"
+        )
 
 
 def _finish(token: int, stops: tuple[int, ...], last: bool) -> Finish | None:

@@ -28,10 +28,10 @@ from ..settings import Settings
 from ..sources import BASE_FORM_FILE, resolve
 from .device import compute_dtype, device, ran_out
 from .generate import decode
-from .limits import read_bandwidth
 from .load import context_length, read_config
 from .measure_training import synchronize
 from .peak import give_back, peak_memory_bytes, reset_peak
+from .roofline import read_bandwidth
 from .trainer import lora_config
 from .variants import Loaded, Variants
 

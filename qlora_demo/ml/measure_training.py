@@ -28,9 +28,9 @@ from ..sources import resolve, shape_of
 from ..units import memory
 from .data import Splits, load_splits
 from .device import device, ran_out
-from .limits import matmul_rate
 from .load import load_base, load_tokenizer
 from .peak import give_back, paged_bytes, peak_memory_bytes, reset_peak
+from .roofline import matmul_rate
 from .train import score_answers
 from .trainer import build_trainer, device_kind, loss_kernels, make_trainer, situation
 

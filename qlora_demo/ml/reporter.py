@@ -16,8 +16,8 @@ from transformers import TrainerCallback
 from ..config import TrainConfig
 from ..records import Choice, RunState, TrainMetrics
 from ..runs import append_metrics, read_state, write_state
-from .agree import agreed, is_main
 from .peak import peak_memory_bytes
+from .ranks import agreed, is_main
 
 _WINDOW, _DIVERGED = 10, 2.0
 """A run diverges where the mean loss of the last steps is so many times that of the first ones."""

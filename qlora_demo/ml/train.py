@@ -49,13 +49,13 @@ from ..scoring import score, summarize
 from ..settings import Settings
 from ..sources import resolve, shape_of, weights_digest
 from ..units import memory
-from .agree import agreed, is_main
 from .checkpoints import Checkpoints
 from .data import Splits, load_splits, rows_digest
 from .device import device, ran_out
 from .evaluate import ANSWER_TOKENS, greedy_answers, that_fit
 from .machine import versions
 from .peak import peak_memory_bytes
+from .ranks import agreed, is_main
 from .reporter import Reporter, write_run_state
 from .trainer import INITIAL_DRAFT, build_trainer, gathered_weights, save_adapter, situation
 from .usable import require_usable_gpu

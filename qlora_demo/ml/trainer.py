@@ -27,11 +27,11 @@ from ..records import Choice
 from ..runs import CHECKPOINTS
 from ..settings import Settings
 from ..sources import ADAPTER_FILES, BASE_FORM_FILE, resolve
-from .agree import is_main
 from .data import Splits, training_set
 from .device import device, free_and_total, has_bf16
 from .kernels import fuse_layers, fused_kernels_trouble, triton_trouble
 from .load import load_base, load_tokenizer, read_config
+from .ranks import is_main
 
 INITIAL = "initial-adapter"
 """Where a run keeps the adapter that changes the base (PiSSA, OLoRA) as it was before the first step."""

@@ -22,7 +22,8 @@ from .variants import Loaded, prove
 
 UPDATE_SECONDS = 1 / 12
 
-Column = Iterator[tuple[GenerationChunk, Proof]]
+Passes = Iterator[tuple[GenerationChunk, Proof]]
+"""Of one column."""
 
 
 def answers(
@@ -42,7 +43,7 @@ def answers(
     yield tuple(done.values())
 
 
-def _rounds(active: list[tuple[str, Column]], done: dict[str, Answer], halt: Halt) -> Iterator[None]:
+def _rounds(active: list[tuple[str, Passes]], done: dict[str, Answer], halt: Halt) -> Iterator[None]:
     """Step the active columns until all have ended; another one begins each round."""
     columns = dict(active)
     rounds = 0
@@ -57,7 +58,7 @@ def _rounds(active: list[tuple[str, Column]], done: dict[str, Answer], halt: Hal
         yield
 
 
-def turn(answer: Answer, column: Column) -> Answer:
+def turn(answer: Answer, column: Passes) -> Answer:
     """The answer after one more pass of its column; an error stays in the column."""
     chunk = None
     try:
@@ -89,7 +90,7 @@ def _begin(one: Loaded, bandwidth: float) -> Answer:
     )
 
 
-def _column(one: Loaded, request: AnswerRequest) -> Column:
+def _column(one: Loaded, request: AnswerRequest) -> Passes:
     conversation = request.conversations[one.resident.column.name]
     with closing(
         stream(one.model, one.tokenizer, conversation, request.settings, one.activate, fast=one.fast)

@@ -33,49 +33,37 @@ from .listed import listed, renewed
 _PLOT_POINTS = 400
 _PLOT_STEPS = 20
 _LIGHTER = 3
-WRITTEN = (
-    "run",
-    "queue",
-    "progress",
-    "about",
-    "log",
-    "stop",
-    "resume",
-    *(f"lighter-{place}" for place in range(_LIGHTER)),
-    "curves",
-    "seen",
-)
 
 
-def draw() -> dict[str, Any]:
-    """The components, by name."""
-    shown: dict[str, Any] = {"seen": gr.State({})}
+def draw() -> SimpleNamespace:
+    """The components; ``written`` are those that `poll` draws, in its order."""
+    shown = SimpleNamespace(seen=gr.State({}))
     with gr.Row():
-        shown["run"] = listed(label="Run", elem_id="run", scale=4, interactive=True)
-        shown["stop"] = gr.Button("Stop and save", elem_id="stop", scale=1, min_width=120, visible=False)
-        shown["resume"] = gr.Button("Resume", elem_id="resume", scale=1, min_width=90, visible=False)
-    shown["queue"] = gr.HTML(elem_id="queue")
-    shown["progress"] = gr.HTML(elem_id="progress", min_height=150)
+        shown.run = listed(label="Run", elem_id="run", scale=4, interactive=True)
+        shown.stop = gr.Button("Stop and save", elem_id="stop", scale=1, min_width=120, visible=False)
+        shown.resume = gr.Button("Resume", elem_id="resume", scale=1, min_width=90, visible=False)
+    shown.queue = gr.HTML(elem_id="queue")
+    shown.progress = gr.HTML(elem_id="progress", min_height=150)
     with gr.Row():
-        shown["lighter"] = [
+        shown.lighter = [
             gr.Button(visible=False, size="sm", elem_id=f"lighter-{place}", min_width=120) for place in range(_LIGHTER)
         ]
-    shown["curves"] = gr.HTML(elem_id="curves")
+    shown.curves = gr.HTML(elem_id="curves")
     with gr.Accordion("Configuration and versions", open=False):
-        shown["about"] = gr.HTML(elem_id="about")
-    with gr.Accordion("Log", open=False) as shown["log part"]:
-        shown["log"] = gr.Textbox(show_label=False, lines=12, max_lines=12, interactive=False, elem_id="log")
+        shown.about = gr.HTML(elem_id="about")
+    with gr.Accordion("Log", open=False) as shown.log_part:
+        shown.log = gr.Textbox(show_label=False, lines=12, max_lines=12, interactive=False, elem_id="log")
     with gr.Row():
-        shown["reuse"] = gr.Button("Use these settings again", size="sm", elem_id="reuse")
-        shown["deletion"] = deletion.draw("Delete this run", "delete")
-    shown |= {f"lighter-{place}": button for place, button in enumerate(shown["lighter"])}
+        shown.reuse = gr.Button("Use these settings again", size="sm", elem_id="reuse")
+        shown.deletion = deletion.draw("Delete this run", "delete")
+    shown.written = [shown.run, shown.queue, shown.progress, shown.about, shown.log, shown.stop, shown.resume]
+    shown.written += [*shown.lighter, shown.curves, shown.seen]
     return shown
 
 
-def wire(services: Services, chosen: controls.Controls, shown: dict[str, Any], gate: Gate) -> SimpleNamespace:
+def wire(services: Services, chosen: controls.Controls, shown: SimpleNamespace, gate: Gate) -> SimpleNamespace:
     """Have the components follow the chosen run; ``look`` draws what is ``written`` anew, from what is ``read``."""
-    read = [shown["run"], shown["seen"]]
-    written = [shown[name] for name in WRITTEN]
+    read, written = [shown.run, shown.seen], shown.written
 
     def look(run_id: str | None, seen: dict[str, Any], request: gr.Request) -> list[Any]:
         return poll(services, run_id, seen, visitor_of(services.access, request).role)
@@ -95,15 +83,15 @@ def wire(services: Services, chosen: controls.Controls, shown: dict[str, Any], g
         return controls.fill(services.runs.get(_named(run_id)).config, list(chosen))
 
     form = list(chosen.values())
-    gate.only(shown["log part"], "operator")
-    gate.on(shown["stop"].click, stop, shown["run"], needs="operator")
-    gate.on(shown["resume"].click, resume, shown["run"], written, needs="operator")
-    deletion.wire(shown["deletion"], shown["run"], delete, written, gate)
-    gate.on(shown["reuse"].click, reuse, shown["run"], form, needs="operator")
-    for place, button in enumerate(shown["lighter"]):
+    gate.only(shown.log_part, "operator")
+    gate.on(shown.stop.click, stop, shown.run, needs="operator")
+    gate.on(shown.resume.click, resume, shown.run, written, needs="operator")
+    deletion.wire(shown.deletion, shown.run, delete, written, gate)
+    gate.on(shown.reuse.click, reuse, shown.run, form, needs="operator")
+    for place, button in enumerate(shown.lighter):
         lighten = lightening(services, list(chosen), place)
-        gate.on(button.click, lighten, shown["run"], form, needs="operator")
-    gate.on(shown["run"].input, look, read, written, needs="visitor")
+        gate.on(button.click, lighten, shown.run, form, needs="operator")
+    gate.on(shown.run.input, look, read, written, needs="visitor")
     return SimpleNamespace(look=look, read=read, written=written)
 
 

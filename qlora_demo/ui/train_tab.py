@@ -55,16 +55,17 @@ def build(services: Services, page: gr.Blocks, tab: gr.Tab, gate: Gate) -> None:
     """Draw the tab and wire it: it looks when it is opened, and now and then while it is open."""
     with gr.Row():
         with gr.Column(scale=2, min_width=360):
-            buttons = _draw_start()
-            chosen, buttons.processes, found = _draw_controls(services, gate)
+            parts = _draw_start()
+            chosen, parts.processes, parts.found = _draw_controls(services, gate)
             command = config_panel.build(chosen, gate)
         with gr.Column(scale=3, min_width=360):
             planned = gr.HTML(elem_id="plan")
             shown = run_panel.draw()
     history = history_panel.build(services, gate)
-    _wire_start(services, buttons, chosen, shown | {"side by side": history.chosen, "found": found}, gate)
+    parts.written, parts.side_by_side = shown.written, history.chosen
+    _wire_start(services, parts, chosen, gate)
     panel = run_panel.wire(services, chosen, shown, gate)
-    _wire_plan(services, {"processes": buttons.processes, **chosen}, [planned, command], page, gate)
+    _wire_plan(services, {"processes": parts.processes, **chosen}, [planned, command], page, gate)
 
     def refresh(run: str | None, seen: Any, listed: Any, names: list[str], request: gr.Request) -> list[Any]:
         return [*panel.look(run, seen, request), *history.refresh(listed, names)]
@@ -82,15 +83,7 @@ def _draw_start() -> SimpleNamespace:
     return SimpleNamespace(start=start, pair=pair)
 
 
-def _wire_start(
-    services: Services,
-    buttons: SimpleNamespace,
-    chosen: controls.Controls,
-    shown: dict[str, Any],
-    gate: Gate,
-) -> None:
-    written = [shown[name] for name in run_panel.WRITTEN]
-
+def _wire_start(services: Services, parts: SimpleNamespace, chosen: controls.Controls, gate: Gate) -> None:
     def submit(configs: Sequence[TrainConfig], processes: float) -> list[Run]:
         """Refuse what this machine cannot do; the runs, which share model and data, are there from now on."""
         config = configs[0]
@@ -107,7 +100,7 @@ def _wire_start(
     def follow(made: Sequence[Run]) -> Iterator[list[Any]]:
         """Draw the check and what came of it.  Nothing but the drawing depends on this page being open, and the panel
         is left to its own polling: another run may have been chosen meanwhile."""
-        left = [gr.skip()] * len(written)
+        left = [gr.skip()] * len(parts.written)
         yield [gr.skip(), *run_panel.poll(services, made[0].id, {}, "operator")]
         for drawn in data_panel.follow(services, made):
             yield [drawn, *left]
@@ -134,13 +127,12 @@ def _wire_start(
         known = services.runs.all()
         if kept := [run.id for run in made if run.id in [one.id for one in known]]:
             choices = [(render.run_label(one), one.id) for one in known]
-            yield [*[gr.skip()] * (1 + len(written)), renewed(choices, kept, None)]
+            yield [*[gr.skip()] * (1 + len(parts.written)), renewed(choices, kept, None)]
 
-    inputs = [gr.State(Pressed()), buttons.processes, *chosen.values()]
-    drawn = [shown["found"], *written]
-    side = [*drawn, shown["side by side"]]
-    gate.on(buttons.start.click, begin, inputs, drawn, needs="operator", **_AT_ONCE)
-    gate.on(buttons.pair.click, begin_pair, inputs, side, needs="operator", **_AT_ONCE)
+    inputs = [gr.State(Pressed()), parts.processes, *chosen.values()]
+    drawn = [parts.found, *parts.written]
+    gate.on(parts.start.click, begin, inputs, drawn, needs="operator", **_AT_ONCE)
+    gate.on(parts.pair.click, begin_pair, inputs, [*drawn, parts.side_by_side], needs="operator", **_AT_ONCE)
 
 
 def _have_begun(services: Services, made: Sequence[str]) -> None:

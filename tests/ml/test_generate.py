@@ -95,13 +95,16 @@ def test_what_a_model_s_own_files_say_of_sampling_changes_no_answer(
     assert _ids(model, tokenizer, settings) == free
 
 
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
 @pytest.mark.parametrize("weight", ["nan", "inf"])
-def test_no_token_is_drawn_of_scores_that_are_no_numbers(tiny_model: Path, tokenizer: Any, weight: str) -> None:
+def test_no_token_is_taken_by_scores_that_are_no_numbers(
+    tiny_model: Path, tokenizer: Any, weight: str, temperature: float
+) -> None:
     model = load.load_16bit(str(tiny_model))
     with torch.no_grad():
         model.get_output_embeddings().weight[3] = float(weight)
     with pytest.raises(WorkError, match="scores are no numbers"):
-        _ids(model, tokenizer, GenerationSettings(max_new_tokens=2, temperature=0.7, top_p=0.9))
+        _ids(model, tokenizer, GenerationSettings(max_new_tokens=2, temperature=temperature, top_p=0.9))
 
 
 def test_a_batch_answers_each_row_as_alone(tiny_model: Path, tokenizer: Any) -> None:

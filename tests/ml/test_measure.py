@@ -20,7 +20,7 @@ from qlora_demo.catalog import SHAPES
 from qlora_demo.choices import Situation
 from qlora_demo.config import TrainConfig
 from qlora_demo.errors import NoRoom
-from qlora_demo.ml import limits, measure_inference, measure_training, trainer
+from qlora_demo.ml import measure_inference, measure_training, roofline, trainer
 from qlora_demo.ml.device import device, free_and_total
 from qlora_demo.ml.load import load_base, load_tokenizer
 from qlora_demo.ml.measure_inference import Timed, over_generate
@@ -144,9 +144,9 @@ def test_reading_memory_takes_a_part_of_what_is_free(monkeypatch: pytest.MonkeyP
         made.append(count)
         return ones(count, **options)
 
-    monkeypatch.setattr(limits, "free_and_total", lambda: (1 << 20, 1 << 30))
+    monkeypatch.setattr(roofline, "free_and_total", lambda: (1 << 20, 1 << 30))
     monkeypatch.setattr(torch, "ones", noted)
-    assert limits.read_bandwidth(torch.device("cpu")) > 0
+    assert roofline.read_bandwidth(torch.device("cpu")) > 0
     assert made == [(1 << 20) // 4 // 4]
 
 
@@ -190,8 +190,8 @@ def test_a_round_waits_once_for_several_pieces_of_work(monkeypatch: pytest.Monke
         passes(1.0)
         return SimpleNamespace(item=lambda: passes(2.0))
 
-    monkeypatch.setattr(limits, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
-    assert limits._round(work) == 1.5
+    monkeypatch.setattr(roofline, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    assert roofline._round(work) == 1.5
 
 
 def test_the_speed_over_generate_is_of_pairs_of_whole_answers() -> None:
@@ -212,14 +212,14 @@ def test_an_answer_of_ours_takes_what_passes_between_its_passes_too(monkeypatch:
 
 def test_the_product_that_tells_the_rate_is_of_random_values(monkeypatch: pytest.MonkeyPatch) -> None:
     found: list[float] = []
-    monkeypatch.setattr(limits, "_WIDTH", {"cpu": 32})
+    monkeypatch.setattr(roofline, "_WIDTH", {"cpu": 32})
 
     def seen(work: Callable[[], Any]) -> float:
         found.append(float(work()))
         return 1.0
 
-    monkeypatch.setattr(limits, "_round", seen)
-    assert limits.matmul_rate(device()) == 2 * 32**3
+    monkeypatch.setattr(roofline, "_round", seen)
+    assert roofline.matmul_rate(device()) == 2 * 32**3
     assert found[0] not in (0.0, 32.0)
 
 

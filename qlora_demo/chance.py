@@ -1,0 +1,24 @@
+"""How much of a counted share may be chance."""
+
+from __future__ import annotations
+
+import math
+from statistics import NormalDist
+
+
+def wilson(wins: int, total: int) -> tuple[float, float]:
+    """The 95% Wilson score interval of a share."""
+    if not total:
+        return 0.0, 1.0
+    z = NormalDist().inv_cdf(0.975)
+    share, scale = wins / total, 1 + z * z / total
+    middle = share + z * z / (2 * total)
+    half = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
+    return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
+
+
+def sign_test(first: int, second: int) -> float:
+    """The chance of a split at least this uneven if both were as good: two-sided exact binomial p."""
+    total, least = first + second, min(first, second)
+    tail: float = sum(math.comb(total, count) for count in range(least + 1)) / 2**total
+    return min(1.0, 2 * tail)
