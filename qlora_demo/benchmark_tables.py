@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from .benchmark_reckoned import Result, Row, reckoned
-from .chance import wilson
+from .chance import interval
 from .tables import Table
 from .units import duration, memory, percent
 
@@ -161,5 +161,4 @@ def _score(score: Row) -> tuple[str, ...]:
     share, count = score.get("exact_match"), score.get("rows")
     if share is None or not count:
         return ("–", "–" if share is None else percent(share), "–")
-    low, high = wilson(round(share * count), count)
-    return (_count(count), percent(share), f"{percent(low)} to {percent(high)}")
+    return (_count(count), percent(share), interval(share, count))

@@ -5,6 +5,17 @@ from __future__ import annotations
 import math
 from statistics import NormalDist
 
+from .units import percent
+
+LEVEL = 0.05
+"""Below it, two are told apart."""
+
+
+def interval(share: float, count: int) -> str:
+    """The 95% interval that so many leave a share in, in words."""
+    low, high = wilson(round(share * count), count)
+    return f"{percent(low)} to {percent(high)}"
+
 
 def wilson(wins: int, total: int) -> tuple[float, float]:
     """The 95% Wilson score interval of a share."""

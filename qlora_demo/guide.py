@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from . import report
 from .jobs import Job, read_result
-from .runs import Run
+from .runs import LOG_ENDS, Run
 
 
 @dataclass(frozen=True)
@@ -70,5 +70,6 @@ def newest_tuned(runs: Sequence[Run]) -> Run | None:
 
 def _untrained(runs: Sequence[Run], seen: Collection[str]) -> Standing:
     if runs:
-        return Standing(TRAIN, failed=f"The last run {runs[0].state.status}: {runs[0].state.error}")
+        why = runs[0].state.error.partition(LOG_ENDS)[0]
+        return Standing(TRAIN, failed=f"The last run {runs[0].state.status}: {why}")
     return Standing(next((stage for stage in (DATA, BEFORE) if stage.name not in seen), TRAIN))

@@ -35,7 +35,8 @@ quantized = BitsAndBytesConfig(
 _PYTHON_8_BIT = "quantized = BitsAndBytesConfig(load_in_8bit=True)\n"
 _MEASURED = (
     "Loss (nats), perplexity and token accuracy are over the tokens of the reference answers, the one that stops each "
-    "among them, each given the ones before it; exact match, valid JSON and ROUGE-L are of greedy answers."
+    "among them, each given the ones before it; exact match, with its 95% Wilson score interval, valid "
+    "JSON and ROUGE-L are of greedy answers."
 )
 _COMPARED = (
     "Each merge against the base with the adapter on it, on whole held-out rows, prompt and reference answer: KL "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import re
+import textwrap
 import threading
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -15,6 +16,10 @@ from .records import TrainMetrics
 Series = Mapping[str, Sequence[tuple[float, float]]]
 _FEW = 10
 """More groups of bars than this are not labelled one by one."""
+_LINE = 75
+"""Characters side by side under all groups of bars."""
+_LARGE, _SMALL, _ROOMY = 8, 6.5, 12
+"""Points that values over bars are written in, the smaller where there are more bars than so many."""
 _HEADROOM, _SMALLEST = 1.08, 1e-300
 """Of an axis over its highest bar, which a number that is nearly none gives no scale."""
 _INK = "#010203"
@@ -88,6 +93,7 @@ def bars(
     ``mark``: a named line at a place among the groups, counted from 0, left out where it is beyond them."""
     names = list(dict.fromkeys(name for values in groups.values() for name in values))
     width = 0.8 / max(1, len(names))
+    size = _LARGE if len(names) * len(groups) <= _ROOMY else _SMALL
 
     def draw(axes: Any) -> None:
         for at, name in enumerate(names):
@@ -96,16 +102,22 @@ def bars(
                 middle, [values.get(name, math.nan) for values in groups.values()], width * 0.92, label=name
             )
             if len(groups) <= _FEW:
-                axes.bar_label(drawn, fmt="{:.3g}", padding=2, fontsize=8)
+                axes.bar_label(drawn, fmt="{:.3g}", padding=2, fontsize=size)
         highest = max((value for values in groups.values() for value in values.values()), default=0)
         axes.set_ylim(0, _HEADROOM * highest if highest > _SMALLEST else 1)
         every = -(-len(groups) // _FEW)
-        axes.set_xticks(range(0, len(groups), every), list(groups)[::every])
+        axes.set_xticks(range(0, len(groups), every), [_broken(name, len(groups)) for name in list(groups)[::every]])
         if mark and mark[1] <= len(groups):
             axes.axvline(mark[1], color=_INK, linestyle="--", linewidth=1)
             axes.annotate(mark[0], (mark[1], 1), xycoords=("data", "axes fraction"), fontsize=8, ha="right", va="top")
 
     return _svg(title, x_label, y_label, draw, legend=len(names) > 1)
+
+
+def _broken(label: str, count: int) -> str:
+    """A label in lines that so many can stand beside each other."""
+    width = _LINE // min(count, _FEW)
+    return "\n".join(textwrap.fill(line, width, break_long_words=False) for line in label.split("\n"))
 
 
 def _svg(title: str, x_label: str, y_label: str, draw: Any, *, legend: bool) -> str:

@@ -21,7 +21,7 @@ from .disk import require_free, write_bytes_atomically, writing
 from .history import RunNote
 from .records import Choice, TrainMetrics
 from .units import counted, duration, memory
-from .verdicts import standings
+from .verdicts import METHOD, before_after, standings
 from .votes import Comparison, Tally
 
 _TELLING_ROWS = 3
@@ -94,6 +94,8 @@ def to_html(report: Report) -> str:
         summary=_summary(report.state.get("summary", {})),
         curves=[Markup(curve) for curve in plots.curves(report.metrics)],
         evaluation=_table(tables.evaluation(report.evaluation)),
+        verdicts=before_after(report.evaluation),
+        method=METHOD,
         fields=_table(tables.fields(report.evaluation)),
         scores=Markup(_scores(report.evaluation)),
         telling=list(_telling(report.evaluation)),

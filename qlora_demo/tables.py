@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
+from .chance import interval
 from .units import counted, percent
 from .votes import Tally
 
@@ -32,6 +33,7 @@ _FIDELITY = {
     "tokens": "tokens",
 }
 _SHARES = frozenset({"token_accuracy", "exact_match", "valid_json", "top1_agreement", "identical_answers"})
+_SCORE, _INTERVAL = "exact_match", "95% interval"
 _COUNTS = frozenset({"rows", "tokens"})
 
 
@@ -44,11 +46,14 @@ class Table:
 
 
 def evaluation(result: Result | None) -> Table:
-    """Figures per split and column."""
+    """Figures per split and column; beside the task's own score the interval that so many rows leave it in."""
     found = list(_columns(result))
     used = [name for name in _FIGURES if any(name in figures for _, _, figures in found)]
-    rows = ((split, column, *(figure(name, figures.get(name)) for name in used)) for split, column, figures in found)
-    return Table(("split", "column", *(_FIGURES[name] for name in used)), tuple(rows))
+    heads = [head for name in used for head in ((_FIGURES[name], _INTERVAL) if name == _SCORE else (_FIGURES[name],))]
+    rows = (
+        (split, column, *(cell for name in used for cell in _cells(name, figures))) for split, column, figures in found
+    )
+    return Table(("split", "column", *heads), tuple(rows))
 
 
 def fields(result: Result | None) -> Table:
@@ -83,7 +88,7 @@ def votes(tally: Tally) -> Table:
         (one.column, f"{one.wins} of {one.shown}", percent(one.rate), f"{percent(one.low)} to {percent(one.high)}")
         for one in tally.rates
     )
-    return Table(("column", "wins", "win rate", "95% interval"), tuple(rows))
+    return Table(("column", "wins", "win rate", _INTERVAL), tuple(rows))
 
 
 def vote_counts(tally: Tally) -> str:
@@ -139,6 +144,13 @@ def markdown(table: Table) -> str:
 def wide(table: str) -> str:
     """A table that may be wider than the page, to be scrolled with the keyboard too."""
     return f'<div class="wide" role="group" aria-label="Table" tabindex="0">{table}</div>'
+
+
+def _cells(name: str, figures: Mapping[str, Any]) -> Iterable[str]:
+    share, rows = figures.get(name), figures.get("rows")
+    yield figure(name, share)
+    if name == _SCORE:
+        yield "–" if share is None or not rows else interval(share, rows)
 
 
 def _row(row: Iterable[str]) -> str:

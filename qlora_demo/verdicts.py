@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
+from .chance import LEVEL, sign_test
 from .units import counted
 
+METHOD = (
+    "Intervals: 95% Wilson score. p: exact two-sided sign test on the rows that only one of the two got right; "
+    f"below {LEVEL} they are told apart."
+)
+"""Of an evaluation's intervals, and of what `before_after` says."""
 Merges = Mapping[str, Mapping[str, Any]]
 _CLOSE = 1.5
 """A merge whose divergence is within this factor of the other's is not told apart by it."""
@@ -23,6 +30,17 @@ def fidelity_sentence(merges: Merges, bases: int = 2) -> str:
     return " ".join([which(sixteen), *([again(four)] if len(four) == bases else [])])
 
 
+def before_after(result: Mapping[str, Any] | None) -> list[str]:
+    """By split, whether each column answers better than the one before it, by the rows that both were asked."""
+    told = []
+    for split, rows in (result or {}).get("rows", {}).items():
+        columns = list(rows[0]["answers"]) if rows else []
+        pairs = [_told_apart(rows, *pair) for pair in pairwise(columns)]
+        if any(pairs):
+            told.append(f"{split}: {' '.join(filter(None, pairs))}")
+    return told
+
+
 def standings(rows: Sequence[Mapping[str, Any]], before: str, after: str, count: int = 3) -> dict[str, list[int]]:
     """Positions of the rows where `after` is best and worst, and that changed most against `before`, by the loss of
     the reference answer."""
@@ -34,6 +52,19 @@ def standings(rows: Sequence[Mapping[str, Any]], before: str, after: str, count:
     by_loss = sorted(both, key=lambda at: loss(at, after))
     by_change = sorted(both, key=lambda at: abs(loss(at, before) - loss(at, after)), reverse=True)
     return {"best": by_loss[:count], "worst": by_loss[::-1][:count], "most changed": by_change[:count]}
+
+
+def _told_apart(rows: Sequence[Mapping[str, Any]], before: str, after: str) -> str:
+    both = [row["answers"] for row in rows if {before, after} <= set(row["answers"])]
+    right = [(bool(found[after]["exact_match"]), bool(found[before]["exact_match"])) for found in both]
+    if not right:
+        return ""
+    ours, theirs = map(sum, zip(*right, strict=True))
+    won, lost = right.count((True, False)), right.count((False, True))
+    chance = sign_test(won, lost)
+    verdict = "is not told apart from" if chance >= LEVEL else "is better than" if won > lost else "is worse than"
+    count = counted(len(right), "row")
+    return f"{after} {verdict} {before}, right on {ours} of {count} against {theirs} (p = {chance:.2g})."
 
 
 def _which_16_bit(merges: Merges) -> str:

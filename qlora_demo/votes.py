@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from .chance import sign_test, wilson
+from .chance import LEVEL, sign_test, wilson
 from .disk import is_full
 from .errors import ConfigError, RequestError, TooMany, WorkError
 from .settings import LIMITS, variable
@@ -23,7 +23,6 @@ METHOD = (
     "Win rate: votes for a column over the votes in which it was shown; ties and all bad count for nobody. "
     "Intervals: 95% Wilson score. The verdict: two-sided exact binomial test on the votes that one of the best two won."
 )
-_LEVEL = 0.05
 _PATIENCE = 10.0
 """Seconds: others keep a vote in much less."""
 _SCHEMA = """
@@ -242,6 +241,6 @@ def _verdict(rates: Sequence[WinRate], ballots: Sequence[tuple[tuple[str, ...], 
     best, second = sorted(won, key=won.__getitem__, reverse=True)  # of these votes: others may have put one ahead
     ours, theirs, met = won[best], won[second], sum(count for _, count in both)
     chance = sign_test(ours, theirs)
-    if chance < _LEVEL:
+    if chance < LEVEL:
         return f"{best} was preferred to {second} in {ours} of {ours + theirs} decided votes (p = {chance:.2g})."
     return f"The votes do not separate {best} from {second}: {ours} against {theirs} of {met} (p = {chance:.2g})."

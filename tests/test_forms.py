@@ -49,5 +49,8 @@ def test_the_layer_that_is_shown_first_has_an_update(services: Services) -> None
     explain = Explain(services)
     some = services.runs.create(TrainConfig(target_modules="attention")).id
     every = services.runs.create(TrainConfig()).id
-    assert explain._adapted(some, names) == names[::2]
-    assert explain._adapted(every, names) == explain._adapted(None, names) == names
+    assert explain._middle(some, names) == names[::2][1]
+    assert explain._middle(every, names) == explain._middle(None, names) == names[2]
+    assert explain._middle(some, names[1::2]) == names[3], "none has an update: the middle one of all"
+    with pytest.raises(ConfigError, match="no linear layer"):
+        explain._middle(None, [])

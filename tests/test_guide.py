@@ -15,7 +15,7 @@ from qlora_demo.jobs import Job, save_result
 from qlora_demo.records import Progress, RunState
 from qlora_demo.report import save
 from qlora_demo.reporting import gather
-from qlora_demo.runs import Run, write_state
+from qlora_demo.runs import LOG_ENDS, Run, write_state
 from qlora_demo.services import Services
 from qlora_demo.ui.render_guide import guide as drawn
 from tests.calls import Client, numbers, opened, values
@@ -62,6 +62,13 @@ def test_a_failed_run_is_told_and_training_is_still_the_next_thing(services: Ser
     where = standing(services.runs.all(), None, ())
     assert (where.next, where.failed) == (guide.TRAIN, "The last run failed: <b>no room</b>")
     assert "&lt;b&gt;no room" in drawn(where) and "<b>no room" not in drawn(where)
+
+
+def test_the_guide_tells_how_a_killed_run_ended_and_leaves_its_log_to_the_run(services: Services) -> None:
+    ended(
+        services, RunState("failed", error=f"it ended without reporting an error{LOG_ENDS}{{'loss': 1}}"), adapter=False
+    )
+    assert standing(services.runs.all(), None, ()).failed == "The last run failed: it ended without reporting an error"
 
 
 def test_the_line_marks_what_is_done_and_what_is_next() -> None:

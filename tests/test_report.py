@@ -127,6 +127,7 @@ def test_the_page_holds_every_part(whole: Report) -> None:
         "1.0 GiB",
         "loss (nats per token)",
         "75.0%",
+        "adapter is not told apart from base, right on 1 of 2 rows against 0 (p = 1)",
         "Stopped early",
         "Left out: 2 rows, too long",
         "Ship this one.",

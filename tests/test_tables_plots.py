@@ -22,11 +22,11 @@ RESULT = {
 
 def test_an_evaluation_has_a_row_per_split_and_column_and_only_figures_that_exist() -> None:
     table = tables.evaluation(RESULT)
-    assert table.head == ("split", "column", "rows", "loss (nats per token)", "exact match")
+    assert table.head == ("split", "column", "rows", "loss (nats per token)", "exact match", "95% interval")
     assert table.rows == (
-        ("test", "base", "1,200", "2", "0.0%"),
-        ("test", "adapter", "2", "0.123", "–"),
-        ("hard", "adapter", "2", "0.5", "50.0%"),
+        ("test", "base", "1,200", "2", "0.0%", "0.0% to 0.3%"),
+        ("test", "adapter", "2", "0.123", "–", "–"),
+        ("hard", "adapter", "2", "0.5", "50.0%", "9.5% to 90.5%"),
     )
     assert tables.fields(RESULT).rows == (("hard", "adapter", "25.0%"),)
     assert tables.exact_match(RESULT) == {"base": {"test": 0.0}, "adapter": {"hard": 50.0}}

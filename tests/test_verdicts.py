@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from qlora_demo.verdicts import fidelity_sentence, standings
+from qlora_demo.verdicts import before_after, fidelity_sentence, standings
 
 
 def merge(kl: float, exact: float = 0.9, identical: float = 0.9) -> dict[str, Any]:
@@ -60,3 +60,31 @@ def test_where_there_is_one_base_the_sentence_says_how_near_its_merge_is() -> No
         "token, 100% identical greedy answers on 25 held-out rows). Quantized to 4 bit: mean KL 0.19 nats per "
         "token, 0% identical greedy answers."
     )
+
+
+def answered(**right: str) -> list[dict[str, Any]]:
+    """Rows by what each column got right: a letter a row, y, n, or - where it did not answer."""
+    rows = zip(*right.values(), strict=True)
+    return [
+        {"answers": {name: {"exact_match": got == "y"} for name, got in zip(right, row, strict=True) if got != "-"}}
+        for row in rows
+    ]
+
+
+def test_a_column_is_better_or_worse_only_where_enough_rows_say_so() -> None:
+    rows = {"test": answered(base="nnnnnnnn", adapter="yyyyyyyn", merged="yyyyyynn"), "hard": answered(base="yyyyyy")}
+    assert before_after({"rows": rows}) == [
+        "test: adapter is better than base, right on 7 of 8 rows against 0 (p = 0.016). "
+        "merged is not told apart from adapter, right on 6 of 8 rows against 7 (p = 1)."
+    ]
+    worse = answered(base="yyyyyy", adapter="nnnnnn")
+    assert before_after({"rows": {"test": worse}})[0].startswith(
+        "test: adapter is worse than base, right on 0 of 6 rows"
+    )
+    assert before_after(None) == []
+
+
+def test_rows_that_only_one_of_two_answered_say_nothing_of_both() -> None:
+    stopped = answered(base="nnnnnnnn", adapter="yyy-----")
+    [told] = before_after({"rows": {"test": stopped}})
+    assert told == "test: adapter is not told apart from base, right on 3 of 3 rows against 0 (p = 0.25)."

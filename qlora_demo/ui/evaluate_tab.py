@@ -243,7 +243,7 @@ def _draw_evaluation(parts: SimpleNamespace) -> None:
     parts.table = gr.HTML(show.evaluation(None), elem_id="evaluation")
     with gr.Row():
         parts.split = listed(label="Split", elem_id="split", interactive=True)
-        parts.which = gr.Radio(_WHICH, value="all", label="Rows", elem_id="which")
+        parts.which = gr.Radio(_WHICH, value="all", label="Rows", elem_id="which", scale=2, min_width=320)
         parts.page = gr.Number(1, label="Page", precision=0, elem_id="rows-page")
     parts.rows = gr.HTML(show.rows_shown(None, None, "all", 0), elem_id="rows")
 

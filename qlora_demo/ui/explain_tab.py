@@ -20,7 +20,6 @@ from . import render_explain as show
 from .gate import Gate
 from .listed import listed
 from .render import problem
-from .run_choices import needed_run
 
 _SHAPE = "llama-2-7b"
 Looked = dict[str, Any] | None
@@ -68,17 +67,15 @@ class Explain:
         """The layers of a run's base that can be looked into, and what merging did to it."""
         names = self.services.engine().layers(self._model(run))
         merging = show.merging(read_result(self.services.runs.get(run), "fidelity") if run else None)
-        adapted = self._adapted(run, names) or names
-        return [gr.update(choices=names, value=adapted[len(adapted) // 2] if adapted else None), merging]
+        return [gr.update(choices=names, value=self._middle(run, names)), merging]
 
     def layer(self, run: str | None, name: str | None, r: int) -> list[Any]:
         """Everything about one layer, computed now; what the slider goes on with is handed to the page."""
-        chosen = self.services.runs.get(needed_run(run))
-        if not name:
-            raise ConfigError("layer", "none is chosen; choose one of the model's layers")
+        chosen = self.services.runs.get(run) if run else None
         engine = self.services.engine()
+        name = name or self._middle(run, engine.layers(self._model(run)))
         facts = engine.explain_layer(self._model(run), name)
-        *update, looked = self._update(chosen, name)
+        *update, looked = self._update(chosen, name) if chosen else (show.UNTRAINED, "", None)
         return [*update, show.nf4(facts), show.bits(facts), show.one_pass(facts), looked, self.size(r, looked)]
 
     def ledger(self, shape: str, method: str, card: str | None) -> list[str]:
@@ -104,10 +101,14 @@ class Explain:
             return problem(str(exc)), "", None
         return show.spectrum(found), show.rounding(found), {"run": run.id, "layer": name, "energy": found["energy"]}
 
-    def _adapted(self, run: str | None, names: list[str]) -> list[str]:
-        """Those of a model's layers that a run has an update for."""
+    def _middle(self, run: str | None, names: list[str]) -> str:
+        """The middle one of a model's layers, of those that a run has an update for."""
         wanted = target_names(self.services.runs.get(run).config.target_modules) if run else None
-        return [name for name in names if wanted is None or any(name.endswith(f".{one}") for one in wanted)]
+        adapted = [name for name in names if wanted is None or any(name.endswith(f".{one}") for one in wanted)]
+        found = adapted or names
+        if not found:
+            raise ConfigError("layer", "the model has no linear layer; choose a run of another model")
+        return found[len(found) // 2]
 
     def _model(self, run: str | None) -> str:
         return self.services.runs.get(run).config.model if run else SMOLLM2.name
@@ -122,7 +123,7 @@ def _draw() -> SimpleNamespace:
             gr.Code(_LAYER.read_text("utf-8"), language="python", interactive=False, elem_id="lora-linear")
     with gr.Row():
         parts.run = listed(label="Finished run", elem_id="explain-run", scale=3, interactive=True)
-        parts.layer = listed(label="Layer of its base model", elem_id="explain-layer", scale=3, interactive=True)
+        parts.layer = listed(label="Layer of the base model", elem_id="explain-layer", scale=3, interactive=True)
         parts.show = gr.Button("Look into this layer", variant="primary", elem_id="explain", scale=1, min_width=140)
     with gr.Accordion("What was learned: the update's singular values", open=True):
         parts.spectrum = gr.HTML(show.LOOK, elem_id="spectrum")

@@ -49,10 +49,9 @@ def _beside(plan: MemoryPlan, parameters: int) -> str:
 
 
 _HELD = {"16bit": "16-bit", "int8": "8-bit", "nf4": "NF4", "fp4": "FP4"}
-LOOK = (
-    '<p class="empty">Not computed yet. Choose a finished run and a layer, then press <b>Look into this layer</b>.</p>'
-)
+LOOK = '<p class="empty">Not computed yet. Choose a layer, then press <b>Look into this layer</b>.</p>'
 """Stands where one layer's figures will."""
+UNTRAINED = '<p class="empty">No run is finished yet. Once one is, what it changed in this layer is shown here.</p>'
 
 
 def spectrum(found: Facts) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from .. import differences, plots, tables
 from ..jobs import Job
 from ..units import counted, duration
-from ..verdicts import standings
+from ..verdicts import METHOD, before_after, standings
 from ..votes import Tally
 from . import render
 
@@ -42,9 +42,9 @@ def evaluation(result: Result | None) -> str:
         return '<p class="empty">Not measured yet. Press <b>Before and after</b>: every column on held-out rows.</p>'
     plot = plots.bars("Exact match by column and split", "exact match (%)", tables.exact_match(result))
     stopped = "" if result.get("complete", True) else "<p>Based on the rows done so far.</p>"
-    return (
-        stopped + _remarks(result) + tables.html(tables.evaluation(result)) + plot + tables.html(tables.fields(result))
-    )
+    verdicts = "".join(f"<p><b>{escape(one)}</b></p>" for one in before_after(result))
+    figures = tables.html(tables.evaluation(result)) + plot + tables.html(tables.fields(result))
+    return stopped + _remarks(result) + verdicts + figures + f"<p><small>{METHOD}</small></p>"
 
 
 def rows_shown(result: Result | None, split: str | None, which: str, page: int) -> str:

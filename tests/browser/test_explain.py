@@ -52,3 +52,15 @@ def test_a_layer_an_update_and_the_ledger(page: Page, server: Server, tiny_model
     screenshot(page, "explain")
     page.locator("#ledger-card input, #ledger-card textarea").first.fill("2GB")
     expect(page.locator("#ledger")).to_contain_text(re.compile(r"fits\s*no\s*no\s*no"), timeout=MINUTE)
+
+
+@pytest.mark.bundled
+def test_before_any_run_the_base_model_s_own_layers_are_looked_into(page: Page, server: Server) -> None:
+    tab(page, "Explain")
+    expect(page.locator("#explain-layer input")).to_have_value(re.compile("_proj"), timeout=MINUTE)
+    page.click("#explain")
+    expect(page.locator("#nf4")).to_contain_text("int4 (absmax)", timeout=MINUTE)
+    expect(page.locator("#one-pass")).to_contain_text("unchanged")
+    expect(page.locator("#spectrum")).to_contain_text("No run is finished yet")
+    page.locator("#explain-r input[type=number]").fill("2")
+    expect(page.locator("#explain-size")).to_contain_text("16,384 parameters")
