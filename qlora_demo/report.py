@@ -89,12 +89,14 @@ def made(folder: Path, run: str) -> list[Path]:
 
 def to_html(report: Report) -> str:
     """One file that needs no network and runs no script; all text from people and models is escaped."""
+    verdicts = before_after(report.evaluation)
     text: str = _template().render(
         report=report,
+        short=[*verdicts, *_said(report)],
         summary=_summary(report.state.get("summary", {})),
         curves=[Markup(curve) for curve in plots.curves(report.metrics)],
         evaluation=_table(tables.evaluation(report.evaluation)),
-        verdicts=before_after(report.evaluation),
+        verdicts=verdicts,
         method=METHOD,
         fields=_table(tables.fields(report.evaluation)),
         scores=Markup(_scores(report.evaluation)),
@@ -119,6 +121,11 @@ def to_csv(report: Report) -> bytes:
             if rows:
                 archive.writestr(f"{name}.csv", _csv(rows))
     return packed.getvalue()
+
+
+def _said(report: Report) -> Iterable[str]:
+    """What the merges and the votes come to."""
+    yield from filter(None, [(report.fidelity or {}).get("sentence", ""), report.votes.verdict if report.votes else ""])
 
 
 def _places(folder: Path, run: str) -> dict[str, Path]:

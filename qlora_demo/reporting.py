@@ -41,7 +41,7 @@ def gather(services: Services, run: Run) -> Report:
     del state["choices"]
     kept_talks = read_result(run, "conversations") or {"conversations": []}
     return Report(
-        title=f"Run {run.id}",
+        title=f"{_called(run.config.model)} on {_called(run.config.dataset)}",
         made_at=time.time(),
         run=run.id,
         config=run.config.model_dump(),
@@ -58,6 +58,12 @@ def gather(services: Services, run: Run) -> Report:
         votes=votes if votes.votes + votes.earlier else None,
         comparisons=services.votes.comparisons(run.id, limit=_COMPARISONS, since=since),
     )
+
+
+def _called(source: str) -> str:
+    """A model or data set as people call it: of a path on this machine the last part."""
+    path = Path(source)
+    return path.name if path.is_absolute() or source.startswith(".") else source
 
 
 def keep_conversation(run: Run, system: str, prompt: str, answers: list[Answer]) -> int:

@@ -147,6 +147,9 @@ def test_the_page_holds_every_part(whole: Report) -> None:
     ):
         assert expected in text, expected
     assert text.count("<svg") == 3, "loss, learning rate, scores"
+    short = text[text.index("In short") : text.index("Training results")]
+    for told in ("adapter is not told apart from base", "Ship this one.", "Too few votes."):
+        assert told in short, "what it all comes to stands first"
 
 
 def test_rows_are_told_apart_by_what_they_show(whole: Report) -> None:

@@ -41,6 +41,12 @@ def test_a_fresh_run_has_a_report_of_what_there_is(services: Services, run: Run)
     assert {"device", "platform", "python", "torch", "gradio"} <= set(found.machine)
 
 
+def test_a_report_is_called_by_what_was_trained_on_what(services: Services) -> None:
+    chosen = TrainConfig(model="someone/small-base", dataset="/srv/home/uploads/20261127-1a2b-mine.jsonl")
+    run = services.runs.create(chosen)
+    assert gather(services, run).title == "someone/small-base on 20261127-1a2b-mine.jsonl"
+
+
 def test_all_that_was_measured_said_and_voted_is_in_it(services: Services, run: Run, tmp_path: Path) -> None:
     append_metrics(run.path, TrainMetrics(1, 1.0, loss=2.0))
     save_result(run, "evaluation", {"splits": {"test": {"base": {"rows": 1, "loss": 3.25, "exact_match": 0.0}}}})
