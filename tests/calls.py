@@ -80,7 +80,7 @@ def free_port() -> int:
 
 def opened(services: Services) -> gr.Blocks:
     """The page of these services, answering until the tests end."""
-    return quietly(lambda: open_page(services, AppStatus(), "127.0.0.1", None))
+    return quietly(lambda: open_page(services, AppStatus(), "127.0.0.1", free_port()))
 
 
 def quietly(begin: Callable[[], gr.Blocks]) -> gr.Blocks:

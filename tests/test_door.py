@@ -16,7 +16,7 @@ from qlora_demo.runs import write_state
 from qlora_demo.settings import Limits, Settings
 from qlora_demo.status import AppStatus
 from qlora_demo.ui.page import open_page
-from tests.calls import Client, numbers, opened, quietly
+from tests.calls import Client, free_port, numbers, opened, quietly
 
 PASSWORD = "correct horse"
 
@@ -108,7 +108,7 @@ def test_where_things_lie_is_told_to_operators_only(home: Path) -> None:
     status = AppStatus()
     status.found = {"version": "1.2.3", "home": str(home)}
     services = build_services(Settings(home, password=PASSWORD))
-    page = quietly(lambda: open_page(services, status, "127.0.0.1", None))
+    page = quietly(lambda: open_page(services, status, "127.0.0.1", free_port()))
     [number] = numbers(page, "found")
     with Client(str(page.local_url)) as client:
         said = client.call(number, [])["output"]["data"][0]
@@ -264,7 +264,7 @@ def test_where_there_is_a_password_any_name_is_answered_to(app: SimpleNamespace)
 
 def test_where_strangers_reach_the_app_nobody_is_an_operator_and_the_page_says_why(home: Path) -> None:
     services = build_services(Settings(home))
-    page = quietly(lambda: open_page(services, AppStatus(), "0.0.0.0", None))
+    page = quietly(lambda: open_page(services, AppStatus(), "0.0.0.0", free_port()))
     with Client(f"http://127.0.0.1:{page.server_port}") as client:
         assert client.http.post("/gradio_api/upload", files={"files": b"x"}).status_code == 403
         [who] = numbers(page, "who")

@@ -15,7 +15,7 @@ from qlora_demo.settings import Settings
 from qlora_demo.status import AppStatus
 from qlora_demo.ui.gate import Gate
 from qlora_demo.ui.page import build_page
-from tests.calls import Client, quietly
+from tests.calls import Client, free_port, quietly
 
 GUARDED = Settings(Path("/nowhere"), password="correct horse")
 
@@ -90,7 +90,7 @@ def test_a_handler_s_own_special_parameters_still_arrive() -> None:
         with gr.Blocks() as page:
             box = gr.Textbox()
             Gate(Access(Settings(Path("/nowhere")))).on(box.submit, handle, [box, box, box], box, needs="visitor")
-        page.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True)
+        page.launch(server_name="127.0.0.1", server_port=free_port(), prevent_thread_lock=True, quiet=True)
         return page
 
     with Client(str(quietly(begin).local_url)) as client:
