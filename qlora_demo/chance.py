@@ -9,6 +9,7 @@ from .units import percent
 
 LEVEL = 0.05
 """Below it, two are told apart."""
+INTERVALS = "Intervals: 95% Wilson score."
 
 
 def interval(share: float, count: int) -> str:
@@ -31,5 +32,16 @@ def wilson(wins: int, total: int) -> tuple[float, float]:
 def sign_test(first: int, second: int) -> float:
     """The chance of a split at least this uneven if both were as good: two-sided exact binomial p."""
     total, least = first + second, min(first, second)
-    tail: float = sum(math.comb(total, count) for count in range(least + 1)) / 2**total
+    tail = math.fsum(math.exp(_log_choose(total, count) - total * math.log(2)) for count in range(least + 1))
     return min(1.0, 2 * tail)
+
+
+def p_value(chance: float) -> str:
+    """A test's p in words: never rounded to 0, nor to the other side of `LEVEL`."""
+    if chance < 0.001:
+        return "p < 0.001"
+    return f"p = {chance:.2g}" if f"{chance:.2g}" != f"{LEVEL:.2g}" else f"p = {chance:.4f}"
+
+
+def _log_choose(total: int, count: int) -> float:
+    return math.lgamma(total + 1) - math.lgamma(count + 1) - math.lgamma(total - count + 1)

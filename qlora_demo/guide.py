@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from . import report
 from .jobs import Job, read_result
-from .runs import LOG_ENDS, Run
+from .runs import Run
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,6 @@ def newest_tuned(runs: Sequence[Run]) -> Run | None:
 
 def _untrained(runs: Sequence[Run], seen: Collection[str]) -> Standing:
     if runs:
-        why = runs[0].state.error.partition(LOG_ENDS)[0]
-        return Standing(TRAIN, failed=f"The last run {runs[0].state.status}: {why}")
+        last = runs[0].state
+        return Standing(TRAIN, failed=f"The last run {last.status}: {last.cause}")
     return Standing(next((stage for stage in (DATA, BEFORE) if stage.name not in seen), TRAIN))

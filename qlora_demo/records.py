@@ -47,6 +47,10 @@ CHECKPOINTING = "Gradient checkpointing"
 """What the choice is called."""
 
 
+LOG_ENDS = "; its log ends: "
+"""What stands before the end of the log in the error of a run that died."""
+
+
 @dataclass(frozen=True)
 class RunState:
     """Where a run stands.  Times are seconds since the epoch; ``summary`` holds the end's figures; a failed run was
@@ -71,6 +75,11 @@ class RunState:
     @property
     def ended(self) -> bool:
         return self.status in ENDED
+
+    @property
+    def cause(self) -> str:
+        """Why it failed, without the end of a dead process's log."""
+        return self.error.partition(LOG_ENDS)[0]
 
     @property
     def checkpointing(self) -> bool | None:

@@ -17,6 +17,7 @@ from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
 from . import plots, tables
+from .chance import INTERVALS
 from .disk import require_free, write_bytes_atomically, writing
 from .history import RunNote
 from .records import Choice, TrainMetrics
@@ -97,7 +98,7 @@ def to_html(report: Report) -> str:
         curves=[Markup(curve) for curve in plots.curves(report.metrics)],
         evaluation=_table(tables.evaluation(report.evaluation)),
         verdicts=verdicts,
-        method=METHOD,
+        method=" ".join([INTERVALS, *([METHOD] if verdicts else [])]),
         fields=_table(tables.fields(report.evaluation)),
         scores=Markup(_scores(report.evaluation)),
         telling=list(_telling(report.evaluation)),

@@ -30,7 +30,7 @@ from .disk import new_folder, out_of_room, read_file, read_object, remove_folder
 from .errors import ConfigError, RunError, one_line
 from .locks import is_held
 from .logs import without_tokens
-from .records import BEFORE, Message, RunState, Status, TrainMetrics
+from .records import BEFORE, LOG_ENDS, Message, RunState, Status, TrainMetrics
 from .settings import LIMITS, Limits
 from .stored import require_few, require_room
 
@@ -59,8 +59,6 @@ lock, job.lock, stop  held while it trains; while a job works with it; there onc
 """
 _LARGEST = 1 << 53
 """No step, token or byte is counted further; a float holds every whole number up to here."""
-LOG_ENDS = "; its log ends: "
-"""What stands before the end of the log in the error of a run that died."""
 CHECKPOINTS, CHECKPOINT_MARK, JOB_LOCK = "checkpoints", "whole", "job.lock"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 HELD = "--held"

@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from .chance import LEVEL, sign_test
+from .chance import LEVEL, p_value, sign_test
 from .units import counted
 
 METHOD = (
-    "Intervals: 95% Wilson score. p: exact two-sided sign test on the rows that only one of the two got right; "
+    "p: exact two-sided sign test on the rows that both answered and only one got right, for each pair by itself; "
     f"below {LEVEL} they are told apart."
 )
-"""Of an evaluation's intervals, and of what `before_after` says."""
+"""How `before_after` tells."""
 Merges = Mapping[str, Mapping[str, Any]]
 _CLOSE = 1.5
 """A merge whose divergence is within this factor of the other's is not told apart by it."""
@@ -31,13 +31,13 @@ def fidelity_sentence(merges: Merges, bases: int = 2) -> str:
 
 
 def before_after(result: Mapping[str, Any] | None) -> list[str]:
-    """By split, whether each column answers better than the one before it, by the rows that both were asked."""
+    """By split, whether each column answers better than the one before it; nothing where neither is ever right."""
     told = []
     for split, rows in (result or {}).get("rows", {}).items():
         columns = list(rows[0]["answers"]) if rows else []
         pairs = [_told_apart(rows, *pair) for pair in pairwise(columns)]
         if any(pairs):
-            told.append(f"{split}: {' '.join(filter(None, pairs))}")
+            told.append(f"By exact match on {split}: {' '.join(filter(None, pairs))}")
     return told
 
 
@@ -57,14 +57,14 @@ def standings(rows: Sequence[Mapping[str, Any]], before: str, after: str, count:
 def _told_apart(rows: Sequence[Mapping[str, Any]], before: str, after: str) -> str:
     both = [row["answers"] for row in rows if {before, after} <= set(row["answers"])]
     right = [(bool(found[after]["exact_match"]), bool(found[before]["exact_match"])) for found in both]
-    if not right:
+    ours, theirs = map(sum, zip(*right, strict=True)) if right else (0, 0)
+    if not ours + theirs:
         return ""
-    ours, theirs = map(sum, zip(*right, strict=True))
     won, lost = right.count((True, False)), right.count((False, True))
     chance = sign_test(won, lost)
     verdict = "is not told apart from" if chance >= LEVEL else "is better than" if won > lost else "is worse than"
     count = counted(len(right), "row")
-    return f"{after} {verdict} {before}, right on {ours} of {count} against {theirs} (p = {chance:.2g})."
+    return f"{after} {verdict} {before}, right on {ours} of {count} against {theirs} ({p_value(chance)})."
 
 
 def _which_16_bit(merges: Merges) -> str:

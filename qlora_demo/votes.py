@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from .chance import LEVEL, sign_test, wilson
+from .chance import LEVEL, p_value, sign_test, wilson
 from .disk import is_full
 from .errors import ConfigError, RequestError, TooMany, WorkError
 from .settings import LIMITS, variable
@@ -242,5 +242,5 @@ def _verdict(rates: Sequence[WinRate], ballots: Sequence[tuple[tuple[str, ...], 
     ours, theirs, met = won[best], won[second], sum(count for _, count in both)
     chance = sign_test(ours, theirs)
     if chance < LEVEL:
-        return f"{best} was preferred to {second} in {ours} of {ours + theirs} decided votes (p = {chance:.2g})."
-    return f"The votes do not separate {best} from {second}: {ours} against {theirs} of {met} (p = {chance:.2g})."
+        return f"{best} was preferred to {second} in {ours} of {ours + theirs} decided votes ({p_value(chance)})."
+    return f"The votes do not separate {best} from {second}: {ours} against {theirs} of {met} ({p_value(chance)})."

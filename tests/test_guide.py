@@ -12,10 +12,10 @@ from qlora_demo.catalog import SMOLLM2
 from qlora_demo.config import TrainConfig
 from qlora_demo.guide import STAGES, Standing, standing
 from qlora_demo.jobs import Job, save_result
-from qlora_demo.records import Progress, RunState
+from qlora_demo.records import LOG_ENDS, Progress, RunState
 from qlora_demo.report import save
 from qlora_demo.reporting import gather
-from qlora_demo.runs import LOG_ENDS, Run, write_state
+from qlora_demo.runs import Run, write_state
 from qlora_demo.services import Services
 from qlora_demo.ui.render_guide import guide as drawn
 from tests.calls import Client, numbers, opened, values

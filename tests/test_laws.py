@@ -167,13 +167,13 @@ def _broad(expression: ast.expr) -> bool:
 
 
 def files_are_short(sources: Sources) -> list[str]:
-    """CONTRIBUTING, 7: app.py has at most 40 lines, any other file 350."""
+    """Short: app.py has at most 40 lines, any other file 350."""
     limits = {source.module: 40 if source.module == "app" else 350 for source in sources.values()}
     return [f"{s.module} has {s.lines} lines" for s in sources.values() if s.lines > limits[s.module]]
 
 
 def functions_are_short(sources: Sources) -> list[str]:
-    """CONTRIBUTING, 7: at most 60 lines of a function's own; the functions inside it count by themselves."""
+    """Short: at most 60 lines of a function's own; the functions inside it count by themselves."""
     return [
         f"{source.module}.{function.name} has {own} lines"
         for source in sources.values()
@@ -187,7 +187,7 @@ def _lines(function: Function) -> set[int]:
 
 
 def functions_take_few_positional_parameters(sources: Sources) -> list[str]:
-    """CONTRIBUTING, 7: at most five besides self; handlers, nested in the function that draws, take what it shows."""
+    """Short: at most five besides self; handlers, nested in the function that draws, take what it shows."""
     breaches = []
     for source in sources.values():
         for function, owner in functions(source.tree):

@@ -12,7 +12,7 @@ from qlora_demo.config import TrainConfig
 from qlora_demo.records import Choice, DeviceInfo, Note, RunState
 from qlora_demo.records import TrainMetrics as Line
 from qlora_demo.runs import Run
-from qlora_demo.ui import render
+from qlora_demo.ui import render, render_results
 from qlora_demo.units import GIB
 
 HOSTILE = """"'><img src=x onerror='alert("&")'>"""
@@ -150,3 +150,13 @@ def test_the_line_at_the_top_shows_a_fetch_in_progress_and_its_error() -> None:
     assert 'aria-valuenow="40"' in render.status_line(CPU, "chat", [Note("downloading", 0.4)])
     no_room = Note("bundled model: no room", bad=True)
     assert 'class="bad">bundled model: no room' in render.status_line(CPU, "chat", [no_room])
+
+
+def test_an_evaluation_begins_with_what_its_rows_tell_apart_and_how() -> None:
+    rows = [{"answers": {"base": {"exact_match": False}, "adapter": {"exact_match": True}}} for _ in range(6)]
+    figures = {name: {"rows": 6, "exact_match": share} for name, share in (("base", 0.0), ("adapter", 1.0))}
+    drawn = render_results.evaluation({"splits": {"test": figures}, "rows": {"test": rows}})
+    assert "By exact match on test: adapter is better than base, right on 6 of 6 rows against 0 (p = 0.031)." in drawn
+    assert "61.0% to 100.0%" in drawn and "sign test" in drawn
+    alone = render_results.evaluation({"splits": {"test": {"base": figures["base"]}}, "rows": {"test": rows[:0]}})
+    assert "Wilson" in alone and "sign test" not in alone

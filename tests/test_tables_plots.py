@@ -71,6 +71,23 @@ def test_plots_have_titles_axes_and_the_text_as_text() -> None:
     )
 
 
+def test_labels_and_values_of_many_bars_keep_apart() -> None:
+    names = (
+        "LoRA\n16 bit",
+        "QLoRA\nNF4",
+        "LoRA\ncheckpointing",
+        "QLoRA\ncheckpointing",
+        "QLoRA\nconstants not quantized",
+    )
+    few, many = ({name: dict.fromkeys(phases, 1.25) for name in names} for phases in ("ab", "abcd"))
+    assert "constants not quantized" not in text_of(plots.bars("Peak", "GiB", few))
+    assert {"constants not", "quantized", "checkpointing"} <= set(text_of(plots.bars("Peak", "GiB", few)))
+    sizes = [
+        min(map(float, re.findall(r"font-size: ([\d.]+)px", plots.bars("Peak", "GiB", one)))) for one in (few, many)
+    ]
+    assert sizes[1] < sizes[0], "smaller where they are closer"
+
+
 def test_what_was_not_measured_has_no_bar() -> None:
     drawn = text_of(plots.bars("Score", "percent", {"base": {"test": 10.0, "hard": 20.0}, "adapter": {"test": 90.0}}))
     assert drawn.count("0") == 1, "of the axis alone"

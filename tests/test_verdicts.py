@@ -74,12 +74,12 @@ def answered(**right: str) -> list[dict[str, Any]]:
 def test_a_column_is_better_or_worse_only_where_enough_rows_say_so() -> None:
     rows = {"test": answered(base="nnnnnnnn", adapter="yyyyyyyn", merged="yyyyyynn"), "hard": answered(base="yyyyyy")}
     assert before_after({"rows": rows}) == [
-        "test: adapter is better than base, right on 7 of 8 rows against 0 (p = 0.016). "
+        "By exact match on test: adapter is better than base, right on 7 of 8 rows against 0 (p = 0.016). "
         "merged is not told apart from adapter, right on 6 of 8 rows against 7 (p = 1)."
     ]
     worse = answered(base="yyyyyy", adapter="nnnnnn")
     assert before_after({"rows": {"test": worse}})[0].startswith(
-        "test: adapter is worse than base, right on 0 of 6 rows"
+        "By exact match on test: adapter is worse than base, right on 0 of 6 rows"
     )
     assert before_after(None) == []
 
@@ -87,4 +87,11 @@ def test_a_column_is_better_or_worse_only_where_enough_rows_say_so() -> None:
 def test_rows_that_only_one_of_two_answered_say_nothing_of_both() -> None:
     stopped = answered(base="nnnnnnnn", adapter="yyy-----")
     [told] = before_after({"rows": {"test": stopped}})
-    assert told == "test: adapter is not told apart from base, right on 3 of 3 rows against 0 (p = 0.25)."
+    assert (
+        told
+        == "By exact match on test: adapter is not told apart from base, right on 3 of 3 rows against 0 (p = 0.25)."
+    )
+
+
+def test_where_no_answer_is_ever_right_the_score_tells_nothing() -> None:
+    assert before_after({"rows": {"test": answered(base="nnn", adapter="nnn")}}) == []

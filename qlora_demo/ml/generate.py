@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -207,8 +207,9 @@ def warm_up(model: PreTrainedModel, activate: Activate = nullcontext) -> float:
     started = time.perf_counter()
     ids = torch.ones((1, 8), dtype=torch.long)
     settings = GenerationSettings(max_new_tokens=2)
-    for _ in decode(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, settings, activate):
-        pass
+    with suppress(WorkError):  # its answers say so, in their own column
+        for _ in decode(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, settings, activate):
+            pass
     return time.perf_counter() - started
 
 
@@ -304,8 +305,8 @@ def _likeliest(scores: torch.Tensor) -> torch.Tensor:
 def _require_numbers(scores: torch.Tensor) -> None:
     if not scores.isfinite().all():
         raise WorkError(
-            "answer: the model's scores are no numbers, and no token can be chosen; its weights are damaged, or too "
-            "large for fp16 where a GPU has no bf16: choose another run or model"
+            "answer: the model's scores are no numbers, and no token can be chosen; its training diverged (lower "
+            "learning_rate), its weights are damaged, or too large for fp16 where a GPU has no bf16"
         )
 
 

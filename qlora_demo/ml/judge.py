@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 from ..columns import parse, title
-from ..errors import DataError
+from ..errors import DataError, WorkError
 from ..records import Column, MergeBase, Progress, Step
 from ..verdicts import fidelity_sentence
 from .evaluate import (
@@ -41,12 +41,20 @@ def before_after(columns: Sequence[Column], splits: Splits, loaded: dict[str, Lo
     for split, rows in splits.items():
         for column in columns:
             results = found[split].setdefault(column.name, [])
-            for batch in evaluate(loaded[column.name], rows):
+            for batch in _evaluated(loaded[column.name], rows):
                 results += batch
                 done += len(batch)
                 text = f"{split}: {title(column)}, {len(results)} of {len(rows)} rows"
                 result = {**_document(found, splits), "left_out": given - rows_each}
                 yield Step(Progress(text, done / (rows_each * len(columns))), result)
+
+
+def _evaluated(one: Loaded, rows: Rows) -> Iterator[list[RowResult]]:
+    """As `evaluate`; what fails names the column."""
+    try:
+        yield from evaluate(one, rows)
+    except WorkError as exc:
+        raise WorkError(f"{one.resident.column.name}: {exc}") from exc
 
 
 def merge_fidelity(
@@ -67,9 +75,9 @@ def merge_fidelity(
         if not reference:
             rows = measurable([models[adapter.name]], {"test": rows})["test"]
             yield Step(Progress("the adapter model's answers", at / len(columns)))
-            reference = [one for batch in evaluate(models[adapter.name], rows) for one in batch]
+            reference = [one for batch in _evaluated(models[adapter.name], rows) for one in batch]
         yield Step(Progress(f"{title(merged)}: answers", (at + 0.3) / len(columns)))
-        results = [one for batch in evaluate(models[merged.name], rows) for one in batch]
+        results = [one for batch in _evaluated(models[merged.name], rows) for one in batch]
         yield Step(Progress(f"{title(merged)}: distributions", (at + 0.7) / len(columns)))
         found = list(divergences(models[merged.name], models[adapter.name], rows))
         merges[merged.name] = _merge_figures(found, results, reference)

@@ -179,11 +179,15 @@ def _scored(trainer: SFTTrainer, rows: list[Any]) -> tuple[dict[str, Any], str]:
     part: the others would wait for one that goes on without them."""
     try:
         return score_answers(trainer, rows), ""
+    except WorkError as exc:
+        why, told = one_line(exc), f"score_rows: {exc}"
     except (RuntimeError, MemoryError) as exc:
         if trainer.is_fsdp_enabled or not ran_out(exc):
             raise
-        logs.event("training.unscored", logging.WARNING, why=one_line(exc))
-        return {}, f"score_rows: the device had no room to answer {len(rows)} rows; the adapter is saved: evaluate it"
+        why = one_line(exc)
+        told = f"score_rows: the device had no room to answer {len(rows)} rows; the adapter is saved: evaluate it"
+    logs.event("training.unscored", logging.WARNING, why=why)
+    return {}, told
 
 
 def score_answers(trainer: SFTTrainer, rows: list[Any]) -> dict[str, Any]:

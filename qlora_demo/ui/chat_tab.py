@@ -232,11 +232,13 @@ def _draw_votes(parts: SimpleNamespace) -> None:
 
 
 def _draw_prompt(parts: SimpleNamespace) -> None:
+    parts.taken, parts.back = (
+        gr.Textbox(label=f"Prompt {what}", visible="hidden") for what in ("taken in", "given back")
+    )
     with gr.Row(equal_height=True, elem_id="ask"):
         hint = "Ask all columns the same thing"
-        parts.prompt = gr.Textbox(placeholder=hint, label="Prompt", show_label=False, scale=6, elem_id="prompt")
-        parts.taken, parts.back = (
-            gr.Textbox(label=f"Prompt {what}", visible="hidden") for what in ("taken in", "given back")
+        parts.prompt = gr.Textbox(
+            placeholder=hint, label="Prompt", show_label=False, max_lines=4, scale=6, elem_id="prompt"
         )
         parts.send = gr.Button("Send", variant="primary", elem_id="send", scale=1, min_width=90)
         parts.stop = gr.Button("Stop", elem_id="stop-answer", scale=1, min_width=90)

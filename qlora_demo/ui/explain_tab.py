@@ -67,7 +67,7 @@ class Explain:
         """The layers of a run's base that can be looked into, and what merging did to it."""
         names = self.services.engine().layers(self._model(run))
         merging = show.merging(read_result(self.services.runs.get(run), "fidelity") if run else None)
-        return [gr.update(choices=names, value=self._middle(run, names)), merging]
+        return [gr.update(choices=names, value=self._middle(run, names) if names else None), merging]
 
     def layer(self, run: str | None, name: str | None, r: int) -> list[Any]:
         """Everything about one layer, computed now; what the slider goes on with is handed to the page."""

@@ -18,8 +18,8 @@ CSS = """
 .gradio-container .html-container {padding:0}
 /* Gradio hides what overflows, and with it what sticks. */
 .gradio-container {overflow:clip}
-@media (min-width:641px) {
-  html {scroll-padding-bottom:5rem}
+@media (min-width:900px) and (min-height:600px) {
+  * {scroll-margin-bottom:10rem}
   #ask {position:sticky; bottom:0; z-index:10; padding:.5rem 0; background:var(--body-background-fill)}
 }
 #masthead {overflow:visible !important}

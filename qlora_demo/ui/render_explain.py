@@ -122,7 +122,7 @@ def one_pass(facts: Facts) -> str:
 def merging(fidelity: Facts | None) -> str:
     """Why one does not merge into 4-bit weights: what it does to the distributions, as this run's fidelity measured."""
     if not fidelity or not fidelity.get("merges"):
-        return '<p class="empty">Measure <b>Merge fidelity</b> of this run on the Evaluate tab; it is shown here.</p>'
+        return '<p class="empty">Measure <b>Merge fidelity</b> on the Evaluate tab; what it finds is shown here.</p>'
     return (
         "<p>A merge adds the update to the weights, so a token needs no extra matrix products. Rounding the sum to the "
         "16 levels of each block again can erase an update that is smaller than the steps between the levels. Measured "

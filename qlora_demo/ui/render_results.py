@@ -7,6 +7,7 @@ from html import escape
 from typing import Any
 
 from .. import differences, plots, tables
+from ..chance import INTERVALS
 from ..jobs import Job
 from ..units import counted, duration
 from ..verdicts import METHOD, before_after, standings
@@ -44,7 +45,8 @@ def evaluation(result: Result | None) -> str:
     stopped = "" if result.get("complete", True) else "<p>Based on the rows done so far.</p>"
     verdicts = "".join(f"<p><b>{escape(one)}</b></p>" for one in before_after(result))
     figures = tables.html(tables.evaluation(result)) + plot + tables.html(tables.fields(result))
-    return stopped + _remarks(result) + verdicts + figures + f"<p><small>{METHOD}</small></p>"
+    method = " ".join(filter(None, (INTERVALS, METHOD if verdicts else "")))
+    return stopped + _remarks(result) + verdicts + figures + f"<p><small>{method}</small></p>"
 
 
 def rows_shown(result: Result | None, split: str | None, which: str, page: int) -> str:

@@ -23,7 +23,7 @@ from ..gpu import device_info
 from ..jobs import read_result
 from ..planning import plan_training
 from ..records import TrainMetrics
-from ..runs import LOG_ENDS, Run, RunStore
+from ..runs import Run, RunStore
 from ..services import Services
 from . import controls, deletion, render
 from . import render_training as show
@@ -146,8 +146,7 @@ def _told(services: Services, run: Run, role: Role) -> tuple[str, str, Run]:
     )
     if role == "operator":
         return about + render.run_folder(run) + found, services.runs.log_tail(run.id), run
-    error = run.state.error.partition(LOG_ENDS)[0]
-    return about + found, "", replace(run, state=replace(run.state, error=error))
+    return about + found, "", replace(run, state=replace(run.state, error=run.state.cause))
 
 
 def _planned(services: Services, run: Run) -> str:

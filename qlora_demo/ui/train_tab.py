@@ -30,8 +30,9 @@ from . import render_training as show
 from .gate import Gate, visitor_of
 from .listed import renewed
 
-_OPEN = ("Model", "Data", "Method", "Schedule")
-_CLOSED = ("More about the data", "More about the method", "Advanced")
+_GROUPS = ("Model", "Data", "Method", "Schedule")
+_MORE = {"Data": "More about the data", "Method": "More about the method"}
+"""What is rarely chosen, folded away below the group it belongs to."""
 _PROCESSES = "That train together, one for each GPU (default 1)"
 _POLL_SECONDS = 2
 _DOUBLE_CLICK_SECONDS = 1.0
@@ -172,20 +173,19 @@ def _wire_plan(services: Services, form: controls.Controls, shown: list[gr.HTML]
 def _draw_controls(services: Services, gate: Gate) -> tuple[controls.Controls, gr.Number, gr.HTML]:
     """The form, how many processes train, and where what is found in the data is drawn."""
     chosen: controls.Controls = {}
-    for group in _OPEN:
+    for group in _GROUPS:
         with gr.Accordion(group, open=True):
             with gr.Row():
                 chosen |= controls.draw(TrainConfig, group)
+            if more := _MORE.get(group):
+                with gr.Accordion(more, open=False), gr.Row():
+                    chosen |= controls.draw(TrainConfig, more)
             if group == "Data":
                 _draw_upload(services, chosen["dataset"], gate)
                 check = data_panel.draw()
-    for group in _CLOSED:
-        with gr.Accordion(group, open=False), gr.Row():
-            chosen |= controls.draw(TrainConfig, group)
-            if group == "Advanced":
-                processes = gr.Number(
-                    1, label="Processes", info=_PROCESSES, precision=0, minimum=1, elem_id="processes"
-                )
+    with gr.Accordion("Advanced", open=False), gr.Row():
+        chosen |= controls.draw(TrainConfig, "Advanced")
+        processes = gr.Number(1, label="Processes", info=_PROCESSES, precision=0, minimum=1, elem_id="processes")
     data_panel.wire(services, check, chosen, gate)
     return chosen, processes, check.found
 
