@@ -6,8 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from .benchmark_reckoned import Result, Row, reckoned
-from .chance import interval
-from .tables import Table
+from .tables import Table, score
 from .units import duration, memory, percent
 
 Form = Callable[[Any], str]
@@ -156,9 +155,7 @@ def _cells(row: Row, columns: Mapping[str, tuple[str, Form]], scores: bool) -> t
     return (row["case"], *cells, *(_score(row.get("score", {})) if scores else ()))
 
 
-def _score(score: Row) -> tuple[str, ...]:
+def _score(found: Row) -> tuple[str, ...]:
     """How many answers were scored, the share that is right, and the interval that so many leave it in."""
-    share, count = score.get("exact_match"), score.get("rows")
-    if share is None or not count:
-        return ("–", "–" if share is None else percent(share), "–")
-    return (_count(count), percent(share), interval(share, count))
+    count = found.get("rows") if found.get("exact_match") is not None else None
+    return (_count(count) if count else "–", *score(found))

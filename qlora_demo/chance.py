@@ -9,7 +9,6 @@ from .units import percent
 
 LEVEL = 0.05
 """Below it, two are told apart."""
-INTERVALS = "Intervals: 95% Wilson score."
 
 
 def interval(share: float, count: int) -> str:

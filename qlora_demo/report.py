@@ -17,12 +17,11 @@ from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
 from . import plots, tables
-from .chance import INTERVALS
 from .disk import require_free, write_bytes_atomically, writing
 from .history import RunNote
 from .records import Choice, TrainMetrics
 from .units import counted, duration, memory
-from .verdicts import METHOD, before_after, standings
+from .verdicts import method, standings, told_apart
 from .votes import Comparison, Tally
 
 _TELLING_ROWS = 3
@@ -90,7 +89,7 @@ def made(folder: Path, run: str) -> list[Path]:
 
 def to_html(report: Report) -> str:
     """One file that needs no network and runs no script; all text from people and models is escaped."""
-    verdicts = before_after(report.evaluation)
+    verdicts = told_apart(report.evaluation)
     text: str = _template().render(
         report=report,
         short=[*verdicts, *_said(report)],
@@ -98,7 +97,7 @@ def to_html(report: Report) -> str:
         curves=[Markup(curve) for curve in plots.curves(report.metrics)],
         evaluation=_table(tables.evaluation(report.evaluation)),
         verdicts=verdicts,
-        method=" ".join([INTERVALS, *([METHOD] if verdicts else [])]),
+        method=method(verdicts),
         fields=_table(tables.fields(report.evaluation)),
         scores=Markup(_scores(report.evaluation)),
         telling=list(_telling(report.evaluation)),

@@ -111,6 +111,12 @@ def exact_match(result: Result | None) -> dict[str, dict[str, float]]:
     return found
 
 
+def score(figures: Mapping[str, Any]) -> tuple[str, str]:
+    """The task's own score, and the interval that so many rows leave it in."""
+    share, rows = figures.get(_SCORE), figures.get("rows")
+    return figure(_SCORE, share), "–" if share is None or not rows else interval(share, rows)
+
+
 def figure(name: str, value: float | None) -> str:
     """One figure of an evaluation or a fidelity result, by its name."""
     if value is None:
@@ -146,11 +152,8 @@ def wide(table: str) -> str:
     return f'<div class="wide" role="group" aria-label="Table" tabindex="0">{table}</div>'
 
 
-def _cells(name: str, figures: Mapping[str, Any]) -> Iterable[str]:
-    share, rows = figures.get(name), figures.get("rows")
-    yield figure(name, share)
-    if name == _SCORE:
-        yield "–" if share is None or not rows else interval(share, rows)
+def _cells(name: str, figures: Mapping[str, Any]) -> tuple[str, ...]:
+    return score(figures) if name == _SCORE else (figure(name, figures.get(name)),)
 
 
 def _row(row: Iterable[str]) -> str:

@@ -9,14 +9,14 @@ from typing import Any
 from .chance import LEVEL, p_value, sign_test
 from .units import counted
 
-METHOD = (
-    "p: exact two-sided sign test on the rows that both answered and only one got right, for each pair by itself; "
-    f"below {LEVEL} they are told apart."
-)
-"""How `before_after` tells."""
 Merges = Mapping[str, Mapping[str, Any]]
 _CLOSE = 1.5
 """A merge whose divergence is within this factor of the other's is not told apart by it."""
+_INTERVALS = "Intervals: 95% Wilson score."
+_TOLD_APART = (
+    "p: exact two-sided sign test on the rows that both answered and only one got right, for each pair by itself; "
+    f"below {LEVEL} they are told apart."
+)
 
 
 def fidelity_sentence(merges: Merges, bases: int = 2) -> str:
@@ -30,15 +30,20 @@ def fidelity_sentence(merges: Merges, bases: int = 2) -> str:
     return " ".join([which(sixteen), *([again(four)] if len(four) == bases else [])])
 
 
-def before_after(result: Mapping[str, Any] | None) -> list[str]:
+def told_apart(result: Mapping[str, Any] | None) -> list[str]:
     """By split, whether each column answers better than the one before it; nothing where neither is ever right."""
     told = []
     for split, rows in (result or {}).get("rows", {}).items():
         columns = list(rows[0]["answers"]) if rows else []
-        pairs = [_told_apart(rows, *pair) for pair in pairwise(columns)]
+        pairs = [_compared(rows, *pair) for pair in pairwise(columns)]
         if any(pairs):
             told.append(f"By exact match on {split}: {' '.join(filter(None, pairs))}")
     return told
+
+
+def method(told: Sequence[str]) -> str:
+    """How an evaluation's intervals were computed, and what `told_apart` says of it, where that is anything."""
+    return f"{_INTERVALS} {_TOLD_APART}" if told else _INTERVALS
 
 
 def standings(rows: Sequence[Mapping[str, Any]], before: str, after: str, count: int = 3) -> dict[str, list[int]]:
@@ -54,7 +59,7 @@ def standings(rows: Sequence[Mapping[str, Any]], before: str, after: str, count:
     return {"best": by_loss[:count], "worst": by_loss[::-1][:count], "most changed": by_change[:count]}
 
 
-def _told_apart(rows: Sequence[Mapping[str, Any]], before: str, after: str) -> str:
+def _compared(rows: Sequence[Mapping[str, Any]], before: str, after: str) -> str:
     both = [row["answers"] for row in rows if {before, after} <= set(row["answers"])]
     right = [(bool(found[after]["exact_match"]), bool(found[before]["exact_match"])) for found in both]
     ours, theirs = map(sum, zip(*right, strict=True)) if right else (0, 0)

@@ -9,11 +9,14 @@ import pytest
 from qlora_demo.benchmark_config import BenchmarkConfig, BenchmarkKind
 from qlora_demo.config import TrainConfig
 from qlora_demo.errors import ConfigError
+from qlora_demo.knobs import field_names
 from qlora_demo.presets import LAPTOP
 from qlora_demo.services import Services
 from qlora_demo.ui.benchmark_tab import Bench
+from qlora_demo.ui.controls import group_of
 from qlora_demo.ui.evaluate_tab import _from_zero, _limit
 from qlora_demo.ui.explain_tab import Explain
+from qlora_demo.ui.train_tab import _GROUPS, _MORE
 
 
 def test_an_option_of_another_benchmark_does_not_count(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,6 +45,10 @@ def test_rows_are_all_where_none_are_named_and_never_none() -> None:
 
 def test_a_page_before_the_first_is_the_first() -> None:
     assert [_from_zero(typed) for typed in (None, -7, 0, 1, 3)] == [0, 0, 0, 0, 2]
+
+
+def test_every_field_of_a_run_has_a_place_in_the_form() -> None:
+    assert {group_of(TrainConfig, name) for name in field_names(TrainConfig)} == {*_GROUPS, *_MORE.values(), "Advanced"}
 
 
 def test_the_layer_that_is_shown_first_has_an_update(services: Services) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from qlora_demo.verdicts import before_after, fidelity_sentence, standings
+from qlora_demo.verdicts import fidelity_sentence, standings, told_apart
 
 
 def merge(kl: float, exact: float = 0.9, identical: float = 0.9) -> dict[str, Any]:
@@ -73,20 +73,20 @@ def answered(**right: str) -> list[dict[str, Any]]:
 
 def test_a_column_is_better_or_worse_only_where_enough_rows_say_so() -> None:
     rows = {"test": answered(base="nnnnnnnn", adapter="yyyyyyyn", merged="yyyyyynn"), "hard": answered(base="yyyyyy")}
-    assert before_after({"rows": rows}) == [
+    assert told_apart({"rows": rows}) == [
         "By exact match on test: adapter is better than base, right on 7 of 8 rows against 0 (p = 0.016). "
         "merged is not told apart from adapter, right on 6 of 8 rows against 7 (p = 1)."
     ]
     worse = answered(base="yyyyyy", adapter="nnnnnn")
-    assert before_after({"rows": {"test": worse}})[0].startswith(
+    assert told_apart({"rows": {"test": worse}})[0].startswith(
         "By exact match on test: adapter is worse than base, right on 0 of 6 rows"
     )
-    assert before_after(None) == []
+    assert told_apart(None) == []
 
 
 def test_rows_that_only_one_of_two_answered_say_nothing_of_both() -> None:
     stopped = answered(base="nnnnnnnn", adapter="yyy-----")
-    [told] = before_after({"rows": {"test": stopped}})
+    [told] = told_apart({"rows": {"test": stopped}})
     assert (
         told
         == "By exact match on test: adapter is not told apart from base, right on 3 of 3 rows against 0 (p = 0.25)."
@@ -94,4 +94,4 @@ def test_rows_that_only_one_of_two_answered_say_nothing_of_both() -> None:
 
 
 def test_where_no_answer_is_ever_right_the_score_tells_nothing() -> None:
-    assert before_after({"rows": {"test": answered(base="nnn", adapter="nnn")}}) == []
+    assert told_apart({"rows": {"test": answered(base="nnn", adapter="nnn")}}) == []

@@ -18,6 +18,7 @@ CSS = """
 .gradio-container .html-container {padding:0}
 /* Gradio hides what overflows, and with it what sticks. */
 .gradio-container {overflow:clip}
+/* The prompt stays in view; what a keyboard reaches comes to lie above it. */
 @media (min-width:900px) and (min-height:600px) {
   * {scroll-margin-bottom:10rem}
   #ask {position:sticky; bottom:0; z-index:10; padding:.5rem 0; background:var(--body-background-fill)}

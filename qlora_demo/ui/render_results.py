@@ -7,10 +7,9 @@ from html import escape
 from typing import Any
 
 from .. import differences, plots, tables
-from ..chance import INTERVALS
 from ..jobs import Job
 from ..units import counted, duration
-from ..verdicts import METHOD, before_after, standings
+from ..verdicts import method, standings, told_apart
 from ..votes import Tally
 from . import render
 
@@ -43,10 +42,10 @@ def evaluation(result: Result | None) -> str:
         return '<p class="empty">Not measured yet. Press <b>Before and after</b>: every column on held-out rows.</p>'
     plot = plots.bars("Exact match by column and split", "exact match (%)", tables.exact_match(result))
     stopped = "" if result.get("complete", True) else "<p>Based on the rows done so far.</p>"
-    verdicts = "".join(f"<p><b>{escape(one)}</b></p>" for one in before_after(result))
+    told = told_apart(result)
+    verdicts = "".join(f"<p><b>{escape(one)}</b></p>" for one in told)
     figures = tables.html(tables.evaluation(result)) + plot + tables.html(tables.fields(result))
-    method = " ".join(filter(None, (INTERVALS, METHOD if verdicts else "")))
-    return stopped + _remarks(result) + verdicts + figures + f"<p><small>{method}</small></p>"
+    return stopped + _remarks(result) + verdicts + figures + f"<p><small>{method(told)}</small></p>"
 
 
 def rows_shown(result: Result | None, split: str | None, which: str, page: int) -> str:

@@ -62,7 +62,7 @@ def draw() -> SimpleNamespace:
 
 
 def wire(services: Services, chosen: controls.Controls, shown: SimpleNamespace, gate: Gate) -> SimpleNamespace:
-    """Have the components follow the chosen run; ``look`` draws what is ``written`` anew, from what is ``read``."""
+    """Have the components follow the chosen run; ``look`` draws ``shown.written`` anew, from what is ``read``."""
     read, written = [shown.run, shown.seen], shown.written
 
     def look(run_id: str | None, seen: dict[str, Any], request: gr.Request) -> list[Any]:
@@ -92,7 +92,7 @@ def wire(services: Services, chosen: controls.Controls, shown: SimpleNamespace, 
         lighten = lightening(services, list(chosen), place)
         gate.on(button.click, lighten, shown.run, form, needs="operator")
     gate.on(shown.run.input, look, read, written, needs="visitor")
-    return SimpleNamespace(look=look, read=read, written=written)
+    return SimpleNamespace(look=look, read=read)
 
 
 def poll(services: Services, run_id: str | None, seen: dict[str, Any], role: Role) -> list[Any]:

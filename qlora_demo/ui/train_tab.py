@@ -73,7 +73,7 @@ def build(services: Services, page: gr.Blocks, tab: gr.Tab, gate: Gate) -> None:
 
     # One call for both: a page's browser goes through all it shows at each answer.  A new page opens this tab first.
     for trigger in (tab.select, gr.Timer(_POLL_SECONDS).tick):
-        read, drawn = [*panel.read, *history.read], [*panel.written, *history.drawn]
+        read, drawn = [*panel.read, *history.read], [*shown.written, *history.drawn]
         gate.on(trigger, refresh, read, drawn, needs="visitor", concurrency_limit=None)
 
 
