@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .benchmark_config import BenchmarkConfig, BenchmarkKind
-from .config import TrainConfig
+from .config import MOST_ROWS, TrainConfig
 from .memory_plan import Kind
 
 LORA, QLORA = "LoRA, 16 bit", "QLoRA, NF4"
@@ -77,7 +77,26 @@ def _training(options: BenchmarkConfig, config: TrainConfig, kind: Kind) -> list
     if kind == "cuda":
         more |= {f"{QLORA}, {told}": {"optim": optimizer} for told, optimizer in _OPTIMIZERS.items()}
     plain = config.changed(**_METHODS[QLORA], gradient_checkpointing="off")
-    return _frontier(options, config, kind) + [Case(name, plain.changed(**change)) for name, change in more.items()]
+    return [
+        *_frontier(options, config, kind),
+        *_at_once(config),
+        *(Case(name, plain.changed(**change)) for name, change in more.items()),
+    ]
+
+
+def _at_once(config: TrainConfig) -> list[Case]:
+    """All rows of a step in one pass, recomputed so that they fit where the rest does: what a 4-bit base costs per pass
+    is then paid once."""
+    rows = config.per_device_train_batch_size * config.gradient_accumulation_steps
+    if config.gradient_accumulation_steps == 1 or rows > MOST_ROWS:
+        return []
+    merged = config.changed(
+        per_device_train_batch_size=rows, gradient_accumulation_steps=1, gradient_checkpointing="on"
+    )
+    return [
+        Case(f"{name}, checkpointing, {rows} rows at once", merged.changed(**method))
+        for name, method in _METHODS.items()
+    ]
 
 
 def _frontier(options: BenchmarkConfig, config: TrainConfig, kind: Kind) -> list[Case]:

@@ -6,21 +6,19 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from importlib.util import find_spec
 
+from .alternatives import ROOM, fewer_passes
 from .config import TrainConfig, target_names
 from .errors import ConfigError
 from .memory import ModelShape
 from .memory_plan import Kernels, Kind, On, optimizer_of, paged_state_bytes, plan
 from .records import CHECKPOINTING, Choice
-from .units import GIB, memory
+from .units import GIB, counted, memory
 
 _FUSED = {
     *("llama", "mistral", "ministral", "qwen2", "qwen3", "smollm3", "gemma", "gemma2", "gemma3_text", "phi3"),
     *("granite", "olmo2", "olmo3", "glm4", "exaone4", "nemotron", "hunyuan_v1_dense"),
 }
 """Types of models for which liger-kernel 0.8.5 has layer kernels, of those that can be trained here."""
-_ROOM = 0.8
-"""Share of the free memory that the plan may take before checkpointing is turned on: a run that ends out of memory
-costs more than recomputing."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +71,7 @@ def choose(config: TrainConfig, shape: ModelShape, situation: Situation) -> Chos
             Choice("Optimizer", optimizer_of(config, situation.kind), _optimizer_why(config, shape, situation.kind)),
             Choice("Number format", *_number_format(situation)),
             Choice("Fused kernels", *_fused_kernels(situation)),
+            *_passes(config, shape, situation, checkpointing),
         ),
     )
 
@@ -141,12 +140,23 @@ def _fused_kernels(situation: Situation) -> tuple[str, str]:
     return "Liger's norms, rotary positions and MLP", "they load here: fewer launches, and less is kept for backward"
 
 
+def _passes(config: TrainConfig, shape: ModelShape, situation: Situation, recomputes: bool) -> tuple[Choice, ...]:
+    """What fewer passes a step would take, where they fit; the config's are taken."""
+    kernels, free = situation.kernels, situation.free_bytes
+    found = fewer_passes(shape, config, situation.on, free, checkpointing=recomputes, kernels=kernels)
+    if not found:
+        return ()
+    taken = f"{config.gradient_accumulation_steps} of {counted(config.per_device_train_batch_size, 'row')}"
+    why = f"as chosen; {found.count} of {counted(found.rows, 'row')} would fit as well ({memory(found.total_bytes)} of "
+    return (Choice("Passes a step", taken, f"{why}{memory(free)} free), with the same gradient and usually faster"),)
+
+
 def _checkpointing(config: TrainConfig, shape: ModelShape, situation: Situation) -> tuple[bool, Choice]:
     what = CHECKPOINTING
     if config.gradient_checkpointing != "auto":
         return config.gradient_checkpointing == "on", Choice(what, config.gradient_checkpointing, "chosen by hand")
     need = plan(shape, config, situation.on, checkpointing=False, kernels=situation.kernels).total_bytes
     figures = f"the plan without is {need / GIB:.1f} GiB of {situation.free_bytes / GIB:.1f} GiB free"
-    if need > _ROOM * situation.free_bytes:
+    if need > ROOM * situation.free_bytes:
         return True, Choice(what, "on", f"{figures}: recomputing activations saves memory")
     return False, Choice(what, "off", f"{figures}: there is room, and recomputing them would only cost time")

@@ -25,6 +25,8 @@ Switch = Literal["auto", "on", "off"]
 Schedule = Literal["cosine", "linear", "constant_with_warmup"]
 MOST_TOKENS = 131_072
 """Of a row."""
+MOST_ROWS = 4096
+"""Of a pass."""
 ATTENTION_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP_MODULES = ("gate_proj", "up_proj", "down_proj")
 
@@ -159,7 +161,9 @@ class TrainConfig(Knobs):
     num_train_epochs: float = _knob(
         1.0, "Schedule", "Epochs", "Passes over the training rows; used when steps is -1", gt=0, le=1000
     )
-    per_device_train_batch_size: int = _knob(4, "Schedule", "Batch size", "Rows in one forward pass", ge=1, le=4096)
+    per_device_train_batch_size: int = _knob(
+        4, "Schedule", "Batch size", "Rows in one forward pass", ge=1, le=MOST_ROWS
+    )
     gradient_accumulation_steps: int = _knob(
         1, "Schedule", "Accumulation", "Forward passes per optimizer step", ge=1, le=4096
     )

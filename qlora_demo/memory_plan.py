@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
-from .config import ATTENTION_MODULES, MOST_TOKENS, TrainConfig, target_names
-from .errors import ConfigError
+from .config import ATTENTION_MODULES, TrainConfig, target_names
 from .memory import BITS_PER_WEIGHT, ModelShape, activation_bytes
-from .records import Lighter
 from .units import GIB, MIB
 
 Way = Literal["qlora", "lora", "lora-8bit", "full"]
@@ -35,7 +32,6 @@ _OVERHEAD: dict[Kind, tuple[int, str]] = {
 }
 _PAGED_FROM = 100_000
 _MARGIN = 0.05
-_MOST_ROWS = 4096
 _OPTIMIZER_BYTES = {"adamw_8bit": 2.0, "paged_adamw_8bit": 2.0, "paged_adamw_32bit": 8.0}
 """Of state per trained parameter; torch's AdamW keeps two values in the parameter's own type."""
 
@@ -65,23 +61,6 @@ class MemoryPlan:
         return sum(item.bytes for item in self.items)
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """The chosen way on a device, what else would take, and how far it goes.  ``checkpointed_bytes``: the total with
-    activations recomputed; ``largest_batch`` and ``longest_row`` are 0 where nothing fits."""
-
-    chosen: MemoryPlan
-    others: tuple[MemoryPlan, ...]
-    checkpointed_bytes: int
-    device_bytes: int
-    largest_batch: int
-    longest_row: int
-
-    @property
-    def fits(self) -> bool:
-        return self.chosen.total_bytes <= self.device_bytes
-
-
 def plan(
     shape: ModelShape,
     config: TrainConfig,
@@ -109,67 +88,6 @@ def plan(
     way: Way = "full" if full else config.method
     everything = base if full else base + trained
     return MemoryPlan(way, tuple(items), trained, everything, checkpointing, None if kind == "cpu" else kernels)
-
-
-def compare(
-    shape: ModelShape,
-    config: TrainConfig,
-    on: On,
-    device_bytes: int,
-    *,
-    checkpointing: bool,
-    kernels: Kernels = "triton",
-) -> Comparison:
-    """The plan beside plain LoRA and full fine-tuning, with the largest batch and the longest row that fit."""
-
-    def planned(changed: TrainConfig, recomputes: bool = checkpointing, full: bool = False) -> MemoryPlan:
-        return plan(shape, changed, on, checkpointing=recomputes, kernels=kernels, full=full)
-
-    def fits(changed: TrainConfig) -> bool:
-        return planned(changed).total_bytes <= device_bytes
-
-    longest = min(MOST_TOKENS, shape.positions or MOST_TOKENS)
-    others = [
-        planned(config.changed(method=way, init_lora_weights="default"))
-        for way in ("qlora", "lora")
-        if way != config.method
-    ]
-    others.append(planned(config, full=True))
-    return Comparison(
-        chosen=planned(config),
-        others=tuple(others),
-        checkpointed_bytes=planned(config, recomputes=True).total_bytes,
-        device_bytes=device_bytes,
-        largest_batch=_largest(_MOST_ROWS, lambda rows: fits(config.changed(per_device_train_batch_size=rows))),
-        longest_row=_largest(longest, lambda tokens: fits(config.changed(max_length=max(16, tokens)))),
-    )
-
-
-def lighter(
-    shape: ModelShape, config: TrainConfig, on: On, *, checkpointing: bool, kernels: Kernels = "triton"
-) -> tuple[Lighter, ...]:
-    """The three changes of a config that save most memory by the plan, the largest saving first."""
-    batch, length = config.per_device_train_batch_size, config.max_length
-    wanted: list[dict[str, Any]] = [
-        {"gradient_checkpointing": "on"},
-        {"per_device_train_batch_size": 1, "gradient_accumulation_steps": batch * config.gradient_accumulation_steps},
-        {"max_length": max(16, length // 2)},
-        {"method": "qlora", "init_lora_weights": "default"},
-        {"r": max(1, config.r // 2)},
-        {"target_modules": "attention"},
-    ]
-    now = plan(shape, config, on, checkpointing=checkpointing, kernels=kernels).total_bytes
-
-    def saves(changes: dict[str, Any]) -> int:
-        recomputes = checkpointing or changes.get("gradient_checkpointing") == "on"
-        try:
-            changed = config.changed(**changes)
-        except ConfigError:  # beyond a field's range, or at odds with another
-            return 0
-        return now - plan(shape, changed, on, checkpointing=recomputes, kernels=kernels).total_bytes
-
-    found = sorted((Lighter(changes, saves(changes)) for changes in wanted), key=lambda one: -one.saves_bytes)
-    return tuple(one for one in found if one.saves_bytes > 0)[:3]
 
 
 def adapter_parameters(shape: ModelShape, config: TrainConfig) -> int:
@@ -337,12 +255,3 @@ def _times(name: str, shape: ModelShape, config: TrainConfig) -> int:
     full = [f".model.layers.{at}.{block}.{name}" for at in range(shape.num_hidden_layers)]
     wanted = target_names(config.target_modules) or (name,)
     return sum(any(one.endswith(f".{target}") for target in wanted) for one in full)
-
-
-def _largest(most: int, fits: Callable[[int], bool]) -> int:
-    """The largest number up to `most` that fits; 0 where 1 does not."""
-    low, high = 0, most
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle - 1)
-    return low

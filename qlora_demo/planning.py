@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Container, Sequence
 
+from .alternatives import Comparison, compare
 from .catalog import SHAPES
 from .choices import choose, expected, refuse_targets
 from .config import TrainConfig
 from .errors import ConfigError
 from .gpu import device_info, has_bf16
-from .memory_plan import Comparison, Kind, compare
+from .memory_plan import Kind
 from .placement import Device, Placement, Wanted, place
 from .records import Column
 from .runs import RunStore

@@ -23,17 +23,31 @@ def test_training_lays_lora_beside_qlora_with_and_without_checkpointing() -> Non
         ("qlora", "off", "nf4"),
         ("lora", "on", "16bit"),
         ("qlora", "on", "nf4"),
+        *[("lora", "on", "16bit"), ("qlora", "on", "nf4")],
         ("qlora", "off", "nf4-single"),
         *[("qlora", "off", "nf4")] * 3,
     ]
-    assert [(case.name, case.config.optim) for case in found[5:]] == [
+    assert [(case.name, case.config.optim) for case in found[7:]] == [
         ("QLoRA, NF4, torch's AdamW, state in the adapters' type", "adamw_torch"),
         ("QLoRA, NF4, 8-bit AdamW, paged", "paged_adamw_8bit"),
         ("QLoRA, NF4, 8-bit AdamW, not paged", "adamw_8bit"),
     ]
-    assert {case.config.optim for case in found[:5]} == {"auto"}
+    assert {case.config.optim for case in found[:7]} == {"auto"}
     assert len({case.name for case in found}) == len(found)
-    assert len(cases(BenchmarkConfig(), ARTICLE, "cpu")) == 5
+    assert len(cases(BenchmarkConfig(), ARTICLE, "cpu")) == 7
+
+
+def test_the_rows_of_a_step_are_trained_at_once_too_where_they_are_not_anyway() -> None:
+    found = cases(BenchmarkConfig(), ARTICLE, "cuda")[4:6]
+    assert [case.name for case in found] == [
+        "LoRA, 16 bit, checkpointing, 16 rows at once",
+        "QLoRA, NF4, checkpointing, 16 rows at once",
+    ]
+    assert all(
+        (case.config.per_device_train_batch_size, case.config.gradient_accumulation_steps) == (16, 1) for case in found
+    )
+    for changes in ({"gradient_accumulation_steps": 1}, {"gradient_accumulation_steps": 2048}):
+        assert not any("at once" in case.name for case in cases(BenchmarkConfig(), ARTICLE.changed(**changes), "cuda"))
 
 
 def test_ranks_and_targets_are_every_pair_and_alpha_follows_the_rank() -> None:

@@ -16,12 +16,12 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "qlora_demo"
 PLAIN = """
-    access answers background benchmark_cases benchmark_comparison benchmark_fault benchmark_notes benchmark_plots
-    benchmark_reckoned benchmark_tables benchmarking catalog cgroup chance checking children choices columns
-    differences disk dispatch doctor ending exporting flops gpu guide halt health heap history hub idle jobs launcher
-    locks memory memory_plan model_card placement planning plots preload presets promptsets rates report reporting
-    row_files row_formats runs scoring services settings sources status steady stored syncing tables tickets units
-    verdicts visiting visits votes waiting
+    access alternatives answers background benchmark_cases benchmark_comparison benchmark_fault benchmark_notes
+    benchmark_plots benchmark_reckoned benchmark_tables benchmarking catalog cgroup chance checking children choices
+    columns differences disk dispatch doctor ending exporting flops gpu guide halt health heap history hub idle jobs
+    launcher locks memory memory_plan model_card placement planning plots preload presets promptsets rates report
+    reporting row_files row_formats runs scoring services settings sources status steady stored syncing tables tickets
+    units verdicts visiting visits votes waiting
 """
 """The modules that know neither the page nor the engine's libraries."""
 TIERS = (

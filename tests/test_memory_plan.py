@@ -20,8 +20,6 @@ from qlora_demo.memory_plan import (
     Kind,
     MemoryPlan,
     On,
-    compare,
-    lighter,
     paged_state_bytes,
     parse_memory,
     plan,
@@ -249,25 +247,6 @@ def test_without_triton_a_gpu_s_loss_takes_what_torch_s_does() -> None:
     assert logits("torch") - logits("triton") == 2048 * 32000 * (31 - 2)
 
 
-def test_the_largest_batch_and_the_longest_row_are_the_last_that_fit() -> None:
-    config = TrainConfig(**ARTICLE)
-    found = compare(LLAMA, config, "cuda", 24 * GIB, checkpointing=True)
-    assert found.fits
-
-    def total(**values: Any) -> int:
-        return plan(LLAMA, config.changed(**values), "cuda", checkpointing=True).total_bytes
-
-    assert total(per_device_train_batch_size=found.largest_batch) <= 24 * GIB
-    assert total(per_device_train_batch_size=found.largest_batch + 1) > 24 * GIB
-    assert total(max_length=found.longest_row) <= 24 * GIB < total(max_length=found.longest_row + 1)
-    assert [other.way for other in found.others] == ["lora", "full"]
-
-
-def test_where_nothing_fits_nothing_is_promised() -> None:
-    found = compare(LLAMA, TrainConfig(**ARTICLE), "cuda", 2 * GIB, checkpointing=True)
-    assert (found.fits, found.largest_batch, found.longest_row) == (False, 0, 0)
-
-
 @pytest.mark.parametrize("model", SHAPES)
 def test_every_shape_of_the_catalog_is_planned_without_weights(services: Services, model: str) -> None:
     found = plan_training(services.settings, TrainConfig(model=model, **ARTICLE), 24 * GIB)
@@ -283,24 +262,6 @@ def test_sizes_of_cards(text: str, size: float) -> None:
 def test_what_is_no_size_is_refused(text: str) -> None:
     with pytest.raises(ValueError):
         parse_memory(text)
-
-
-def test_lighter_settings_are_ranked_by_what_they_save_and_each_does_save() -> None:
-    heavy = TrainConfig(method="lora", per_device_train_batch_size=8, max_length=2048, r=64)
-    found = lighter(LLAMA, heavy, "cuda", checkpointing=False)
-    assert len(found) == 3
-    assert [one.saves_bytes for one in found] == sorted((one.saves_bytes for one in found), reverse=True)
-    before = plan(LLAMA, heavy, "cuda", checkpointing=False).total_bytes
-    for one in found:
-        recomputes = one.changes.get("gradient_checkpointing") == "on"
-        after = plan(LLAMA, heavy.changed(**one.changes), "cuda", checkpointing=recomputes).total_bytes
-        assert before - after == one.saves_bytes > 0
-    assert {"gradient_checkpointing": "on"} in [one.changes for one in found]
-
-
-def test_what_is_as_light_as_it_can_be_has_nothing_lighter() -> None:
-    least = TrainConfig(r=1, max_length=16, per_device_train_batch_size=1, target_modules="attention")
-    assert lighter(LLAMA, least, "cuda", checkpointing=True) == ()
 
 
 @pytest.mark.parametrize("model", ["llama-2-7b", "tiny"])

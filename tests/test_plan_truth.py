@@ -8,11 +8,12 @@ from typing import Any
 
 from benchmarks.plan_truth import planned_bytes
 from benchmarks.readme import RESULTS
+from qlora_demo.alternatives import compare
 from qlora_demo.benchmark_cases import cases
 from qlora_demo.benchmark_config import BenchmarkConfig
 from qlora_demo.catalog import shape_named
 from qlora_demo.config import TrainConfig
-from qlora_demo.memory_plan import compare, parse_memory
+from qlora_demo.memory_plan import parse_memory
 
 
 def _ratios(name: str) -> list[float]:

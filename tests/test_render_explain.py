@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from safetensors.torch import save_file
 
+from qlora_demo.alternatives import compare
 from qlora_demo.catalog import SHAPES
 from qlora_demo.choices import expected
 from qlora_demo.config import TrainConfig
-from qlora_demo.memory_plan import MemoryPlan, compare, plan
+from qlora_demo.memory_plan import MemoryPlan, plan
 from qlora_demo.services import Services
 from qlora_demo.ui import render_explain as show
 from qlora_demo.ui.explain_tab import Explain

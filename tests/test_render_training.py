@@ -6,9 +6,10 @@ from html import escape
 
 import pytest
 
+from qlora_demo.alternatives import compare
 from qlora_demo.catalog import SHAPES
 from qlora_demo.config import TrainConfig
-from qlora_demo.memory_plan import Kind, compare
+from qlora_demo.memory_plan import Kind
 from qlora_demo.ui import render_training as show
 from qlora_demo.units import GIB
 

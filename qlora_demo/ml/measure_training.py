@@ -14,6 +14,7 @@ import torch
 from transformers import TrainerCallback
 from trl import SFTTrainer
 
+from ..alternatives import Comparison, compare
 from ..benchmark_cases import WARM_UP_STEPS, Case, largest
 from ..benchmark_config import BenchmarkConfig
 from ..choices import Chosen, choose, refuse
@@ -21,7 +22,7 @@ from ..config import MOST_TOKENS, TrainConfig
 from ..errors import NoRoom
 from ..flops import train_flops
 from ..memory import ModelShape
-from ..memory_plan import Comparison, On, compare, parse_memory
+from ..memory_plan import On, parse_memory
 from ..records import percentile_95
 from ..settings import Settings
 from ..sources import resolve, shape_of

@@ -29,12 +29,13 @@ import torch
 from trl import SFTTrainer
 
 from .. import logs
+from ..alternatives import lighter
 from ..config import TrainConfig
 from ..disk import is_full, write_atomically
 from ..errors import DemoError, DeviceBusy, OutOfMemory, RequestError, RunError, WorkError, one_line
 from ..gpu import Lease, device_info
 from ..locks import HeldLock
-from ..memory_plan import lighter, plan
+from ..memory_plan import plan
 from ..records import Choice, Lighter, RunState, TrainMetrics
 from ..runs import (
     CHECKPOINT_MARK,

@@ -8,8 +8,9 @@ from itertools import zip_longest
 from typing import Any
 
 from .. import plots, tables
+from ..alternatives import Comparison
 from ..config import TrainConfig
-from ..memory_plan import Comparison, MemoryPlan
+from ..memory_plan import MemoryPlan
 from ..units import memory, percent
 from .render_training import KERNELS, WAYS
 

@@ -7,8 +7,9 @@ from html import escape
 from typing import Any
 
 from .. import plots, tables
+from ..alternatives import Comparison, Passes
 from ..config import TrainConfig
-from ..memory_plan import Comparison, MemoryPlan
+from ..memory_plan import MemoryPlan
 from ..presets import command_line, config_difference
 from ..records import Lighter, TrainMetrics
 from ..runs import Run
@@ -143,7 +144,16 @@ def _reach(found: Comparison) -> str:
         return f"<p>Not even one row of this length fits.{recomputed}</p>"
     return (
         f"<p>At most {found.largest_batch:,} rows in a batch at this length, or rows of {found.longest_row:,} tokens "
-        f"at this batch size.{recomputed}</p>"
+        f"at this batch size.{recomputed}</p>{_passes(found.fewer_passes)}"
+    )
+
+
+def _passes(fewer: Passes | None) -> str:
+    if not fewer:
+        return ""
+    return (
+        f"<p>Batch size {fewer.rows:,} with accumulation {fewer.count:,} is the same step and also fits "
+        f"({memory(fewer.total_bytes)}); fewer passes are usually faster.</p>"
     )
 
 

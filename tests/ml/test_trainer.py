@@ -52,6 +52,22 @@ def test_the_held_out_loss_is_the_mean_over_trained_tokens_whatever_the_batch(
     assert len(found) == 1
 
 
+def test_a_step_is_the_same_in_one_pass_and_in_several(services: Services, tiny_model: Path, tmp_path: Path) -> None:
+    rows = [{"prompt": f"q{at}", "completion": "long answer " * (at % 4) + "x"} for at in range(60)]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    found = []
+    for batch, passes in ((2, 4), (8, 1)):
+        sized = TINY | {"per_device_train_batch_size": batch, "gradient_accumulation_steps": passes, "method": "lora"}
+        config = TrainConfig(model=str(tiny_model), dataset=str(file), **sized)
+        made, _ = trainer.build_trainer(tmp_path / str(batch), config, services.settings, load_splits(config))
+        made.train()
+        found.append([(line["loss"], line["grad_norm"]) for line in made.state.log_history if "grad_norm" in line])
+    assert len(found[0]) >= 3
+    for several, one in zip(*found, strict=True):
+        assert one == pytest.approx(several, rel=0.02)
+
+
 def test_where_no_held_out_token_is_trained_there_is_no_held_out_loss(
     services: Services, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
