@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.plan_truth import fitted_cases, planned_bytes
-from qlora_demo import benchmark_tables
+from qlora_demo import benchmark_tables, tables
 from qlora_demo.benchmark_cases import METHODS
 from qlora_demo.benchmark_notes import notes, standing
 from qlora_demo.tables import Table, markdown
-from qlora_demo.units import GIB, counted, memory
+from qlora_demo.units import GIB, counted, duration, memory, percent
 
 ROOT = Path(__file__).resolve().parent.parent
 README, RESULTS = ROOT / "README.md", ROOT / "benchmarks" / "results"
@@ -63,18 +63,20 @@ def told(result: dict[str, Any], name: str) -> str:
     if "speed_ratio" in result:
         title = f"Decoding {result['model']} on {counted(result['threads'], 'thread')}"
         return _section(title, _decoding(result), result, name)
+    if "splits" in result:
+        return _whole_run(result, name)
     if not {row["case"] for row in result["rows"]} <= {case.name for case in fitted_cases(result["kind"])}:
         title = "The memory plan on settings that it was not fitted to: the article's, one row a step, but as named"
         return _section(title, _wider_plan(result), result, name)
     return _section("The memory plan against what was taken", _plan(result), result, name)
 
 
-def _section(title: str, table: Table, result: dict[str, Any], name: str) -> str:
+def _section(title: str, table: Table, result: dict[str, Any], name: str, *more: Table) -> str:
     early = f", {standing(result)}" if result.get("state", "finished") != "finished" else ""
     head = f"**{title}** ([{name}](benchmarks/results/{name}), {_device(result)}{early})\n"
     words = " ".join(result.get("method", "").split())
     method = f"\n{words[0].upper()}{words[1:]}\n" if words else ""
-    return f"{head}\n{markdown(table)}\n{method}"
+    return f"{head}\n" + "\n".join(f"{markdown(one)}\n" for one in (table, *more)) + method
 
 
 def _device(result: dict[str, Any]) -> str:
@@ -82,6 +84,39 @@ def _device(result: dict[str, Any]) -> str:
     machine = result["machine"]
     device = str(machine.get("device", "")) or benchmark_tables.machine(result)
     return f"{device}, torch {machine['torch'].partition('+')[0]}" if "torch" in machine else device
+
+
+def _whole_run(result: dict[str, Any], name: str) -> str:
+    """A run's figures in a sentence, how its columns were judged, and how they answered where that was measured."""
+    trained, settings = result["training"], result["settings"]
+    took = (
+        f"{counted(trained['steps'], 'step')} took {duration(trained['runtime_seconds'])}, loading and the held-out "
+        f"losses included, and at most {memory(trained['peak_memory_bytes'])}; the held-out loss was "
+        f"{trained['eval_loss']:.4f} at the end."
+    )
+    answered = (_answered(result),) if "columns" in result else ()
+    early = "" if answered else " This one was ended before its answers were timed."
+    title = f"A run of {settings['model']}, from its first step to its judgement"
+    shown = result | {"method": f"{result['method']} The {took}{early}"}
+    return _section(title, tables.evaluation(result), shown, name, *answered)
+
+
+def _answered(result: dict[str, Any]) -> Table:
+    """How each column answered, in medians."""
+    head = ("column", "first token", "per token", "tokens/s", "share of bandwidth", "weights", "decoding")
+    rows = (
+        (
+            column,
+            duration(found["ttft_seconds"]),
+            duration(found["tpot_median_seconds"]),
+            f"{found['tokens_per_second']:.1f}",
+            percent(found["bandwidth_share"]),
+            memory(found["model_bytes"]),
+            "; ".join(found["decode"]),
+        )
+        for column, found in result["columns"].items()
+    )
+    return Table(head, tuple(rows))
 
 
 def _overhead(result: dict[str, Any]) -> Table:
