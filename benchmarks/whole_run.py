@@ -35,7 +35,8 @@ from qlora_demo.services import Services
 from qlora_demo.settings import Settings
 
 _BUILDING = "is being built"
-_WAIT_SECONDS, _LOOK_SECONDS = 180.0, 0.5
+_WAIT_SECONDS, _LOOK_SECONDS = 180.0, 10.0
+"""Steps are built while nothing is asked, so it is asked seldom."""
 _FIGURES = ("ttft_seconds", "tpot_median_seconds", "tokens_per_second", "bandwidth_share", "model_bytes")
 
 
