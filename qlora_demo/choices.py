@@ -24,13 +24,15 @@ _FUSED = {
 @dataclass(frozen=True)
 class Situation:
     """What a choice depends on; memory in bytes.  ``no_fused_kernels`` is why fused layer kernels do not load, empty
-    where they do; ``triton``: whether a GPU's loss runs on it."""
+    where they do; ``triton``: whether a GPU's loss runs on it; ``fp32_products``: whether 4-bit layers multiply in
+    fp32."""
 
     kind: Kind
     has_bf16: bool
     free_bytes: int
     no_fused_kernels: str = "they were not looked for"
     triton: bool = True
+    fp32_products: bool = False
 
     @property
     def on(self) -> On:
@@ -69,7 +71,7 @@ def choose(config: TrainConfig, shape: ModelShape, situation: Situation) -> Chos
         reasons=(
             checkpointing_choice,
             Choice("Optimizer", optimizer_of(config, situation.kind), _optimizer_why(config, shape, situation.kind)),
-            Choice("Number format", *_number_format(situation)),
+            Choice("Number format", *_number_format(config, situation)),
             Choice("Fused kernels", *_fused_kernels(situation)),
             *_passes(config, shape, situation, checkpointing),
         ),
@@ -128,7 +130,11 @@ def _optimizer_why(config: TrainConfig, shape: ModelShape, kind: Kind) -> str:
     return "its state would move to the host when the GPU is full, but no matrix here is large enough to be paged"
 
 
-def _number_format(situation: Situation) -> tuple[str, str]:
+def _number_format(config: TrainConfig, situation: Situation) -> tuple[str, str]:
+    if situation.fp32_products and config.method == "qlora":
+        return "bf16, 4-bit layers multiply in fp32", "this processor is faster in fp32"
+    if situation.fp32_products:
+        return "bf16", "as the base is stored; this processor is faster in fp32, in which 4-bit layers (qlora) multiply"
     if situation.has_bf16:
         return "bf16", "the device computes in bf16"
     return "fp16 with fp32 adapters", "the device has no bf16; fp16 gradients need fp32 adapters to be scaled"

@@ -26,6 +26,8 @@ _DROPPED_BYTES: dict[Kind, int] = {"cuda": 2 + 1, "cpu": 2 + 2}
 """Of each input of an adapter under dropout: the value that is left, and the mask."""
 _WEIGHED_BYTES = 2 + 2
 """Of each output of a layer under DoRA: the base's and the adapter's, for the gradient of the magnitude."""
+_DEQUANTIZED_BYTES: dict[Kind, int] = {"cuda": 2, "cpu": 2 + 4}
+"""Of each weight of the layer at work: in 16 bit, and on most processors again in fp32, which they multiply faster."""
 _OVERHEAD: dict[Kind, tuple[int, str]] = {
     "cuda": (3 * GIB // 4, "CUDA context, cuBLAS workspace, the allocator's slack"),
     "cpu": (680 * MIB, "Python, torch and the other libraries in the process, measured"),
@@ -80,7 +82,11 @@ def plan(
     if not full:
         passing.append(_adapted(shape, config, kind, checkpointing=checkpointing, kernels=kernels, wide=wide))
     freed = _freed(shape, config, passing, checkpointing)
-    items = [*_weights(shape, config, full), *_trained(config, kind, trained, freed, full=full, wide=wide), *passing]
+    items = [
+        *_weights(shape, config, kind, full),
+        *_trained(config, kind, trained, freed, full=full, wide=wide),
+        *passing,
+    ]
     overhead, how = _OVERHEAD[kind]
     items.append(MemoryItem("fixed overhead", overhead, how))
     margin = round(_MARGIN * sum(item.bytes for item in items))
@@ -125,7 +131,7 @@ def parse_memory(text: str) -> int:
     return round(size * GIB)
 
 
-def _weights(shape: ModelShape, config: TrainConfig, full: bool) -> list[MemoryItem]:
+def _weights(shape: ModelShape, config: TrainConfig, kind: Kind, full: bool) -> list[MemoryItem]:
     form = "16bit" if full else config.base_form
     linear, bits = shape.linear_parameters, BITS_PER_WEIGHT[form]
     left = MemoryItem(
@@ -142,7 +148,9 @@ def _weights(shape: ModelShape, config: TrainConfig, full: bool) -> list[MemoryI
             )
         )
     largest = max(inputs * outputs for inputs, outputs in shape.linear_sizes().values())
-    return [*parts, left, MemoryItem("one layer dequantized", 2 * largest, f"{largest:,} x 2 bytes, while it is used")]
+    width_of_one = _DEQUANTIZED_BYTES[kind]
+    how = f"{largest:,} x {width_of_one} bytes, while it is used"
+    return [*parts, left, MemoryItem("one layer dequantized", width_of_one * largest, how)]
 
 
 def _freed(shape: ModelShape, config: TrainConfig, passing: list[MemoryItem], checkpointing: bool) -> int:

@@ -149,6 +149,19 @@ def test_the_optimizer_is_paged_on_a_gpu_only(kind: Literal["cuda", "cpu"], opti
     assert optim in [reason.value for reason in chosen.reasons]
 
 
+@pytest.mark.parametrize(
+    ("method", "value", "why"),
+    [
+        ("qlora", "bf16, 4-bit layers multiply in fp32", "this processor is faster in fp32"),
+        ("lora", "bf16", "as the base is stored; this processor is faster in fp32, in which 4-bit layers (qlora) mult"),
+    ],
+)
+def test_a_processor_that_is_slow_in_bf16_says_what_it_multiplies_in(method: Method, value: str, why: str) -> None:
+    told = choose(TrainConfig(method=method), SHAPE, replace(LAPTOP, fp32_products=True)).reasons[2]
+    assert (told.what, told.value) == ("Number format", value) and told.why.startswith(why)
+    assert choose(TrainConfig(method=method), SHAPE, LAPTOP).reasons[2].value == "bf16"
+
+
 def test_each_choice_comes_with_its_reason() -> None:
     chosen = choose(TrainConfig(), SHAPE, LAPTOP)
     what = ["Gradient checkpointing", "Optimizer", "Number format", "Fused kernels"]
