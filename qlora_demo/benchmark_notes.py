@@ -30,6 +30,7 @@ _MEANT = {
 }
 """What a column's label does not say by itself."""
 _INTERVAL = "The 95% interval of an exact match is the Wilson interval for that number of answers."
+_PRODUCTS = "4-bit layers multiplied in fp32, in which this processor is faster; 16-bit layers in their own type."
 _WIDE = 0.1
 """Processes whose bandwidths are further apart than this give shares that are no more than a guess."""
 _SUPERSEDED = re.compile(r" ?The share of the bandwidth counts .*?not counted\.")
@@ -40,9 +41,9 @@ def notes(result: Result, *, short: bool = False) -> str:
     """The method that a result came about by, and what its table or the short one shows; a paragraph."""
     method = _SUPERSEDED.sub("", " ".join(str(result.get("method", "")).split()))
     meant = (told for name, told in _MEANT[result["kind"]].items() if name in shown(result, short=short))
-    return " ".join(
-        filter(None, (method, *meant, _INTERVAL * scored(result), _of_the_bandwidth(result), _of_the_drift(result)))
-    )
+    products = _PRODUCTS * any(row.get("fp32_products") for row in result["rows"])
+    told = (method, *meant, _INTERVAL * scored(result), products, _of_the_bandwidth(result), _of_the_drift(result))
+    return " ".join(filter(None, told))
 
 
 def standing(result: Result) -> str:

@@ -175,6 +175,13 @@ def test_a_score_comes_with_its_answers_and_its_interval() -> None:
     assert "95% interval" not in notes({"kind": "rank", "rows": rows[2:]})
 
 
+@pytest.mark.parametrize("kind", ["training", "rank"])
+def test_what_4_bit_layers_multiplied_in_is_told_where_it_was_not_the_others_type(kind: str) -> None:
+    told, rows = "4-bit layers multiplied in fp32", [{"case": "a", "fp32_products": False}, {"case": "b"}]
+    assert told not in notes({"kind": kind, "rows": rows})
+    assert told in notes({"kind": kind, "rows": [*rows, {"case": "c", "fp32_products": True}]}, short=True)
+
+
 @pytest.mark.parametrize(
     ("seconds", "said"),
     [

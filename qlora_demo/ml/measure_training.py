@@ -28,7 +28,7 @@ from ..settings import Settings
 from ..sources import resolve, shape_of
 from ..units import memory
 from .data import Splits, load_splits
-from .device import device, ran_out
+from .device import device, product_dtype, ran_out
 from .load import load_base, load_tokenizer
 from .peak import give_back, paged_bytes, peak_memory_bytes, reset_peak
 from .roofline import matmul_rate
@@ -67,6 +67,7 @@ def measure_training(case: Case, options: BenchmarkConfig, settings: Settings) -
         "optim": chosen.optim,
         "kernels": chosen.kernels,
         "fp16": chosen.fp16,
+        "fp32_products": config.method == "qlora" and product_dtype() is torch.float32,
         "shape": asdict(shape),
     }
     if config.score_rows:
