@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -87,36 +88,38 @@ def _device(result: dict[str, Any]) -> str:
 
 
 def _whole_run(result: dict[str, Any], name: str) -> str:
-    """A run's figures in a sentence, how its columns were judged, and how they answered where that was measured."""
+    """A run's figures in a sentence, then how its columns were judged, how they answered, and what merging changed."""
     trained, settings = result["training"], result["settings"]
     took = (
-        f"{counted(trained['steps'], 'step')} took {duration(trained['runtime_seconds'])}, loading and the held-out "
-        f"losses included, and at most {memory(trained['peak_memory_bytes'])}; the held-out loss was "
-        f"{trained['eval_loss']:.4f} at the end."
+        f"The {counted(trained['steps'], 'step')} took {duration(trained['runtime_seconds'])}, loading and the "
+        f"held-out losses included, and at most {memory(trained['peak_memory_bytes'])}."
     )
-    answered = (_answered(result),) if "columns" in result else ()
-    early = "" if answered else " This one was ended before its answers were timed."
+    more = [_answered(result)] if "columns" in result else []
+    more += [tables.fidelity(result)] if "merges" in result else []
+    early = "" if "export" in result else " This one was ended before it came to all of that."
     title = f"A run of {settings['model']}, from its first step to its judgement"
-    shown = result | {"method": f"{result['method']} The {took}{early}"}
-    return _section(title, tables.evaluation(result), shown, name, *answered)
+    shown = result | {"method": f"{result['method']} {took}{early}"}
+    return _section(title, tables.evaluation(result), shown, name, *more)
 
 
 def _answered(result: dict[str, Any]) -> Table:
-    """How each column answered, in medians."""
-    head = ("column", "first token", "per token", "tokens/s", "share of bandwidth", "weights", "decoding")
+    """How each column answered, in medians; a dash for what an answer of one token does not have."""
+    forms: dict[str, tuple[str, Callable[[float], str]]] = {
+        "ttft_seconds": ("first token", duration),
+        "tpot_median_seconds": ("per token", duration),
+        "tokens_per_second": ("tokens/s", "{:.1f}".format),
+        "bandwidth_share": ("share of bandwidth", percent),
+        "model_bytes": ("weights", memory),
+    }
     rows = (
         (
             column,
-            duration(found["ttft_seconds"]),
-            duration(found["tpot_median_seconds"]),
-            f"{found['tokens_per_second']:.1f}",
-            percent(found["bandwidth_share"]),
-            memory(found["model_bytes"]),
+            *("–" if found[name] is None else form(found[name]) for name, (_, form) in forms.items()),
             "; ".join(found["decode"]),
         )
         for column, found in result["columns"].items()
     )
-    return Table(head, tuple(rows))
+    return Table(("column", *(label for label, _ in forms.values()), "decoding"), tuple(rows))
 
 
 def _overhead(result: dict[str, Any]) -> Table:

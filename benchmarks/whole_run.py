@@ -4,8 +4,9 @@
 
 Method: the run is trained in a process of its own with the app's own launcher; what it took is what the run recorded.
 The chat's columns are evaluated on the run's held-out rows.  Then the first of these are asked of all columns in turn,
-greedily, once no compiled step is being built any more; a column's figures are medians over these answers.  Every merge
-is compared with the adapter model on held-out rows, and the merged model is saved, loaded again and compared.
+greedily, once no compiled step is being built any more, for which three minutes are waited at most; a column's figures
+are medians over these answers.  At last every merge is compared with the adapter model on held-out rows, and the merged
+model is saved, loaded again and compared.
 """
 
 from __future__ import annotations
@@ -69,6 +70,7 @@ def parts(services: Services, config: TrainConfig, rows: int | None, answers: in
     if run.state.status != "finished":
         raise SystemExit(f"run {run.id}: {run.state.status}: {run.state.error}")
     yield "training", run.state.summary
+    yield "choices", {choice.what: choice.value for choice in run.state.choices}
     columns, engine = parse_all(list(DEFAULT_COLUMNS), run.id), services.engine()
     yield "splits", last(engine.evaluate(run.id, columns, rows, Halt()))["splits"]
     yield "columns", {name: figures(said) for name, said in asked(services, run, columns, answers).items()}

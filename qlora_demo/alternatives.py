@@ -16,6 +16,10 @@ from .records import Lighter
 ROOM = 0.8
 """Share of the free memory that a plan may take where there is a choice: a run that ends out of memory costs more than
 recomputing, or than more passes."""
+FASTER = "faster where the GPU waits for its CPU, though rows of unequal length are padded more"
+"""What fewer passes are, in words."""
+_BUSY_TOKENS = 8192
+"""Of a pass, which keep an H200 busy with a model of 7B (docs/gpu.md); a slower GPU, or a larger model, takes fewer."""
 
 
 @dataclass(frozen=True)
@@ -26,12 +30,17 @@ class Passes:
     count: int
     total_bytes: int
 
+    def told(self) -> dict[str, int]:
+        """By the names of the fields that would have to be set."""
+        fields = {"per_device_train_batch_size": self.rows, "gradient_accumulation_steps": self.count}
+        return fields | {"total_bytes": self.total_bytes}
+
 
 @dataclass(frozen=True)
 class Comparison:
     """The chosen way on a device, what else would take, and how far it goes.  ``checkpointed_bytes``: the total with
     activations recomputed; ``largest_batch`` and ``longest_row`` are 0 where nothing fits; ``fewer_passes``: the same
-    step with less accumulation, None where that does not fit or would gain nothing."""
+    step with less accumulation and the same checkpointing, None where that does not fit or would gain nothing."""
 
     chosen: MemoryPlan
     others: tuple[MemoryPlan, ...]
@@ -90,14 +99,14 @@ def fewer_passes(
     checkpointing: bool,
     kernels: Kernels = "triton",
 ) -> Passes | None:
-    """The fewest passes in which the rows of a step go through the model and leave some memory free; None where those
-    that were chosen are, and on a CPU, which has work enough with one row."""
+    """The fewest passes in which the rows of a step go through the model and leave some memory free, none larger than
+    keeps a GPU busy; None where those that were chosen are, and on a CPU, which one row keeps busy."""
     batch, accumulation = config.per_device_train_batch_size, config.gradient_accumulation_steps
     if on == "cpu":
         return None
     for count in (count for count in range(1, accumulation) if accumulation % count == 0):
         rows = batch * (accumulation // count)
-        if rows > MOST_ROWS:
+        if rows > MOST_ROWS or rows * config.max_length > _BUSY_TOKENS:
             continue
         merged = config.changed(per_device_train_batch_size=rows, gradient_accumulation_steps=count)
         total = plan(shape, merged, on, checkpointing=checkpointing, kernels=kernels).total_bytes

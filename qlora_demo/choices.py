@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from importlib.util import find_spec
 
-from .alternatives import ROOM, fewer_passes
+from .alternatives import FASTER, ROOM, fewer_passes
 from .config import TrainConfig, target_names
 from .errors import ConfigError
 from .memory import ModelShape
@@ -19,6 +19,9 @@ _FUSED = {
     *("granite", "olmo2", "olmo3", "glm4", "exaone4", "nemotron", "hunyuan_v1_dense"),
 }
 """Types of models for which liger-kernel 0.8.5 has layer kernels, of those that can be trained here."""
+
+
+_SLOW_BF16 = "a processor without matrix units for bf16 is"
 
 
 @dataclass(frozen=True)
@@ -132,9 +135,9 @@ def _optimizer_why(config: TrainConfig, shape: ModelShape, kind: Kind) -> str:
 
 def _number_format(config: TrainConfig, situation: Situation) -> tuple[str, str]:
     if situation.fp32_products and config.method == "qlora":
-        return "bf16, 4-bit layers multiply in fp32", "this processor is faster in fp32"
+        return "bf16, 4-bit layers multiply in fp32", f"{_SLOW_BF16} faster in fp32"
     if situation.fp32_products:
-        return "bf16", "as the base is stored; this processor is faster in fp32, in which 4-bit layers (qlora) multiply"
+        return "bf16", f"{_SLOW_BF16} slow in it; with method qlora its layers would multiply in fp32"
     if situation.has_bf16:
         return "bf16", "the device computes in bf16"
     return "fp16 with fp32 adapters", "the device has no bf16; fp16 gradients need fp32 adapters to be scaled"
@@ -152,9 +155,10 @@ def _passes(config: TrainConfig, shape: ModelShape, situation: Situation, recomp
     found = fewer_passes(shape, config, situation.on, free, checkpointing=recomputes, kernels=kernels)
     if not found:
         return ()
-    taken = f"{config.gradient_accumulation_steps} of {counted(config.per_device_train_batch_size, 'row')}"
-    why = f"as chosen; {found.count} of {counted(found.rows, 'row')} would fit as well ({memory(found.total_bytes)} of "
-    return (Choice("Passes a step", taken, f"{why}{memory(free)} free), with the same gradient and usually faster"),)
+    taken = f"{config.gradient_accumulation_steps} passes of {counted(config.per_device_train_batch_size, 'row')}"
+    fits = f"({memory(found.total_bytes)} of {memory(free)} free)"
+    other = f"batch size {found.rows} with accumulation {found.count} is the same step and would fit too {fits}"
+    return (Choice("Passes", taken, f"as chosen; {other}: {FASTER}"),)
 
 
 def _checkpointing(config: TrainConfig, shape: ModelShape, situation: Situation) -> tuple[bool, Choice]:

@@ -131,7 +131,7 @@ def plan(services: Services, args: argparse.Namespace) -> dict[str, Any]:
         "all_parameters": chosen.all_parameters,
         "largest_batch": found.largest_batch,
         "longest_row": found.longest_row,
-        "fewer_passes": asdict(found.fewer_passes) if found.fewer_passes else None,
+        "fewer_passes": found.fewer_passes and found.fewer_passes.told(),
         "with_checkpointing_bytes": found.checkpointed_bytes,
         "others": {other.way: other.total_bytes for other in found.others},
     }

@@ -26,8 +26,9 @@ _DROPPED_BYTES: dict[Kind, int] = {"cuda": 2 + 1, "cpu": 2 + 2}
 """Of each input of an adapter under dropout: the value that is left, and the mask."""
 _WEIGHED_BYTES = 2 + 2
 """Of each output of a layer under DoRA: the base's and the adapter's, for the gradient of the magnitude."""
-_DEQUANTIZED_BYTES: dict[Kind, int] = {"cuda": 2, "cpu": 2 + 4}
-"""Of each weight of the layer at work: in 16 bit, and on most processors again in fp32, which they multiply faster."""
+_DEQUANTIZED_BYTES, _WIDENED_BYTES = 2, 4
+"""Of each weight of the layer at work: in 16 bit, and of 4-bit ones on most processors again in fp32, in which they
+multiply."""
 _OVERHEAD: dict[Kind, tuple[int, str]] = {
     "cuda": (3 * GIB // 4, "CUDA context, cuBLAS workspace, the allocator's slack"),
     "cpu": (680 * MIB, "Python, torch and the other libraries in the process, measured"),
@@ -148,9 +149,9 @@ def _weights(shape: ModelShape, config: TrainConfig, kind: Kind, full: bool) -> 
             )
         )
     largest = max(inputs * outputs for inputs, outputs in shape.linear_sizes().values())
-    width_of_one = _DEQUANTIZED_BYTES[kind]
-    how = f"{largest:,} x {width_of_one} bytes, while it is used"
-    return [*parts, left, MemoryItem("one layer dequantized", width_of_one * largest, how)]
+    each = _DEQUANTIZED_BYTES + _WIDENED_BYTES * (kind == "cpu" and width == 4)
+    how = f"{largest:,} x {each} bytes, while it is used"
+    return [*parts, left, MemoryItem("one layer dequantized", each * largest, how)]
 
 
 def _freed(shape: ModelShape, config: TrainConfig, passing: list[MemoryItem], checkpointing: bool) -> int:

@@ -77,17 +77,21 @@ def test_less_room_takes_more_passes_and_none_is_told_of_where_the_chosen_ones_a
 
 
 @pytest.mark.parametrize(
-    ("on", "batch", "accumulation"), [("cpu", 4, 4), ("cuda", 4, 1), ("cuda", 4096, 2), ("cuda", 4096, 4096)]
+    ("on", "batch", "accumulation", "tokens"),
+    [("cpu", 4, 4, 16), ("cuda", 4, 1, 16), ("cuda", 4096, 2, 16), ("cuda", 16, 2, 512), ("cuda", 1, 8, 8192)],
 )
-def test_where_nothing_is_gained_or_may_be_asked_for_there_is_none(on: On, batch: int, accumulation: int) -> None:
-    config = ARTICLE.changed(per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation, max_length=16)
+def test_where_nothing_is_gained_or_may_be_asked_for_there_is_none(
+    on: On, batch: int, accumulation: int, tokens: int
+) -> None:
+    sized = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation, "max_length": tokens}
+    config = ARTICLE.changed(**sized)
     assert fewer_passes(LLAMA, config, on, 1 << 60, checkpointing=True) is None
 
 
 def test_a_run_says_what_fewer_passes_it_could_take_and_takes_those_that_were_chosen() -> None:
     card = Situation("cuda", has_bf16=True, free_bytes=24 * GIB)
     told = choose(ARTICLE.changed(gradient_checkpointing="on"), LLAMA, card).reasons[-1]
-    assert (told.what, told.value) == ("Passes a step", "4 of 4 rows")
-    assert "1 of 16 rows would fit as well (9." in told.why and "of 24.0 GiB free)" in told.why
+    assert (told.what, told.value) == ("Passes", "4 passes of 4 rows")
+    assert "batch size 16 with accumulation 1 is the same step and would fit too (9." in told.why
     silent = choose(ARTICLE.changed(gradient_accumulation_steps=1), LLAMA, card).reasons
-    assert "Passes a step" not in {one.what for one in silent}
+    assert "Passes" not in {one.what for one in silent}

@@ -152,8 +152,8 @@ def test_the_optimizer_is_paged_on_a_gpu_only(kind: Literal["cuda", "cpu"], opti
 @pytest.mark.parametrize(
     ("method", "value", "why"),
     [
-        ("qlora", "bf16, 4-bit layers multiply in fp32", "this processor is faster in fp32"),
-        ("lora", "bf16", "as the base is stored; this processor is faster in fp32, in which 4-bit layers (qlora) mult"),
+        ("qlora", "bf16, 4-bit layers multiply in fp32", "a processor without matrix units for bf16 is faster in fp32"),
+        ("lora", "bf16", "a processor without matrix units for bf16 is slow in it; with method qlora its layers would"),
     ],
 )
 def test_a_processor_that_is_slow_in_bf16_says_what_it_multiplies_in(method: Method, value: str, why: str) -> None:

@@ -34,7 +34,10 @@ ANSWERED = {
 def test_every_part_is_there_as_soon_as_it_was_measured(services: Services, tiny_model: Path, chat_file: Path) -> None:
     config = TrainConfig(model=str(tiny_model), dataset=str(chat_file), **TINY)
     found = dict(whole_run.parts(services, config, rows=2, answers=1))
-    assert list(found) == ["method", "machine", "settings", "training", "splits", "columns", "merges", "export"]
+    assert list(found) == [
+        *("method", "machine", "settings", "training", "choices"),
+        *("splits", "columns", "merges", "export"),
+    ]
     assert found["training"]["steps"] == 4 and found["export"]["verified"]
     assert set(found["columns"]) == set(found["splits"]["test"]) == set(DEFAULT_COLUMNS)
     assert all(len(one["texts"]) == 1 and one["ttft_seconds"] > 0 for one in found["columns"].values())
@@ -46,11 +49,17 @@ def test_one_that_was_ended_early_says_so() -> None:
     early = readme.told(RESULT, "x.json")
     assert "| test | adapter | 2 | 1.5 | 50.0% |" in early
     assert early.endswith(
-        "\nWhat it took. The 4 steps took 6.1 s, loading and the held-out losses included, and at most 1.0 GiB; the "
-        "held-out loss was 0.2500 at the end. This one was ended before its answers were timed.\n"
+        "\nWhat it took. The 4 steps took 6.1 s, loading and the held-out losses included, and at most 1.0 GiB. This "
+        "one was ended before it came to all of that.\n"
     )
-    whole = readme.told(RESULT | {"columns": {"adapter": ANSWERED | {"decode": ["eager"]}}}, "x.json")
-    assert "| adapter | 100 ms | 10 ms | 99.0 | 50.0% | 1.0 GiB | eager |" in whole and "ended before" not in whole
+
+
+def test_what_an_answer_of_one_token_does_not_have_is_a_dash() -> None:
+    short = ANSWERED | {"tpot_median_seconds": None, "bandwidth_share": None, "decode": ["eager"]}
+    later = {"columns": {"adapter": short}, "merges": {"merged:original": {"kl_mean": 0.5}}, "export": {}}
+    whole = readme.told(RESULT | later, "x.json")
+    assert "| adapter | 100 ms | – | 99.0 | – | 1.0 GiB | eager |" in whole
+    assert "| mean KL divergence (nats) | 0.5 |" in whole and "ended before" not in whole
 
 
 def test_a_column_that_could_not_answer_ends_it_with_its_error() -> None:

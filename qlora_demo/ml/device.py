@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 import torch
 
@@ -34,10 +35,12 @@ def compute_dtype() -> torch.dtype:
 
 def product_dtype() -> torch.dtype:
     """What 4-bit layers multiply in while training: the 16-bit type, but on a processor without matrix units for it
-    fp32, in which it is faster; one without AVX-512 multiplies bf16 in tens of times the time."""
-    if device().type == "cpu" and not torch.cpu.get_capabilities().get("amx_bf16"):
-        return torch.float32
-    return compute_dtype()
+    fp32: bf16 takes it twice the time, and tens of times without AVX-512."""
+    if device().type != "cpu":
+        return compute_dtype()
+    has = torch.cpu.get_capabilities()
+    on_arm = has.get("bf16") and sys.platform == "linux"  # elsewhere torch does not use what Arm processors have
+    return torch.bfloat16 if has.get("amx_bf16") or on_arm else torch.float32
 
 
 def sixteen_bit() -> Precision:

@@ -42,9 +42,9 @@ from .shapes import build_shape, shape_config, shape_tokenizer
 disable_progress_bar()
 
 _keep_error = core_model_loading.log_conversion_errors
-Use = Literal["inference", "exact"]
-"""``exact``: the stored 4-bit weights are never repacked, so training and dequantization are right, and a layer's
-product is computed in what is fastest for many rows."""
+Use = Literal["inference", "exact", "training"]
+"""Only for ``inference`` may stored 4-bit weights be repacked: training and dequantization would be wrong.  In
+``training`` their products are computed in what the device is fastest in."""
 
 # Used where a base model brings no chat template of its own.
 PLAIN_TEMPLATE = (
@@ -131,11 +131,13 @@ def load_quantized(
         load_in_4bit=True,
         bnb_4bit_quant_type=kind,
         bnb_4bit_use_double_quant=not single,
-        bnb_4bit_compute_dtype=product_dtype() if use == "exact" else compute_dtype(),
+        bnb_4bit_compute_dtype=compute_dtype(),
         bnb_4bit_quant_storage=compute_dtype() if sharded else torch.uint8,
     )
     model = _load(source, quantization, on or device(), attention)
-    return keep_exact(model) if use == "exact" else model
+    if use == "training":
+        multiply_in(model, product_dtype())
+    return model if use == "inference" else keep_exact(model)
 
 
 def keep_exact(model: PreTrainedModel) -> PreTrainedModel:
@@ -143,6 +145,12 @@ def keep_exact(model: PreTrainedModel) -> PreTrainedModel:
     for layer in four_bit_layers(model):
         layer.support_avx512bf16_for_cpu = False
     return model
+
+
+def multiply_in(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Have 4-bit layers compute their products in a type; what would be saved with the model stays as it is."""
+    for layer in four_bit_layers(model):
+        layer.compute_dtype, layer.compute_type_is_set = dtype, True
 
 
 def load_dequantized(source: str, form: BaseForm = "nf4", on: torch.device | None = None) -> PreTrainedModel:

@@ -85,7 +85,7 @@ def measure_frontier(case: Case, options: BenchmarkConfig, settings: Settings) -
     source = resolve(settings, case.config.model)
     shape = shape_of(source)
     budget = limit_memory(asked)
-    loaded = [load_base(source, case.config.base_form, "exact"), load_tokenizer(source)]
+    loaded = [load_base(source, case.config.base_form, "training"), load_tokenizer(source)]
     tries: list[dict[str, Any]] = []
 
     def fits(rows: int, tokens: int) -> bool:

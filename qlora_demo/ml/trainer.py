@@ -68,7 +68,7 @@ def build_trainer(path: Path, config: TrainConfig, settings: Settings, splits: S
     check_targets(source, config)
     tokenizer = load_tokenizer(source)
     attention = "flash_attention_2" if config.packing else None
-    model = load_base(source, config.base_form, "exact", sharded=config.parallel == "fsdp", attention=attention)
+    model = load_base(source, config.base_form, "training", sharded=config.parallel == "fsdp", attention=attention)
     chosen = choose(config, ModelShape.from_config(model.config.get_text_config().to_dict()), now)
     chosen = replace(chosen, reasons=chosen.reasons + loss_kernels())
     trainer = make_trainer(path, config, chosen, splits, (model, tokenizer))

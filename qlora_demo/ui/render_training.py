@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 
 from .. import plots, tables
-from ..alternatives import Comparison, Passes
+from ..alternatives import FASTER, Comparison, Passes
 from ..config import TrainConfig
 from ..memory_plan import MemoryPlan
 from ..presets import command_line, config_difference
@@ -153,7 +153,7 @@ def _passes(fewer: Passes | None) -> str:
         return ""
     return (
         f"<p>Batch size {fewer.rows:,} with accumulation {fewer.count:,} is the same step and also fits "
-        f"({memory(fewer.total_bytes)}); fewer passes are usually faster.</p>"
+        f"({memory(fewer.total_bytes)}): {FASTER}.</p>"
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import bitsandbytes
@@ -209,11 +210,20 @@ def test_sharded_4_bit_weights_are_stored_in_the_type_of_the_others(tiny_model: 
         assert torch.equal(plain(input_ids=ids).logits, sharded(input_ids=ids).logits)
 
 
-@pytest.mark.parametrize(("matrix_units", "trains_in"), [(False, torch.float32), (True, torch.bfloat16)])
+@pytest.mark.parametrize(
+    ("has", "platform", "trains_in"),
+    [
+        ({"avx512_bf16": True}, "linux", torch.float32),
+        ({"amx_bf16": True}, "linux", torch.bfloat16),
+        ({"bf16": True}, "linux", torch.bfloat16),
+        ({"bf16": True}, "darwin", torch.float32),
+    ],
+)
 def test_four_bit_layers_that_are_trained_multiply_in_what_the_processor_is_fast_in(
-    tiny_model: Path, matrix_units: bool, trains_in: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    tiny_model: Path, has: dict[str, bool], platform: str, trains_in: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": matrix_units})
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
+    monkeypatch.setattr(device, "sys", SimpleNamespace(platform=platform))
     multiplied = set[torch.dtype]()
     product = bitsandbytes.matmul_4bit
 
@@ -222,10 +232,12 @@ def test_four_bit_layers_that_are_trained_multiply_in_what_the_processor_is_fast
         return product(x, *given, **named)
 
     monkeypatch.setattr(bitsandbytes, "matmul_4bit", watched)
-    trained, answering = (load.load_quantized(str(tiny_model), use) for use in ("exact", "inference"))
+    trained, answering = (load.load_quantized(str(tiny_model), use) for use in ("training", "inference"))
     logits = trained(input_ids=torch.arange(3, 12)[None]).logits
     assert (multiplied, logits.dtype) == ({trains_in}, torch.bfloat16)
     assert {layer.compute_dtype for layer in load.four_bit_layers(answering)} == {torch.bfloat16}
+    saved = trained.config.quantization_config.bnb_4bit_compute_dtype
+    assert saved is torch.bfloat16, "whoever loads what was saved is not told to multiply in fp32"
 
 
 @pytest.mark.parametrize("capability", [(7, 5), (8, 0)])
