@@ -4,10 +4,10 @@
 
 Method: each round trains the same rows with the same settings through the app (`python -m qlora_demo train`), through
 the plain script with the app's checkpointing (same settings), and through the plain script with TRL's default
-checkpointing (its default settings).  The script multiplies 4-bit layers in bf16, as tutorials do; on a processor the
-app does in fp32 where that is faster.  tokens/s = unpadded tokens over the seconds of the training loop alone, the
-app's writing of its metrics included; neither side evaluates in between.  A steady rate is of the median step after the
-first two, in which kernels are compiled and memory is taken.  A last loss is the mean over the last 5
+checkpointing (its default settings).  The script multiplies in bf16, as tutorials do; on a processor the app has
+frozen layers multiply in fp32 where that is faster.  tokens/s = unpadded tokens over the seconds of the training loop
+alone, the app's writing of its metrics included; neither side evaluates in between.  A steady rate is of the median
+step after the first two, in which kernels are compiled and memory is taken.  A last loss is the mean over the last 5
 steps, and a difference that of the app's to the script's, over the script's; both draw the adapter's first values
 anew.  A shape trains rows of random letters, each as long as allowed; another model the bundled task.
 """

@@ -30,7 +30,7 @@ _MEANT = {
 }
 """What a column's label does not say by itself."""
 _INTERVAL = "The 95% interval of an exact match is the Wilson interval for that number of answers."
-_PRODUCTS = "4-bit layers multiplied in fp32, in which this processor is faster; 16-bit layers in their own type."
+_PRODUCTS = "Frozen layers multiplied in fp32, in which a processor without matrix units for bf16 is faster."
 _WIDE = 0.1
 """Processes whose bandwidths are further apart than this give shares that are no more than a guess."""
 _SUPERSEDED = re.compile(r" ?The share of the bandwidth counts .*?not counted\.")

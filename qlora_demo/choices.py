@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 
 from .alternatives import FASTER, ROOM, fewer_passes
-from .config import TrainConfig, target_names
+from .config import Method, TrainConfig, target_names
 from .errors import ConfigError
 from .memory import ModelShape
 from .memory_plan import Kernels, Kind, On, optimizer_of, paged_state_bytes, plan
@@ -21,13 +21,14 @@ _FUSED = {
 """Types of models for which liger-kernel 0.8.5 has layer kernels, of those that can be trained here."""
 
 
-_SLOW_BF16 = "a processor without matrix units for bf16 is"
+WIDENED: tuple[Method, ...] = ("qlora", "lora")
+"""The methods whose frozen layers can multiply in fp32; 8-bit ones have a product of their own."""
 
 
 @dataclass(frozen=True)
 class Situation:
     """What a choice depends on; memory in bytes.  ``no_fused_kernels`` is why fused layer kernels do not load, empty
-    where they do; ``triton``: whether a GPU's loss runs on it; ``fp32_products``: whether 4-bit layers multiply in
+    where they do; ``triton``: whether a GPU's loss runs on it; ``fp32_products``: whether frozen layers multiply in
     fp32."""
 
     kind: Kind
@@ -134,10 +135,8 @@ def _optimizer_why(config: TrainConfig, shape: ModelShape, kind: Kind) -> str:
 
 
 def _number_format(config: TrainConfig, situation: Situation) -> tuple[str, str]:
-    if situation.fp32_products and config.method == "qlora":
-        return "bf16, 4-bit layers multiply in fp32", f"{_SLOW_BF16} faster in fp32"
-    if situation.fp32_products:
-        return "bf16", f"{_SLOW_BF16} slow in it; with method qlora its layers would multiply in fp32"
+    if situation.fp32_products and config.method in WIDENED:
+        return "bf16, frozen layers multiply in fp32", "a processor without matrix units for bf16 is faster in fp32"
     if situation.has_bf16:
         return "bf16", "the device computes in bf16"
     return "fp16 with fp32 adapters", "the device has no bf16; fp16 gradients need fp32 adapters to be scaled"

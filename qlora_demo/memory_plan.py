@@ -27,8 +27,8 @@ _DROPPED_BYTES: dict[Kind, int] = {"cuda": 2 + 1, "cpu": 2 + 2}
 _WEIGHED_BYTES = 2 + 2
 """Of each output of a layer under DoRA: the base's and the adapter's, for the gradient of the magnitude."""
 _DEQUANTIZED_BYTES, _WIDENED_BYTES = 2, 4
-"""Of each weight of the layer at work: in 16 bit, and of 4-bit ones on most processors again in fp32, in which they
-multiply."""
+"""Of each weight of the layer at work: of quantized ones in 16 bit, and on most processors again in fp32, in which
+frozen layers multiply."""
 _OVERHEAD: dict[Kind, tuple[int, str]] = {
     "cuda": (3 * GIB // 4, "CUDA context, cuBLAS workspace, the allocator's slack"),
     "cpu": (680 * MIB, "Python, torch and the other libraries in the process, measured"),

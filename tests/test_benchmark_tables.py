@@ -176,8 +176,8 @@ def test_a_score_comes_with_its_answers_and_its_interval() -> None:
 
 
 @pytest.mark.parametrize("kind", ["training", "rank"])
-def test_what_4_bit_layers_multiplied_in_is_told_where_it_was_not_the_others_type(kind: str) -> None:
-    told, rows = "4-bit layers multiplied in fp32", [{"case": "a", "fp32_products": False}, {"case": "b"}]
+def test_what_frozen_layers_multiplied_in_is_told_where_it_was_not_their_type(kind: str) -> None:
+    told, rows = "Frozen layers multiplied in fp32", [{"case": "a", "fp32_products": False}, {"case": "b"}]
     assert told not in notes({"kind": kind, "rows": rows})
     assert told in notes({"kind": kind, "rows": [*rows, {"case": "c", "fp32_products": True}]}, short=True)
 

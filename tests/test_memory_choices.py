@@ -152,8 +152,13 @@ def test_the_optimizer_is_paged_on_a_gpu_only(kind: Literal["cuda", "cpu"], opti
 @pytest.mark.parametrize(
     ("method", "value", "why"),
     [
-        ("qlora", "bf16, 4-bit layers multiply in fp32", "a processor without matrix units for bf16 is faster in fp32"),
-        ("lora", "bf16", "a processor without matrix units for bf16 is slow in it; with method qlora its layers would"),
+        (
+            "qlora",
+            "bf16, frozen layers multiply in fp32",
+            "a processor without matrix units for bf16 is faster in fp32",
+        ),
+        ("lora", "bf16, frozen layers multiply in fp32", "a processor without matrix units for bf16 is faster in fp32"),
+        ("lora-8bit", "bf16", "the device computes in bf16"),
     ],
 )
 def test_a_processor_that_is_slow_in_bf16_says_what_it_multiplies_in(method: Method, value: str, why: str) -> None:

@@ -34,7 +34,7 @@ def compute_dtype() -> torch.dtype:
 
 
 def product_dtype() -> torch.dtype:
-    """What 4-bit layers multiply in while training: the 16-bit type, but on a processor without matrix units for it
+    """What frozen layers multiply in while training: the 16-bit type, but on a processor without matrix units for it
     fp32: bf16 takes it twice the time, and tens of times without AVX-512."""
     if device().type != "cpu":
         return compute_dtype()

@@ -35,16 +35,17 @@ from ..errors import AdapterError, DemoError, ModelError, one_line
 from ..records import BaseForm, Precision
 from ..sources import ADAPTER_FILES, not_given
 from .adapter_check import check_adapter
-from .device import compute_dtype, device, product_dtype, ran_out
+from .device import compute_dtype, device, ran_out
 from .peak import nothing_hoarded
+from .products import widen_products
 from .shapes import build_shape, shape_config, shape_tokenizer
 
 disable_progress_bar()
 
 _keep_error = core_model_loading.log_conversion_errors
 Use = Literal["inference", "exact", "training"]
-"""Only for ``inference`` may stored 4-bit weights be repacked: training and dequantization would be wrong.  In
-``training`` their products are computed in what the device is fastest in."""
+"""Only for ``inference`` may stored 4-bit weights be repacked: training and dequantization would be wrong.  For
+``training`` the weights are frozen, and multiplied in what the device is fastest in."""
 
 # Used where a base model brings no chat template of its own.
 PLAIN_TEMPLATE = (
@@ -107,8 +108,12 @@ def load_base(
 ) -> PreTrainedModel:
     """The base model as a run's base is stored: in 16 bit or quantized."""
     if form == "16bit":
-        return load_16bit(source, attention=attention)
-    return load_quantized(source, use, form, sharded=sharded, attention=attention)
+        model = load_16bit(source, attention=attention)
+    else:
+        model = load_quantized(source, use, form, sharded=sharded, attention=attention)
+    if use == "training":
+        widen_products(model)
+    return model
 
 
 def load_quantized(
@@ -135,8 +140,6 @@ def load_quantized(
         bnb_4bit_quant_storage=compute_dtype() if sharded else torch.uint8,
     )
     model = _load(source, quantization, on or device(), attention)
-    if use == "training":
-        multiply_in(model, product_dtype())
     return model if use == "inference" else keep_exact(model)
 
 
@@ -145,12 +148,6 @@ def keep_exact(model: PreTrainedModel) -> PreTrainedModel:
     for layer in four_bit_layers(model):
         layer.support_avx512bf16_for_cpu = False
     return model
-
-
-def multiply_in(model: PreTrainedModel, dtype: torch.dtype) -> None:
-    """Have 4-bit layers compute their products in a type; what would be saved with the model stays as it is."""
-    for layer in four_bit_layers(model):
-        layer.compute_dtype, layer.compute_type_is_set = dtype, True
 
 
 def load_dequantized(source: str, form: BaseForm = "nf4", on: torch.device | None = None) -> PreTrainedModel:

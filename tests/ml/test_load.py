@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import bitsandbytes
 import pytest
 import torch
 from bitsandbytes.functional import has_avx512bf16
@@ -208,36 +206,6 @@ def test_sharded_4_bit_weights_are_stored_in_the_type_of_the_others(tiny_model: 
     ids = torch.arange(3, 12)[None]
     with torch.inference_mode():
         assert torch.equal(plain(input_ids=ids).logits, sharded(input_ids=ids).logits)
-
-
-@pytest.mark.parametrize(
-    ("has", "platform", "trains_in"),
-    [
-        ({"avx512_bf16": True}, "linux", torch.float32),
-        ({"amx_bf16": True}, "linux", torch.bfloat16),
-        ({"bf16": True}, "linux", torch.bfloat16),
-        ({"bf16": True}, "darwin", torch.float32),
-    ],
-)
-def test_four_bit_layers_that_are_trained_multiply_in_what_the_processor_is_fast_in(
-    tiny_model: Path, has: dict[str, bool], platform: str, trains_in: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
-    monkeypatch.setattr(device, "sys", SimpleNamespace(platform=platform))
-    multiplied = set[torch.dtype]()
-    product = bitsandbytes.matmul_4bit
-
-    def watched(x: torch.Tensor, *given: Any, **named: Any) -> Any:
-        multiplied.add(x.dtype)
-        return product(x, *given, **named)
-
-    monkeypatch.setattr(bitsandbytes, "matmul_4bit", watched)
-    trained, answering = (load.load_quantized(str(tiny_model), use) for use in ("training", "inference"))
-    logits = trained(input_ids=torch.arange(3, 12)[None]).logits
-    assert (multiplied, logits.dtype) == ({trains_in}, torch.bfloat16)
-    assert {layer.compute_dtype for layer in load.four_bit_layers(answering)} == {torch.bfloat16}
-    saved = trained.config.quantization_config.bnb_4bit_compute_dtype
-    assert saved is torch.bfloat16, "whoever loads what was saved is not told to multiply in fp32"
 
 
 @pytest.mark.parametrize("capability", [(7, 5), (8, 0)])
