@@ -15,11 +15,16 @@ from transformers import PreTrainedModel
 
 from .device import product_dtype
 
+_FEW_ROWS = 16
+
 
 class WideLinear(nn.Linear):
-    """A frozen linear layer over 16-bit weights whose products are computed in fp32."""
+    """A frozen linear layer over 16-bit weights whose products are computed in fp32, but for a few rows, as of tokens
+    that are decoded: widening the weights would take longer."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.numel() < _FEW_ROWS * self.in_features:
+            return super().forward(x)
         made: torch.Tensor = _WideProduct.apply(x, self.weight, self.bias)  # type: ignore[no-untyped-call]
         return made
 

@@ -17,7 +17,7 @@ from qlora_demo.ml.products import WideLinear
 from qlora_demo.records import BaseForm
 
 NO_UNITS, UNITS = {"avx512_bf16": True}, {"amx_bf16": True}
-IDS = torch.arange(3, 12)[None]
+IDS = torch.arange(3, 43)[None]
 
 
 def given(has: dict[str, bool], monkeypatch: pytest.MonkeyPatch, platform: str = "linux") -> None:
@@ -96,10 +96,27 @@ def test_gradients_are_those_of_the_plain_layers(
     assert wide_grads.norm() == pytest.approx(plain_grads.norm().item(), rel=0.05)
 
 
+@pytest.mark.parametrize(("rows", "expected"), [(1, torch.bfloat16), (40, torch.float32)])
+def test_a_few_rows_are_multiplied_as_the_weights_are_stored(
+    rows: int, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = nn.Linear(16, 8, dtype=torch.bfloat16).requires_grad_(False)
+    layer.__class__ = WideLinear
+    multiplied, product = set[torch.dtype](), torch.nn.functional.linear
+
+    def watched(x: torch.Tensor, *rest: Any) -> torch.Tensor:
+        multiplied.add(x.dtype)
+        return product(x, *rest)
+
+    monkeypatch.setattr(torch.nn.functional, "linear", watched)
+    layer(torch.ones(1, rows, 16, dtype=torch.bfloat16))
+    assert multiplied == {expected}
+
+
 def test_a_product_is_that_of_fp32_with_its_bias_and_its_gradient() -> None:
     torch.manual_seed(0)
     plain = nn.Linear(16, 8).requires_grad_(False)
-    x = torch.randn(2, 3, 16, requires_grad=True)
+    x = torch.randn(2, 12, 16, requires_grad=True)
     found = []
     for kind in (nn.Linear, WideLinear):
         plain.__class__ = kind
