@@ -112,8 +112,8 @@ def test_a_trainer_killed_at_any_moment_loses_nothing(
     pids = spawn_through(zygote, services)
     home, known, steps, resumed = services.settings.home, set[str](), 0, 0
     began = time.monotonic()
-    run = services.launcher.start(config)
-    wait(services, run, ended)
+    run = wait(services, services.launcher.start(config), ended)
+    assert run.state.status == "finished", run.state
     whole = time.monotonic() - began
     kills = 0
     run = services.launcher.start(config)
@@ -129,6 +129,7 @@ def test_a_trainer_killed_at_any_moment_loses_nothing(
             steps, run = 0, services.launcher.start(config)
         else:
             steps, resumed = run.resumable_from, resumed + bool(run.resumable_from)
+            whole *= 1 if steps else 1.2  # a machine that is busier than it was needs longer to a first checkpoint
             run = services.launcher.resume(run.id)
     wait(services, run, ended)
     assert resumed, "no moment was late enough to resume from"

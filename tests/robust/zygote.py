@@ -7,6 +7,7 @@ Each message is one word and a path, with the locks that a trainer inherits as f
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import random
@@ -76,7 +77,8 @@ def _answer(link: socket.socket, address: str) -> int:
         _become(what, Path(path), address)
     for fd in fds:
         os.close(fd)
-    link.send(str(pid).encode())
+    with contextlib.suppress(BrokenPipeError):  # who asked was killed meanwhile
+        link.send(str(pid).encode())
     return pid
 
 
