@@ -129,7 +129,7 @@ def test_a_trainer_killed_at_any_moment_loses_nothing(
             steps, run = 0, services.launcher.start(config)
         else:
             steps, resumed = run.resumable_from, resumed + bool(run.resumable_from)
-            whole *= 1 if steps else 1.2  # a machine that is busier than it was needs longer to a first checkpoint
+            whole *= 1 if resumed else 1.2  # a machine that is busier than it was needs longer to a checkpoint
             run = services.launcher.resume(run.id)
     wait(services, run, ended)
     assert resumed, "no moment was late enough to resume from"
