@@ -62,7 +62,7 @@ def arguments() -> Parser:
 
 
 def parts(services: Services, config: TrainConfig, rows: int | None, answers: int) -> Iterator[tuple[str, Any]]:
-    """Train, judge, save, answer: the document's parts, each as soon as it is there."""
+    """The document's parts, each as soon as it is there."""
     yield "method", " ".join(__doc__.split("Method: ")[1].split())
     yield "machine", versions()
     yield "settings", config.model_dump() | {"rows": rows, "answers": answers}
@@ -71,6 +71,11 @@ def parts(services: Services, config: TrainConfig, rows: int | None, answers: in
         raise SystemExit(f"run {run.id}: {run.state.status}: {run.state.error}")
     yield "training", run.state.summary
     yield "choices", {choice.what: choice.value for choice in run.state.choices}
+    yield from judged(services, run, rows, answers)
+
+
+def judged(services: Services, run: Run, rows: int | None, answers: int) -> Iterator[tuple[str, Any]]:
+    """The parts that come after training."""
     columns, engine = parse_all(list(DEFAULT_COLUMNS), run.id), services.engine()
     yield "splits", last(engine.evaluate(run.id, columns, rows, Halt()))["splits"]
     yield "columns", {name: figures(said) for name, said in asked(services, run, columns, answers).items()}

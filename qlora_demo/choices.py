@@ -21,7 +21,7 @@ _FUSED = {
 """Types of models for which liger-kernel 0.8.5 has layer kernels, of those that can be trained here."""
 
 
-WIDENED: tuple[Method, ...] = ("qlora", "lora")
+_WIDENED: tuple[Method, ...] = ("qlora", "lora")
 """The methods whose frozen layers can multiply in fp32; 8-bit ones have a product of their own."""
 
 
@@ -57,6 +57,7 @@ class Chosen:
     optim: str
     bf16: bool
     fp16: bool
+    fp32_products: bool
     kernels: Kernels
     reasons: tuple[Choice, ...]
 
@@ -65,17 +66,19 @@ def choose(config: TrainConfig, shape: ModelShape, situation: Situation) -> Chos
     """Decide what a person left to us, from the model's shape and the device."""
     checkpointing, checkpointing_choice = _checkpointing(config, shape, situation)
     cuda = situation.kind == "cuda"
+    widened = situation.fp32_products and config.method in _WIDENED
     mixed = cuda or config.method == "lora"
     return Chosen(
         gradient_checkpointing=checkpointing,
         optim=optimizer_of(config, situation.kind),
         bf16=mixed and situation.has_bf16,
         fp16=mixed and not situation.has_bf16,
+        fp32_products=widened,
         kernels=situation.kernels,
         reasons=(
             checkpointing_choice,
             Choice("Optimizer", optimizer_of(config, situation.kind), _optimizer_why(config, shape, situation.kind)),
-            Choice("Number format", *_number_format(config, situation)),
+            Choice("Number format", *_number_format(situation, widened)),
             Choice("Fused kernels", *_fused_kernels(situation)),
             *_passes(config, shape, situation, checkpointing),
         ),
@@ -134,8 +137,8 @@ def _optimizer_why(config: TrainConfig, shape: ModelShape, kind: Kind) -> str:
     return "its state would move to the host when the GPU is full, but no matrix here is large enough to be paged"
 
 
-def _number_format(config: TrainConfig, situation: Situation) -> tuple[str, str]:
-    if situation.fp32_products and config.method in WIDENED:
+def _number_format(situation: Situation, widened: bool) -> tuple[str, str]:
+    if widened:
         return "bf16, frozen layers multiply in fp32", "a processor without matrix units for bf16 is faster in fp32"
     if situation.has_bf16:
         return "bf16", "the device computes in bf16"

@@ -9,9 +9,8 @@ import pytest
 
 from benchmarks import readme, whole_run
 from qlora_demo.catalog import DEFAULT_COLUMNS
-from qlora_demo.config import TrainConfig
 from qlora_demo.services import Services
-from tests.ml.test_train import TINY
+from tests.ml.test_engine import run_with_rows
 
 JUDGED = {"rows": 2, "loss": 1.5, "exact_match": 0.5}
 RESULT: dict[str, Any] = {
@@ -30,19 +29,15 @@ ANSWERED = {
 }
 
 
-@pytest.mark.processes
-def test_every_part_is_there_as_soon_as_it_was_measured(services: Services, tiny_model: Path, chat_file: Path) -> None:
-    config = TrainConfig(model=str(tiny_model), dataset=str(chat_file), **TINY)
-    found = dict(whole_run.parts(services, config, rows=2, answers=1))
-    assert list(found) == [
-        *("method", "machine", "settings", "training", "choices"),
-        *("splits", "columns", "merges", "export"),
-    ]
-    assert found["training"]["steps"] == 4 and found["export"]["verified"]
+def test_a_run_is_judged_part_by_part(services: Services, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qlora_demo.ml.evaluate.ANSWER_TOKENS", 12)
+    run = run_with_rows(services, tiny_model, "qlora")
+    found = dict(whole_run.judged(services, run, rows=2, answers=1))
+    assert list(found) == ["splits", "columns", "merges", "export"] and found["export"]["verified"]
     assert set(found["columns"]) == set(found["splits"]["test"]) == set(DEFAULT_COLUMNS)
     assert all(len(one["texts"]) == 1 and one["ttft_seconds"] > 0 for one in found["columns"].values())
-    told = readme.told(found, "x.json")
-    assert told.count("eager (no CUDA device)") == 3 and "The 4 steps took" in told
+    told = readme.told(RESULT | found, "x.json")
+    assert told.count("eager (no CUDA device)") == 3 and "ended before" not in told
 
 
 def test_one_that_was_ended_early_says_so() -> None:

@@ -33,14 +33,14 @@ def compute_dtype() -> torch.dtype:
     return torch.bfloat16 if has_bf16() else torch.float16
 
 
-def product_dtype() -> torch.dtype:
-    """What frozen layers multiply in while training: the 16-bit type, but on a processor without matrix units for it
-    fp32: bf16 takes it twice the time, and tens of times without AVX-512."""
+def faster_in_fp32() -> bool:
+    """Whether this is a processor without matrix units for bf16, whose products take it twice fp32's time, and tens of
+    times without AVX-512."""
     if device().type != "cpu":
-        return compute_dtype()
+        return False
     has = torch.cpu.get_capabilities()
     on_arm = has.get("bf16") and sys.platform == "linux"  # elsewhere torch does not use what Arm processors have
-    return torch.bfloat16 if has.get("amx_bf16") or on_arm else torch.float32
+    return not (has.get("amx_bf16") or on_arm)
 
 
 def sixteen_bit() -> Precision:

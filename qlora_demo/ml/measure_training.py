@@ -17,7 +17,7 @@ from trl import SFTTrainer
 from ..alternatives import Comparison, compare
 from ..benchmark_cases import WARM_UP_STEPS, Case, largest
 from ..benchmark_config import BenchmarkConfig
-from ..choices import WIDENED, Chosen, choose, refuse
+from ..choices import Chosen, choose, refuse
 from ..config import MOST_TOKENS, TrainConfig
 from ..errors import NoRoom
 from ..flops import train_flops
@@ -28,7 +28,7 @@ from ..settings import Settings
 from ..sources import resolve, shape_of
 from ..units import memory
 from .data import Splits, load_splits
-from .device import device, product_dtype, ran_out
+from .device import device, ran_out
 from .load import load_base, load_tokenizer
 from .peak import give_back, paged_bytes, peak_memory_bytes, reset_peak
 from .roofline import matmul_rate
@@ -67,7 +67,7 @@ def measure_training(case: Case, options: BenchmarkConfig, settings: Settings) -
         "optim": chosen.optim,
         "kernels": chosen.kernels,
         "fp16": chosen.fp16,
-        "fp32_products": config.method in WIDENED and product_dtype() is torch.float32,
+        "fp32_products": chosen.fp32_products,
         "shape": asdict(shape),
     }
     if config.score_rows:

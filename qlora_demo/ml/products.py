@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from .device import product_dtype
+from .device import faster_in_fp32
 
 _FEW_ROWS = 16
 
@@ -48,9 +48,9 @@ class _WideProduct(torch.autograd.Function):
 
 
 def widen_products(model: PreTrainedModel) -> None:
-    """Have a model whose weights are frozen from now on multiply in the device's fastest type; what would be saved with
+    """Have a model whose weights are frozen from now on multiply in fp32 where that is faster; what would be saved with
     it stays as it is.  The head is left out: its loss has a way of its own."""
-    if product_dtype() is not torch.float32:
+    if not faster_in_fp32():
         return
     head = model.get_output_embeddings()
     for layer in model.modules():

@@ -28,7 +28,7 @@ from ..runs import CHECKPOINTS
 from ..settings import Settings
 from ..sources import ADAPTER_FILES, BASE_FORM_FILE, resolve
 from .data import Splits, training_set
-from .device import device, free_and_total, has_bf16, product_dtype
+from .device import device, faster_in_fp32, free_and_total, has_bf16
 from .kernels import fuse_layers, fused_kernels_trouble, triton_trouble
 from .load import load_base, load_tokenizer, read_config
 from .ranks import is_main
@@ -167,7 +167,7 @@ def situation(model_type: str) -> Situation:
     trouble = fused_kernels_trouble(model_type)
     if device().type == "cuda":
         return Situation("cuda", has_bf16(), free_and_total()[0], trouble, triton=not triton_trouble())
-    return Situation("cpu", True, free_and_total()[0], trouble, fp32_products=product_dtype() is torch.float32)
+    return Situation("cpu", True, free_and_total()[0], trouble, fp32_products=faster_in_fp32())
 
 
 def _sft_config(path: Path, config: TrainConfig, chosen: Chosen) -> SFTConfig:

@@ -29,17 +29,17 @@ def given(has: dict[str, bool], monkeypatch: pytest.MonkeyPatch, platform: str =
 @pytest.mark.parametrize(
     ("has", "platform", "expected"),
     [
-        (NO_UNITS, "linux", torch.float32),
-        (UNITS, "linux", torch.bfloat16),
-        ({"bf16": True}, "linux", torch.bfloat16),
-        ({"bf16": True}, "darwin", torch.float32),
+        (NO_UNITS, "linux", True),
+        (UNITS, "linux", False),
+        ({"bf16": True}, "linux", False),
+        ({"bf16": True}, "darwin", True),
     ],
 )
-def test_a_processor_without_matrix_units_for_bf16_multiplies_in_fp32(
-    has: dict[str, bool], platform: str, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
+def test_a_processor_without_matrix_units_for_bf16_is_faster_in_fp32(
+    has: dict[str, bool], platform: str, expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given(has, monkeypatch, platform)
-    assert device.product_dtype() is expected
+    assert device.faster_in_fp32() is expected
 
 
 @pytest.mark.parametrize("form", ["nf4", "16bit"])
