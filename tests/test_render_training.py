@@ -10,6 +10,7 @@ from qlora_demo.alternatives import compare
 from qlora_demo.catalog import SHAPES
 from qlora_demo.config import TrainConfig
 from qlora_demo.memory_plan import Kind
+from qlora_demo.presets import ARTICLE
 from qlora_demo.ui import render_training as show
 from qlora_demo.units import GIB
 
@@ -27,3 +28,10 @@ def test_each_way_is_drawn_with_every_part(method: str, kind: Kind) -> None:
         assert all(escape(item.name) in drawn for item in plan.items)
     colours = [show._COLOURS[item.name] for item in found.chosen.items]
     assert len(set(colours)) == len(colours)
+
+
+@pytest.mark.parametrize(("accumulation", "told"), [(4, True), (1, False)])
+def test_the_same_step_in_fewer_passes_is_told_where_there_is_one(accumulation: int, told: bool) -> None:
+    config = ARTICLE.changed(gradient_accumulation_steps=accumulation)
+    drawn = show.memory_plan(compare(SHAPES["llama-2-7b"], config, "cuda", 24 * GIB, checkpointing=True))
+    assert ("Batch size 16 with accumulation 1 is the same step and also fits" in drawn) is told
