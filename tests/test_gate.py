@@ -52,6 +52,13 @@ def test_a_listener_wired_past_the_gate_is_caught() -> None:
     assert undeclared(quietly(begin)) == ["<lambda>"]
 
 
+def test_the_page_goes_through_what_a_listener_draws_only_where_it_shows_that_it_is_at_work(home: Path) -> None:
+    page = quietly(lambda: build_page(build_services(Settings(home)), AppStatus()))
+    shown = [handler for handler in page.fns.values() if handler.show_progress_on != []]
+    assert [handler.show_progress for handler in shown] == ["full"] * len(shown)
+    assert {handler.name for handler in shown} == {"layer", "keep", "report"}
+
+
 VISITORS = """
     _groups_of again ask asked change choose_run columns compare differences edit example forget found greedy halt
     lay_side_by_side layer layers ledger look new_seed open open_to place plan poll redraw refresh retry size talk_to

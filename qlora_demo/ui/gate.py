@@ -21,7 +21,9 @@ from .discreet import Discreet
 from .told import told
 
 Trigger = Callable[..., Any]
-_QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+_QUIET: dict[str, Any] = {"show_progress": "hidden", "show_progress_on": []}
+"""With nothing to show it on, Gradio's page does not go through all that a listener draws, at each of its messages."""
+_PRIVATE = {"api_visibility": "private"}
 
 
 class Gate:
@@ -46,7 +48,7 @@ class Gate:
     ) -> Any:
         """Call `handler` on an event, or on several, for those who have the role; ``counted``: it costs something, so a
         visitor may do it so many times a minute.  `DemoError`s are told, visitors are not told where the home lies, and
-        `options` are Gradio's."""
+        `options` are Gradio's; what is drawn shows no progress unless they say so."""
         triggers = list(trigger) if isinstance(trigger, Sequence) else [trigger]
         sources = [getattr(one, "__self__", None) for one in triggers]
         if needs == "operator":
@@ -54,13 +56,14 @@ class Gate:
         visit = not any(isinstance(source, gr.Blocks | gr.Timer) for source in sources)
         parts = list(outputs) if isinstance(outputs, Sequence) else [outputs] if outputs else []
         checked = told(self._checked(handler, needs, counted, parts), visit=visit, draws=bool(parts))
+        options |= _PRIVATE if "show_progress" in options else _PRIVATE | _QUIET
         if len(triggers) == 1:
-            return triggers[0](checked, inputs, outputs, **_QUIET | options)
-        return gr.on(triggers, checked, inputs, outputs, **_QUIET | options)
+            return triggers[0](checked, inputs, outputs, **options)
+        return gr.on(triggers, checked, inputs, outputs, **options)
 
     def script(self, trigger: Trigger, js: str, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
         """Have the page itself do something on an event: nothing is sent, so nobody's role matters."""
-        trigger(None, list(inputs), list(outputs), js=js, trigger_mode="multiple", **_QUIET)
+        trigger(None, list(inputs), list(outputs), js=js, trigger_mode="multiple", **_PRIVATE | _QUIET)
 
     def guard(self, *components: Any) -> None:
         """Disable these for visitors; timers stand still."""
