@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,11 +37,25 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # What is expected here is what a processor does; what a GPU does is measured by `benchmark` and benchmarks/.
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
+# What the libraries make as they are imported stays, and would be looked through again and again.
+gc.disable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes longest begins first."""
-    items.sort(key=lambda item: item.get_closest_marker("bundled") is None)
+    """What may take longest begins first, then what needs the bundled model."""
+
+    def seconds(item: pytest.Item) -> float:
+        marker = item.get_closest_marker("timeout")
+        return float(marker.args[0]) if marker else 0
+
+    items.sort(key=lambda item: (-seconds(item), item.get_closest_marker("bundled") is None))
+
+
+def pytest_collection_finish() -> None:
+    """What is there by now stays: models that are freed would have all of it looked through each time."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture
@@ -57,6 +73,27 @@ def services(home: Path) -> Iterator[Services]:
     made = build_services(Settings(home))
     yield made
     made.engine.release()
+
+
+@pytest.fixture(scope="session")
+def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The socket of a process that forks trainers and apps."""
+    from tests.queueing import until
+
+    address = tmp_path_factory.mktemp("zygote") / "socket"
+    process = subprocess.Popen([sys.executable, "-m", "tests.zygote", str(address)])
+    until(address.exists)
+    yield str(address)
+    process.kill()
+    process.wait()
+
+
+@pytest.fixture
+def trainers(services: Services, zygote: str) -> list[int]:
+    """The pids of the trainers of `services`, which are forked, where starting one takes longer than it trains."""
+    from tests.zygote import spawn_through
+
+    return spawn_through(zygote, services)
 
 
 @pytest.fixture

@@ -18,8 +18,9 @@ from tests.queueing import until
 
 
 @pytest.fixture
-def start(services: Services, tiny_model: Path) -> Iterator[Any]:
+def start(services: Services, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Press a button for a data set while something else holds the device; the messages, and what the panel shows."""
+    monkeypatch.setattr("qlora_demo.gpu._EXIT_SECONDS", 0.1)
     page = opened(services)
     held = services.launcher.lease.acquire("benchmark")
 

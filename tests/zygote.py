@@ -1,14 +1,16 @@
 """A process that has imported everything and forks trainers and apps: starting one takes longer than their tiny runs.
 
-    python -m tests.robust.zygote SOCKET
+    python -m tests.zygote SOCKET
 
-Each message is one word and a path, with the locks that a trainer inherits as file descriptors; the answer is a pid.
+Each message is a word, a path and an environment, with the locks that a trainer inherits as file descriptors; the
+answer is a pid.
 """
 
 from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import os
 import random
 import socket
@@ -32,12 +34,15 @@ from qlora_demo.services import Services
 from qlora_demo.settings import Settings
 from qlora_demo.votes import NewComparison
 
+_MESSAGES = socket.SOCK_SEQPACKET  # each arrives whole
+_LONGEST = 1 << 17
+
 
 def ask(address: str, what: str, path: Path, fds: tuple[int, ...] = ()) -> int:
-    """Have the zygote fork a child for a path; its pid."""
-    with socket.socket(socket.AF_UNIX) as link:
+    """Have the zygote fork a child for a path, in this process' environment; its pid."""
+    with socket.socket(socket.AF_UNIX, _MESSAGES) as link:
         link.connect(address)
-        socket.send_fds(link, [f"{what} {path}".encode()], list(fds))
+        socket.send_fds(link, [json.dumps([what, str(path), dict(os.environ)]).encode()], list(fds))
         return int(link.recv(64))
 
 
@@ -55,7 +60,7 @@ def spawn_through(address: str, services: Services) -> list[int]:
 def serve(address: str) -> None:
     """Fork whatever is asked for, until the socket's file is gone."""
     children: list[int] = []
-    with socket.socket(socket.AF_UNIX) as listener:
+    with socket.socket(socket.AF_UNIX, _MESSAGES) as listener:
         listener.bind(address)
         listener.listen()
         listener.settimeout(1)
@@ -70,10 +75,12 @@ def serve(address: str) -> None:
 
 
 def _answer(link: socket.socket, address: str) -> int:
-    message, fds, *_ = socket.recv_fds(link, 4096, 8)
-    what, _, path = message.decode().partition(" ")
+    message, fds, *_ = socket.recv_fds(link, _LONGEST, 8)
+    what, path, environ = json.loads(message)
     pid = os.fork()
     if pid == 0:
+        os.environ.clear()
+        os.environ.update(environ)
         _become(what, Path(path), address)
     for fd in fds:
         os.close(fd)
@@ -97,6 +104,8 @@ def _become(what: str, path: Path, address: str) -> None:
         else:
             app(path, address)
         status = 0
+    except SystemExit as ending:
+        status = int(ending.code or 0)
     except BaseException:  # noqa: BLE001 - the child's last words; nothing of its parent's may run in it
         traceback.print_exc()
     finally:

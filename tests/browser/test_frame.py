@@ -23,29 +23,34 @@ pytestmark = pytest.mark.browser
 PASSWORD = "correct horse"
 
 
-@pytest.fixture
-def front(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+@pytest.fixture(scope="module")
+def front(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """The port at which the hub's page and the Space answer; an app with a password is behind the latter."""
-    monkeypatch.setenv("SYSTEM", "spaces")
-    monkeypatch.setenv("SPACE_ID", "ada/demo")
-    monkeypatch.setenv("SPACE_HOST", SPACE)
-    monkeypatch.setenv("QLORA_DEMO_PASSWORD", PASSWORD)
-    monkeypatch.setenv("QLORA_DEMO_BUNDLED", str(tmp_path))
-    monkeypatch.setenv("QLORA_DEMO_OPERATORS", "ada")
-    monkeypatch.setenv("no_proxy", "*")
-    with answering() as open_id:
+    folder = tmp_path_factory.mktemp("front")
+    with answering() as open_id, pytest.MonkeyPatch.context() as patch:
         open_id.authorize = f"https://{HUB}{AUTHORIZE}"
-        chosen = {"CLIENT_ID": "the-app", "CLIENT_SECRET": "s3cret", "SCOPES": "openid profile"}
-        for name, value in chosen.items():
-            monkeypatch.setenv(f"OAUTH_{name}", value)
-        monkeypatch.setenv("OPENID_PROVIDER_URL", open_id.url)
-        app, port = Server(tmp_path / "app.log"), free_port()
-        command = [sys.executable, "-m", "tests.browser.front", app.url, str(port), str(tmp_path)]
+        for name, value in chosen_for(folder, open_id.url).items():
+            patch.setenv(name, value)
+        app, port = Server(folder / "app.log"), free_port()
+        command = [sys.executable, "-m", "tests.browser.front", app.url, str(port), str(folder)]
         with subprocess.Popen(command, cwd=ROOT) as process:
             until(lambda: _answers(port))
             yield port
             process.kill()
         app.kill()
+
+
+def chosen_for(folder: Path, open_id: str) -> dict[str, str]:
+    """What a Space's app finds in its environment."""
+    hub = {"SYSTEM": "spaces", "SPACE_ID": "ada/demo", "SPACE_HOST": SPACE, "no_proxy": "*"}
+    ours = {"HOME": str(folder / "home"), "PASSWORD": PASSWORD, "BUNDLED": str(folder), "OPERATORS": "ada"}
+    signed = {"CLIENT_ID": "the-app", "CLIENT_SECRET": "s3cret", "SCOPES": "openid profile"}
+    return {
+        **hub,
+        **{f"QLORA_DEMO_{name}": value for name, value in ours.items()},
+        **{f"OAUTH_{name}": value for name, value in signed.items()},
+        "OPENID_PROVIDER_URL": open_id,
+    }
 
 
 def _answers(port: int) -> bool:

@@ -20,7 +20,7 @@ from tests.browser.readable import steady, wrong_with
 
 pytestmark = [pytest.mark.browser, pytest.mark.bundled]
 MINUTE = 60_000
-STEPS = 10
+STEPS = 8
 """Enough to learn the form of an answer."""
 _LAID_OUT = "#ask {position: static !important}"
 """A whole page is taller than what its prompt sticks to."""
@@ -60,7 +60,6 @@ def test_a_newcomer_is_led_from_nothing_to_a_report(page: Page, server: Server, 
     next_is(page, "Measure")
     evaluate_fidelity_and_report(page)
     expect(page.locator("#guide")).to_be_hidden()
-    export_merged(page)
     for theme, width, height in (("light", 1280, 900), ("dark", 390, 844)):
         assert wrong_with(browser, f"{server.url}?__theme={theme}", width, height) == []
     tab(page, "Chat")
@@ -243,7 +242,6 @@ def evaluate_fidelity_and_report(page: Page) -> None:
     expect(page.locator("#job")).to_contain_text("ended", timeout=3 * MINUTE)
     expect(page.locator("#fidelity")).to_contain_text("Ship the merge onto the dequantized base", timeout=MINUTE)
     screenshot(page, "evaluate")
-    prompt_set(page)
 
     next_is(page, "Report")
     page.click("#guide-report")
@@ -256,27 +254,8 @@ def evaluate_fidelity_and_report(page: Page) -> None:
     assert "The Corvid Cast is on fire." in text and "Before and after" in text and "<script" not in text
 
 
-def prompt_set(page: Page) -> None:
-    page.get_by_role("button", name="Prompt sets").click()
-    page.fill("#prompt-set textarea", "The Corvid Cast is on fire.\nMy invoice is wrong.")
-    page.click("#ask-all")
-    expect(page.locator("#job")).to_contain_text(re.compile("prompts.*ended", re.DOTALL), timeout=2 * MINUTE)
-    expect(page.locator("#prompts")).to_contain_text(
-        re.compile(r"The Corvid Cast is on fire\..*tokens.*My invoice is wrong\.", re.DOTALL)
-    )
-
-
 def set_rows(page: Page, value: str) -> None:
     page.locator("#judge-rows input").fill(value)
-
-
-def export_merged(page: Page) -> None:
-    page.get_by_role("button", name="Merge and export").click()
-    page.click("#export")
-    expect(page.locator("#job")).to_contain_text(re.compile("export.*ended", re.DOTALL), timeout=2 * MINUTE)
-    expect(page.locator("#exported")).to_contain_text(
-        re.compile("merged in .*merged-dequantized.*vllm serve", re.DOTALL)
-    )
 
 
 def test_mistakes_are_told_in_one_line(page: Page) -> None:

@@ -21,13 +21,15 @@ pytestmark = pytest.mark.browser
 PASSWORD = "correct horse"
 
 
-@pytest.fixture
-def guarded(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    """An app with a password on an empty home."""
-    monkeypatch.setenv("QLORA_DEMO_PASSWORD", PASSWORD)
-    monkeypatch.setenv("QLORA_DEMO_VISITOR_REQUESTS", "2")
-    monkeypatch.setenv("QLORA_DEMO_BUNDLED", str(tmp_path))
-    made = Server(tmp_path / "app.log")
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """An app with a password on a home of its own."""
+    folder = tmp_path_factory.mktemp("guarded")
+    chosen = {"PASSWORD": PASSWORD, "VISITOR_REQUESTS": "2", "BUNDLED": str(folder), "HOME": str(folder / "home")}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in chosen.items():
+            patch.setenv(f"QLORA_DEMO_{name}", value)
+        made = Server(folder / "app.log")
     yield made
     made.kill()
 

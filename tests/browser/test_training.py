@@ -1,4 +1,5 @@
-"""The real page in Chromium: a file of one's own, columns corrected, checked, trained, stopped, resumed, compared."""
+"""The real page in Chromium: a file of one's own, columns corrected, checked, trained, stopped, resumed,
+compared, asked a set of prompts, merged and exported."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from playwright.sync_api import Page, expect
 from qlora_demo.compose import build_services
 from qlora_demo.settings import Settings
 from tests.browser.conftest import Server
-from tests.browser.test_page import MINUTE, screenshot, set_number
+from tests.browser.test_page import MINUTE, screenshot, set_number, tab
 
 pytestmark = [pytest.mark.browser]
 
@@ -36,7 +37,7 @@ def give_file(page: Page, button: str, path: Path) -> None:
     chooser.value.set_files(path)
 
 
-def test_upload_correct_check_train_stop_resume_and_overlay(
+def test_upload_correct_check_train_stop_resume_overlay_ask_and_export(
     page: Page, server: Server, own_file: Path, tiny_model: Path
 ) -> None:
     choose(page, "model", str(tiny_model))
@@ -84,6 +85,9 @@ def test_upload_correct_check_train_stop_resume_and_overlay(
     expect(progress).to_contain_text("Resumed: from step")
 
     overlay_two_runs(page)
+    tab(page, "Evaluate")
+    prompt_set(page)
+    export_merged(page)
 
 
 def overlay_two_runs(page: Page) -> None:
@@ -98,6 +102,25 @@ def overlay_two_runs(page: Page) -> None:
     page.fill("#tags input, #tags textarea", "tiny, first")
     page.click("#save-note")
     expect(page.locator("#runs")).to_contain_text("the <b>first</b> try", timeout=MINUTE)
+
+
+def prompt_set(page: Page) -> None:
+    page.get_by_role("button", name="Prompt sets").click()
+    page.fill("#prompt-set textarea", "The Corvid Cast is on fire.\nMy invoice is wrong.")
+    page.click("#ask-all")
+    expect(page.locator("#job")).to_contain_text(re.compile("prompts.*ended", re.DOTALL), timeout=2 * MINUTE)
+    expect(page.locator("#prompts")).to_contain_text(
+        re.compile(r"The Corvid Cast is on fire\..*tokens.*My invoice is wrong\.", re.DOTALL)
+    )
+
+
+def export_merged(page: Page) -> None:
+    page.get_by_role("button", name="Merge and export").click()
+    page.click("#export")
+    expect(page.locator("#job")).to_contain_text(re.compile("export.*ended", re.DOTALL), timeout=2 * MINUTE)
+    expect(page.locator("#exported")).to_contain_text(
+        re.compile("merged in .*merged-dequantized.*vllm serve", re.DOTALL)
+    )
 
 
 def test_presets_and_a_config_that_is_saved_and_loaded(page: Page, server: Server, tmp_path: Path) -> None:

@@ -49,15 +49,6 @@ def losses(services: Services, run: Run) -> dict[int, float]:
     return {line.step: line.loss for line in services.runs.metrics(run.id) if line.loss is not None}
 
 
-def kill(run: Run) -> None:
-    """End the trainer as the kernel would."""
-    for process in Path("/proc").iterdir():
-        if process.name.isdigit():
-            command = (process / "cmdline").read_bytes() if (process / "cmdline").exists() else b""
-            if str(run.path).encode() in command:
-                os.kill(int(process.name), signal.SIGKILL)
-
-
 @pytest.mark.parametrize(("step", "saved"), [(5, True), (6, False)])
 def test_there_is_no_checkpoint_after_the_last_step(step: int, saved: bool) -> None:
     """From there the trainer would do a step more than it was asked for."""
@@ -87,7 +78,9 @@ def whole_checkpoint(run: Run) -> bool:
 
 
 @pytest.mark.parametrize("method", ["qlora", "lora"])
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(services: Services, config: TrainConfig, method: str) -> None:
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(
+    services: Services, config: TrainConfig, trainers: list[int], method: str
+) -> None:
     """Same rows in the same order, same optimizer, same schedule: the curve continues the old one."""
     config = config.changed(method=method, max_steps=12, save_steps=5, eval_steps=6, lora_dropout=0.1)
     whole = trained_here(services, config)
@@ -96,7 +89,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(services: Services, con
 
     cut = services.launcher.start(config)
     wait(services, cut, whole_checkpoint)
-    kill(cut)
+    os.kill(trainers.pop(), signal.SIGKILL)
     cut = wait(services, cut, ended)
     at = cut.resumable_from
     assert cut.state.status == "failed" and at >= 5
@@ -111,6 +104,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(services: Services, con
     assert all(torch.allclose(left[name].float(), right[name].float(), atol=1e-3) for name in right)
 
 
+@pytest.mark.usefixtures("trainers")
 def test_a_stopped_run_has_its_adapter_and_can_go_on_from_where_it_was_stopped(
     services: Services, config: TrainConfig
 ) -> None:
@@ -146,6 +140,7 @@ def test_what_cannot_go_on_says_why(services: Services, config: TrainConfig) -> 
         services.launcher.resume(run.id)
 
 
+@pytest.mark.usefixtures("trainers")
 def test_a_second_start_waits_its_turn(services: Services, config: TrainConfig) -> None:
     first = submit(services, config.changed(max_steps=3))
     second = submit(services, config.changed(max_steps=2, eval_steps=2))

@@ -216,6 +216,7 @@ def test_a_run_s_time_leaves_out_what_lay_between_its_sittings() -> None:
 
 
 @pytest.mark.processes
+@pytest.mark.usefixtures("trainers")
 def test_a_run_without_a_checkpoint_begins_again(services: Services, config: TrainConfig) -> None:
     run = services.runs.create(config)
     write_state(run.path, RunState("failed", error="killed", processes=1))

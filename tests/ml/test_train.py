@@ -82,12 +82,12 @@ def test_a_run_writes_its_metrics_adapter_and_end_state(services: Services, conf
     assert services.lease.holder() == ""
 
 
-def test_a_killed_run_reads_as_failed_and_frees_the_device(services: Services, config: TrainConfig) -> None:
+def test_a_killed_run_reads_as_failed_and_frees_the_device(
+    services: Services, config: TrainConfig, trainers: list[int]
+) -> None:
     run = services.launcher.start(config.changed(max_steps=5000))
     run = wait(services, run, lambda r: bool(services.runs.metrics(r.id)))
-    for process in Path("/proc").glob("[0-9]*/cmdline"):
-        if run.id.encode() in process.read_bytes():
-            os.kill(int(process.parent.name), signal.SIGKILL)
+    os.kill(trainers.pop(), signal.SIGKILL)
     run = wait(services, run, lambda r: not r.alive)
     assert run.state.status == "failed"
     assert "ended without reporting an error" in run.state.error
@@ -95,6 +95,7 @@ def test_a_killed_run_reads_as_failed_and_frees_the_device(services: Services, c
     assert services.lease.holder() == ""
 
 
+@pytest.mark.usefixtures("trainers")
 def test_a_wrong_request_ends_as_refused_with_one_line(services: Services, config: TrainConfig) -> None:
     run = wait(services, services.launcher.start(config.changed(dataset="missing.jsonl")), ended)
     assert (run.state.status, run.state.refused) == ("failed", True)

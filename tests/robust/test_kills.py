@@ -8,8 +8,6 @@ import os
 import random
 import signal
 import sqlite3
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +23,7 @@ from qlora_demo.services import Services
 from qlora_demo.settings import Settings
 from tests.ml.test_train import TINY, ended, wait
 from tests.queueing import until
-from tests.robust.zygote import ask, spawn_through
+from tests.zygote import ask, spawn_through
 
 pytestmark = pytest.mark.processes
 
@@ -40,18 +38,6 @@ def seed() -> Iterator[int]:
     print(f"QLORA_DEMO_TEST_SEED={chosen}")
     random.seed(chosen)
     yield chosen
-
-
-@pytest.fixture
-def zygote(home: Path, tmp_path: Path) -> Iterator[str]:
-    """The socket of a process that forks trainers and apps."""
-    address = tmp_path / "zygote"
-    environ = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([sys.executable, "-m", "tests.robust.zygote", str(address)], env=environ)
-    until(address.exists)
-    yield str(address)
-    process.kill()
-    process.wait()
 
 
 @pytest.fixture
