@@ -52,11 +52,14 @@ def test_a_listener_wired_past_the_gate_is_caught() -> None:
     assert undeclared(quietly(begin)) == ["<lambda>"]
 
 
-def test_the_page_goes_through_what_a_listener_draws_only_where_it_shows_that_it_is_at_work(home: Path) -> None:
+def test_the_page_goes_through_nothing_but_chats_where_it_shows_no_progress(home: Path) -> None:
     page = quietly(lambda: build_page(build_services(Settings(home)), AppStatus()))
-    shown = [handler for handler in page.fns.values() if handler.show_progress_on != []]
-    assert [handler.show_progress for handler in shown] == ["full"] * len(shown)
-    assert {handler.name for handler in shown} == {"layer", "keep", "report"}
+    shown = {handler.name: handler for handler in page.fns.values() if handler.show_progress_on is None}
+    assert {handler.show_progress for handler in shown.values()} == {"full"}
+    assert set(shown) == {"layer", "keep", "report"}
+    quiet = [handler for handler in page.fns.values() if handler.show_progress_on is not None]
+    chats = [part for handler in quiet for part in handler.outputs if isinstance(part, gr.Chatbot)]
+    assert [part for handler in quiet for part in handler.show_progress_on or ()] == chats and chats
 
 
 VISITORS = """

@@ -21,8 +21,6 @@ from .discreet import Discreet
 from .told import told
 
 Trigger = Callable[..., Any]
-_QUIET: dict[str, Any] = {"show_progress": "hidden", "show_progress_on": []}
-"""With nothing to show it on, Gradio's page does not go through all that a listener draws, at each of its messages."""
 _PRIVATE = {"api_visibility": "private"}
 
 
@@ -56,14 +54,14 @@ class Gate:
         visit = not any(isinstance(source, gr.Blocks | gr.Timer) for source in sources)
         parts = list(outputs) if isinstance(outputs, Sequence) else [outputs] if outputs else []
         checked = told(self._checked(handler, needs, counted, parts), visit=visit, draws=bool(parts))
-        options |= _PRIVATE if "show_progress" in options else _PRIVATE | _QUIET
+        options = _PRIVATE | ({} if "show_progress" in options else _quiet(parts)) | options
         if len(triggers) == 1:
             return triggers[0](checked, inputs, outputs, **options)
         return gr.on(triggers, checked, inputs, outputs, **options)
 
     def script(self, trigger: Trigger, js: str, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
         """Have the page itself do something on an event: nothing is sent, so nobody's role matters."""
-        trigger(None, list(inputs), list(outputs), js=js, trigger_mode="multiple", **_PRIVATE | _QUIET)
+        trigger(None, list(inputs), list(outputs), js=js, trigger_mode="multiple", **_PRIVATE | _quiet(outputs))
 
     def guard(self, *components: Any) -> None:
         """Disable these for visitors; timers stand still."""
@@ -136,6 +134,12 @@ def visitor_of(access: Access, request: gr.Request) -> Visitor:
     found = getattr(request.request.state, "visitor", None) if request.request else None
     visitor = found if isinstance(found, Visitor) else access.identify("")
     return replace(visitor, page=str(request.session_hash or ""))
+
+
+def _quiet(outputs: Sequence[Any]) -> dict[str, Any]:
+    """No progress is shown.  Gradio's page goes through all that it would be shown on at each message of a listener:
+    that is left to chats, which know by it that an answer grows and offer no editing meanwhile."""
+    return {"show_progress": "hidden", "show_progress_on": [part for part in outputs if isinstance(part, gr.Chatbot)]}
 
 
 def _disable(component: Any) -> None:

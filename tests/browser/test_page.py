@@ -170,6 +170,7 @@ def retry_multi_turn_stop_and_clear(page: Page) -> None:
     page.fill("#prompt textarea", "Tell me a very long story about a printer.")
     page.press("#prompt textarea", "Enter")
     expect(page.locator("#foot-0")).to_contain_text(re.compile(r"answer\s*[3-9] tokens"), timeout=MINUTE)
+    expect(page.locator("#chat-0").get_by_role("button", name="Edit").first).to_be_disabled()
     page.click("#stop-answer")
     expect(page.locator("#foot-0")).to_contain_text(re.compile("stopped by hand|ended by itself"), timeout=MINUTE)
     expect(page.locator("#chat-0")).to_contain_text("Tell me a very long story")
