@@ -52,7 +52,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What is there by now stays: models that are freed would have all of it looked through each time."""
+    """What is there by now stays; freeing a model collects, and would look through all of it each time."""
     gc.collect()
     gc.freeze()
     gc.enable()

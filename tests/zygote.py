@@ -2,8 +2,8 @@
 
     python -m tests.zygote SOCKET
 
-Each message is a word, a path and an environment, with the locks that a trainer inherits as file descriptors; the
-answer is a pid.
+Each message is a line of a word, a path and an environment, with the locks that a trainer inherits as file descriptors;
+the answer is a pid.  A child ends without Python's own ending: where that is tested, real ones are started.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ from qlora_demo.services import Services
 from qlora_demo.settings import Settings
 from qlora_demo.votes import NewComparison
 
-_MESSAGES = socket.SOCK_SEQPACKET  # each arrives whole
-_LONGEST = 1 << 17
+_BYTES = 1 << 16
 
 
 def ask(address: str, what: str, path: Path, fds: tuple[int, ...] = ()) -> int:
     """Have the zygote fork a child for a path, in this process' environment; its pid."""
-    with socket.socket(socket.AF_UNIX, _MESSAGES) as link:
+    message = json.dumps([what, str(path), dict(os.environ)]).encode() + b"\n"
+    with socket.socket(socket.AF_UNIX) as link:
         link.connect(address)
-        socket.send_fds(link, [json.dumps([what, str(path), dict(os.environ)]).encode()], list(fds))
+        socket.send_fds(link, [message], list(fds))
         return int(link.recv(64))
 
 
@@ -60,7 +60,7 @@ def spawn_through(address: str, services: Services) -> list[int]:
 def serve(address: str) -> None:
     """Fork whatever is asked for, until the socket's file is gone."""
     children: list[int] = []
-    with socket.socket(socket.AF_UNIX, _MESSAGES) as listener:
+    with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(address)
         listener.listen()
         listener.settimeout(1)
@@ -71,22 +71,30 @@ def serve(address: str) -> None:
             except TimeoutError:
                 continue
             with link:
-                children.append(_answer(link, address))
+                children += _answer(link, address)
 
 
-def _answer(link: socket.socket, address: str) -> int:
-    message, fds, *_ = socket.recv_fds(link, _LONGEST, 8)
-    what, path, environ = json.loads(message)
-    pid = os.fork()
-    if pid == 0:
-        os.environ.clear()
-        os.environ.update(environ)
-        _become(what, Path(path), address)
-    for fd in fds:
-        os.close(fd)
+def _answer(link: socket.socket, address: str) -> list[int]:
+    """The pid of what was forked; none where who asks was killed before it had asked."""
+    message, fds, *_ = socket.recv_fds(link, _BYTES, 8)
+    try:
+        while not message.endswith(b"\n"):
+            more = link.recv(_BYTES)
+            if not more:
+                return []
+            message += more
+        what, path, environ = json.loads(message)
+        pid = os.fork()
+        if pid == 0:
+            os.environ.clear()
+            os.environ.update(environ)
+            _become(what, Path(path), address)
+    finally:
+        for fd in fds:
+            os.close(fd)
     with contextlib.suppress(BrokenPipeError):  # who asked was killed meanwhile
         link.send(str(pid).encode())
-    return pid
+    return [pid]
 
 
 def _become(what: str, path: Path, address: str) -> None:

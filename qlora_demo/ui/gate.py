@@ -46,7 +46,7 @@ class Gate:
     ) -> Any:
         """Call `handler` on an event, or on several, for those who have the role; ``counted``: it costs something, so a
         visitor may do it so many times a minute.  `DemoError`s are told, visitors are not told where the home lies, and
-        `options` are Gradio's; what is drawn shows no progress unless they say so."""
+        `options` are Gradio's; no progress is shown unless `show_progress` is among them."""
         triggers = list(trigger) if isinstance(trigger, Sequence) else [trigger]
         sources = [getattr(one, "__self__", None) for one in triggers]
         if needs == "operator":
@@ -137,8 +137,8 @@ def visitor_of(access: Access, request: gr.Request) -> Visitor:
 
 
 def _quiet(outputs: Sequence[Any]) -> dict[str, Any]:
-    """No progress is shown.  Gradio's page goes through all that it would be shown on at each message of a listener:
-    that is left to chats, which know by it that an answer grows and offer no editing meanwhile."""
+    """No progress is shown.  At each message of any listener Gradio's page updates every component that some listener's
+    progress is shown on, so only chats are named: they tell by it that an answer grows and offer no editing."""
     return {"show_progress": "hidden", "show_progress_on": [part for part in outputs if isinstance(part, gr.Chatbot)]}
 
 

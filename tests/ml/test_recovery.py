@@ -142,14 +142,16 @@ def test_what_cannot_go_on_says_why(services: Services, config: TrainConfig) -> 
 
 @pytest.mark.usefixtures("trainers")
 def test_a_second_start_waits_its_turn(services: Services, config: TrainConfig) -> None:
-    first = submit(services, config.changed(max_steps=3))
+    first = submit(services, config.changed(max_steps=5000))
     second = submit(services, config.changed(max_steps=2, eval_steps=2))
     third = submit(services, config)
-    assert (first.state.status, second.state.status) == ("starting", "queued")
+    assert first.alive and (first.state.status != "queued") and second.state.status == "queued"
     assert [run.id for run in services.runs.waiting("queued")] == [second.id, third.id]
     services.runs.request_stop(third.id)
     assert services.runs.get(third.id).state.status == "stopped"
     assert services.launcher.start_next() is None
+    wait(services, first, lambda run: run.state.status == "running")
+    services.runs.request_stop(first.id)
     wait(services, first, ended)
     started = services.launcher.start_next()
     assert started is not None and started.id == second.id
