@@ -108,8 +108,7 @@ def fewer_passes(
         rows = batch * (accumulation // count)
         if rows > MOST_ROWS or rows * config.max_length > _BUSY_TOKENS:
             continue
-        merged = config.changed(per_device_train_batch_size=rows, gradient_accumulation_steps=count)
-        total = plan(shape, merged, on, checkpointing=checkpointing, kernels=kernels).total_bytes
+        total = plan(shape, config.in_passes(count), on, checkpointing=checkpointing, kernels=kernels).total_bytes
         if total <= ROOM * free_bytes:
             return Passes(rows, count, total)
     return None

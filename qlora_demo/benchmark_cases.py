@@ -89,9 +89,7 @@ def _at_once(config: TrainConfig) -> list[Case]:
     rows = config.per_device_train_batch_size * config.gradient_accumulation_steps
     if config.gradient_accumulation_steps == 1 or rows > MOST_ROWS:
         return []
-    merged = config.changed(
-        per_device_train_batch_size=rows, gradient_accumulation_steps=1, gradient_checkpointing="on"
-    )
+    merged = config.in_passes(1).changed(gradient_checkpointing="on")
     return [
         Case(f"{name}, checkpointing, {rows} rows at once", merged.changed(**method))
         for name, method in _METHODS.items()

@@ -280,6 +280,11 @@ class TrainConfig(Knobs):
                 "parallel", f"fsdp cannot undo what {self.init_lora_weights} changes in a sharded base; choose ddp"
             )
 
+    def in_passes(self, count: int) -> TrainConfig:
+        """The same step, its rows in so many passes; `count` divides those that were chosen."""
+        rows = self.per_device_train_batch_size * (self.gradient_accumulation_steps // count)
+        return self.changed(per_device_train_batch_size=rows, gradient_accumulation_steps=count)
+
     @property
     def base_form(self) -> BaseForm:
         """How the frozen base is stored."""

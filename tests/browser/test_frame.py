@@ -42,14 +42,19 @@ def front(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
 
 def chosen_for(folder: Path, open_id: str) -> dict[str, str]:
     """What a Space's app finds in its environment."""
-    hub = {"SYSTEM": "spaces", "SPACE_ID": "ada/demo", "SPACE_HOST": SPACE, "no_proxy": "*"}
-    ours = {"HOME": str(folder / "home"), "PASSWORD": PASSWORD, "BUNDLED": str(folder), "OPERATORS": "ada"}
-    signed = {"CLIENT_ID": "the-app", "CLIENT_SECRET": "s3cret", "SCOPES": "openid profile"}
     return {
-        **hub,
-        **{f"QLORA_DEMO_{name}": value for name, value in ours.items()},
-        **{f"OAUTH_{name}": value for name, value in signed.items()},
+        "SYSTEM": "spaces",
+        "SPACE_ID": "ada/demo",
+        "SPACE_HOST": SPACE,
+        "OAUTH_CLIENT_ID": "the-app",
+        "OAUTH_CLIENT_SECRET": "s3cret",
+        "OAUTH_SCOPES": "openid profile",
         "OPENID_PROVIDER_URL": open_id,
+        "QLORA_DEMO_HOME": str(folder / "home"),
+        "QLORA_DEMO_BUNDLED": str(folder),
+        "QLORA_DEMO_PASSWORD": PASSWORD,
+        "QLORA_DEMO_OPERATORS": "ada",
+        "no_proxy": "*",
     }
 
 

@@ -25,10 +25,11 @@ PASSWORD = "correct horse"
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """An app with a password on a home of its own."""
     folder = tmp_path_factory.mktemp("guarded")
-    chosen = {"PASSWORD": PASSWORD, "VISITOR_REQUESTS": "2", "BUNDLED": str(folder), "HOME": str(folder / "home")}
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in chosen.items():
-            patch.setenv(f"QLORA_DEMO_{name}", value)
+        patch.setenv("QLORA_DEMO_PASSWORD", PASSWORD)
+        patch.setenv("QLORA_DEMO_VISITOR_REQUESTS", "2")
+        patch.setenv("QLORA_DEMO_BUNDLED", str(folder))
+        patch.setenv("QLORA_DEMO_HOME", str(folder / "home"))
         made = Server(folder / "app.log")
     yield made
     made.kill()

@@ -145,7 +145,7 @@ def test_a_second_start_waits_its_turn(services: Services, config: TrainConfig) 
     first = submit(services, config.changed(max_steps=5000))
     second = submit(services, config.changed(max_steps=2, eval_steps=2))
     third = submit(services, config)
-    assert first.alive and (first.state.status != "queued") and second.state.status == "queued"
+    assert first.alive and first.state.status != "queued" and second.state.status == "queued"
     assert [run.id for run in services.runs.waiting("queued")] == [second.id, third.id]
     services.runs.request_stop(third.id)
     assert services.runs.get(third.id).state.status == "stopped"

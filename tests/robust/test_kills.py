@@ -14,16 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from qlora_demo.compose import build_services
 from qlora_demo.config import TrainConfig
 from qlora_demo.dispatch import Dispatcher
 from qlora_demo.records import BEFORE, RunState
 from qlora_demo.runs import CHECKPOINT_MARK, CHECKPOINTS, Run
 from qlora_demo.services import Services
-from qlora_demo.settings import Settings
 from tests.ml.test_train import TINY, ended, wait
 from tests.queueing import until
-from tests.zygote import ask, spawn_through
+from tests.zygote import ask
 
 pytestmark = pytest.mark.processes
 
@@ -92,10 +90,9 @@ def check_runs(services: Services, known: set[str]) -> None:
 
 
 def test_a_trainer_killed_at_any_moment_loses_nothing(
-    services: Services, config: TrainConfig, zygote: str, seed: int
+    services: Services, config: TrainConfig, trainers: list[int], seed: int
 ) -> None:
     """One run is killed, looked at, resumed, killed again; where it had finished, another is begun."""
-    pids = spawn_through(zygote, services)
     home, known, steps, resumed = services.settings.home, set[str](), 0, 0
     began = time.monotonic()
     run = wait(services, services.launcher.start(config), ended)
@@ -105,7 +102,7 @@ def test_a_trainer_killed_at_any_moment_loses_nothing(
     run = services.launcher.start(config)
     while kills < _TRAINER_KILLS:
         time.sleep(random.uniform(0, whole))
-        kills += kill(pids[-1])
+        kills += kill(trainers[-1])
         run = wait(services, run, ended)
         check_files(home)
         check_runs(services, known)
@@ -132,10 +129,12 @@ def trained(services: Services, run: Run) -> None:
     assert (run.adapter / "adapter_model.safetensors").is_file()
 
 
-def test_an_app_killed_at_any_moment_loses_nothing(home: Path, config: TrainConfig, zygote: str, seed: int) -> None:
+@pytest.mark.usefixtures("trainers")
+def test_an_app_killed_at_any_moment_loses_nothing(
+    services: Services, config: TrainConfig, zygote: str, seed: int
+) -> None:
     """Its trainers live on; what it wrote is whole; the next app goes on with the queue."""
-    services = build_services(Settings(home))
-    spawn_through(zygote, services)
+    home = services.settings.home
     waits = RunState("checking")
     known = {services.runs.create(config.changed(max_steps=2), waits).id for _ in range(3)}
     for number in range(_APP_KILLS):
