@@ -12,6 +12,7 @@ from qlora_demo.alternatives import compare
 from qlora_demo.catalog import SHAPES
 from qlora_demo.choices import expected
 from qlora_demo.config import TrainConfig
+from qlora_demo.errors import ModelError
 from qlora_demo.memory_plan import MemoryPlan, plan
 from qlora_demo.services import Services
 from qlora_demo.ui import render_explain as show
@@ -90,6 +91,14 @@ def test_the_slider_s_rank_is_told_what_it_could_hold_of_the_update_looked_into(
     assert f"with rank 4, rank {r} could hold {share} of the energy" in told
     assert _text(explain.open(r, looked, "tiny", "qlora", "24GB")[0]) == told
     assert "could hold" not in explain.size(r, None)
+
+
+def test_a_base_that_is_not_here_is_told_to_who_asks_for_a_layer_of_it(services: Services, tmp_path: Path) -> None:
+    run = services.runs.create(TrainConfig(model=str(tmp_path / "gone")))
+    layers, _ = Explain(services).layers(run.id)
+    assert (layers["choices"], layers["value"]) == ([], None), "the page lists by itself"
+    with pytest.raises(ModelError, match="gone"):
+        Explain(services).layer(run.id, None, 2)
 
 
 def test_what_the_slider_goes_on_with_is_of_the_update_looked_into(services: Services, tiny_model: Path) -> None:

@@ -10,7 +10,7 @@ import gradio as gr
 
 from ..catalog import SHAPES, SMOLLM2
 from ..config import TrainConfig, target_names
-from ..errors import ConfigError, DemoError
+from ..errors import ConfigError, DemoError, ModelError
 from ..jobs import read_result
 from ..memory_plan import paged_state_bytes, parse_memory, plan
 from ..planning import plan_training
@@ -64,8 +64,12 @@ class Explain:
         return size + (show.held_by_rank(int(r), looked) if looked else "")
 
     def layers(self, run: str | None) -> list[Any]:
-        """The layers of a run's base that can be looked into, and what merging did to it."""
-        names = self.services.engine().layers(self._model(run))
+        """The layers of a run's base that can be looked into, and what merging did to it.  Nobody asked for the list:
+        where the base is not on this disk it is empty, and the button tells why."""
+        try:
+            names = self.services.engine().layers(self._model(run))
+        except ModelError:
+            names = []
         merging = show.merging(read_result(self.services.runs.get(run), "fidelity") if run else None)
         return [gr.update(choices=names, value=self._middle(run, names) if names else None), merging]
 

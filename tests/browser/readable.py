@@ -35,7 +35,8 @@ def steady(page: Page) -> Iterator[None]:
 
 
 def wrong_with(browser: Browser, url: str, width: int, height: int, tabs: Sequence[str] = TABS) -> list[str]:
-    """What is wrong with the tabs at one size: axe's serious findings, and pages wider than the window."""
+    """What is wrong with the tabs at one size: axe's serious findings, pages wider than the window, and messages to
+    somebody who only looked."""
     context = browser.new_context(viewport={"width": width, "height": height})
     page = context.new_page()
     page.goto(url)
@@ -45,7 +46,8 @@ def wrong_with(browser: Browser, url: str, width: int, height: int, tabs: Sequen
         open_tab(page, name)
         page.wait_for_timeout(400)  # the page polls: its network is never idle
         wide = page.evaluate("document.documentElement.scrollWidth")
-        told = [*_found_by_axe(page), *([f"{wide} px wide"] if wide > width else [])]
+        messages = page.locator(".toast-body").all_inner_texts()
+        told = [*_found_by_axe(page), *([f"{wide} px wide"] if wide > width else []), *messages]
         found += [f"{name} at {width}: {wrong}" for wrong in told]
     context.close()
     return found
