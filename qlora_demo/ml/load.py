@@ -42,6 +42,7 @@ from .shapes import build_shape, shape_config, shape_tokenizer
 
 disable_progress_bar()
 
+_QUANTIZED = (bitsandbytes.nn.Linear4bit, bitsandbytes.nn.Linear8bitLt)
 _keep_error = core_model_loading.log_conversion_errors
 Use = Literal["inference", "exact", "training"]
 """Only for ``inference`` may stored 4-bit weights be repacked: training and dequantization would be wrong.  For
@@ -201,14 +202,25 @@ def four_bit_layers(model: nn.Module) -> list[bitsandbytes.nn.Linear4bit]:
 
 def precision_of(model: nn.Module) -> Precision:
     """The precision of the linear weights, read from the layers themselves."""
-    if four_bit := four_bit_layers(model):
-        kind: Precision = four_bit[0].weight.quant_type
+    return stored_in(telling_layer(model))
+
+
+def telling_layer(model: nn.Module) -> nn.Linear:
+    """The linear layer whose weights say how a model's are stored: a quantized one where there is any."""
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    linear = [layer for layer in base.modules() if isinstance(layer, nn.Linear)]
+    return next((layer for layer in linear if isinstance(layer, _QUANTIZED)), linear[0])
+
+
+def stored_in(layer: nn.Linear) -> Precision:
+    """How a linear layer's weights are stored, now."""
+    if isinstance(layer, bitsandbytes.nn.Linear4bit):
+        kind: Precision = layer.weight.quant_type
         return kind
-    if any(isinstance(layer, bitsandbytes.nn.Linear8bitLt) for layer in model.modules()):
+    if isinstance(layer, bitsandbytes.nn.Linear8bitLt):
         return "int8"
     names: dict[torch.dtype, Precision] = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
-    return names[next(layer.weight.dtype for layer in base.modules() if isinstance(layer, nn.Linear))]
+    return names[layer.weight.dtype]
 
 
 def tensor_bytes(model: nn.Module, leave_out: Callable[[str], bool] = lambda name: False) -> int:

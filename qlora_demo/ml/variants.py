@@ -22,7 +22,7 @@ from ..sources import Origin, origin_of, weights_digest
 from .device import device, free_and_total, sixteen_bit
 from .fast_step import FastPath
 from .generate import stop_ids, warm_up
-from .load import load_base, load_tokenizer, precision_of, quantize_nf4
+from .load import load_base, load_tokenizer, quantize_nf4
 from .merge import load_merged, where_to_merge
 from .packed import pack
 from .peak import give_back
@@ -151,7 +151,7 @@ class Variants:
         loaded = Loaded(_resident(one, weights, adapter), weights, tokenizer, _stops(weights, tokenizer), adapter)
         prove(loaded)
         if fresh:
-            weights.warm_up_seconds = warm_up(loaded.model, loaded.activate)
+            weights.warmed_up(warm_up(loaded.model, loaded.activate))
             loaded = replace(loaded, resident=_resident(one, weights, adapter))
         return loaded
 
@@ -181,7 +181,7 @@ def prove(loaded: Loaded, fingerprint: str = "") -> Proof:
     """What the model in this column really is; raises `WrongModel` where that is not what the column says."""
     expected = loaded.resident
     with loaded.activate():
-        precision, use = precision_of(loaded.model), loaded.weights.adapter_use(loaded.adapter)
+        precision, use = loaded.weights.precision, loaded.weights.adapter_use(loaded.adapter)
     if expected.adapter == "merged" and use == "none":
         use = "merged"
     if (precision, use) != (expected.precision, expected.adapter):

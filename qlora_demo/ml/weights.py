@@ -11,11 +11,11 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 
 from ..errors import WrongModel
-from ..records import AdapterUse
+from ..records import AdapterUse, Precision
 from ..sources import Origin
 from .fast_step import FastPath
 from .generate import stop_ids
-from .load import load_adapter, read_adapter_config, tensor_bytes, untied_table_bytes
+from .load import load_adapter, read_adapter_config, stored_in, telling_layer, tensor_bytes, untied_table_bytes
 from .packed import unpack
 
 
@@ -32,7 +32,14 @@ class Weights:
         self._names: dict[Origin, str] = {}
         self._numbers = itertools.count()
         self._layers: list[LoraLayer] = []
+        self._telling = telling_layer(model)
+        self._bytes: dict[Origin | None, int] = {}
         self._fast: dict[Origin | None, FastPath] = {}
+
+    @property
+    def precision(self) -> Precision:
+        """How the linear weights are stored, read from a layer of them."""
+        return stored_in(self._telling)
 
     @property
     def adapters(self) -> frozenset[Origin]:
@@ -50,10 +57,17 @@ class Weights:
         self.model = load_adapter(self.model, origin.adapter, name)
         self._names[origin] = name
         self._layers = [layer for layer in self.model.modules() if isinstance(layer, LoraLayer)]
+        self._telling = telling_layer(self.model)
+        self._bytes.clear()
         self._fast.clear()
         with self.using(origin):
             for former in [one for one in self._names if one.adapter == origin.adapter and one != origin]:
                 self.model.delete_adapter(self._names.pop(former))
+
+    def warmed_up(self, seconds: float) -> None:
+        """What its layers did at their first pass took so long; they may be stored otherwise since."""
+        self.warm_up_seconds = seconds
+        self._bytes.clear()
 
     def fast(self, origin: Origin | None) -> FastPath:
         """How the model decodes with one adapter on, or none: a captured step holds for that state alone, and for the
@@ -93,8 +107,10 @@ class Weights:
 
     def bytes_with(self, origin: Origin | None) -> int:
         """Bytes of the base and of one adapter (or none), whatever else is attached."""
-        name = self._names[origin] if origin else None
-        return tensor_bytes(self.model, lambda full: "lora_" in full and f".{name}." not in full)
+        if origin not in self._bytes:  # every turn asks, and going through a model takes longer than a token
+            name = self._names[origin] if origin else None
+            self._bytes[origin] = tensor_bytes(self.model, lambda full: "lora_" in full and f".{name}." not in full)
+        return self._bytes[origin]
 
     def read_bytes(self, origin: Origin | None) -> int:
         """Bytes that each new token reads."""

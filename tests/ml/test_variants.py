@@ -1,4 +1,4 @@
-"""A column is what it says it is, or it does not answer; a merge is the model that was trained."""
+"""A column is what it says it is, or it does not answer."""
 
 from __future__ import annotations
 
@@ -17,26 +17,20 @@ from transformers import LlamaForCausalLM
 from qlora_demo.columns import parse_all
 from qlora_demo.config import TrainConfig
 from qlora_demo.disk import write_atomically
-from qlora_demo.errors import AdapterError, NoRoom, RequestError, RunError, WrongModel
+from qlora_demo.errors import AdapterError, NoRoom, RunError, WrongModel
 from qlora_demo.memory import weight_bytes
 from qlora_demo.ml import load, merge, variants
 from qlora_demo.ml.evaluate import divergences, fidelity_figures, reference_targets
 from qlora_demo.ml.variants import Loaded, Variants, prove
 from qlora_demo.ml.weights import Weights
 from qlora_demo.placement import Device, Unit
-from qlora_demo.records import MergeBase, RunState
+from qlora_demo.records import RunState
 from qlora_demo.runs import Run, write_state
 from qlora_demo.services import Services
 from qlora_demo.sources import Origin, find_adapter, shape_of, weights_digest
 from tests.tiny import save_adapter
 
 ROWS = [[{"role": "user", "content": f"say {n}"}, {"role": "assistant", "content": f"done {n}"}] for n in range(5)]
-
-
-@pytest.fixture
-def run(services: Services, tiny_model: Path) -> Run:
-    """A finished QLoRA run of the tiny model with a random adapter."""
-    return finished_run(services, tiny_model, "qlora")
 
 
 def loaded(held: Variants, run: Run, names: list[str]) -> list[Loaded]:
@@ -151,6 +145,20 @@ def test_bytes_of_a_column_leave_other_adapters_out(services: Services, run: Run
     first, _ = loaded(held, run, ["adapter", f"adapter@{other.id}"])
     assert first.resident.model_bytes == alone.resident.model_bytes
     assert first.weights.bytes_with(None) < first.resident.model_bytes
+
+
+@pytest.mark.parametrize("names", [["base", "merged"], ["base", "adapter", "merged-4bit"]])
+def test_a_turn_of_columns_that_are_here_goes_through_no_model(
+    services: Services, run: Run, names: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = variants_of(services)
+    before = loaded(held, run, names)
+    for one in before:
+        assert one.resident.model_bytes == load.tensor_bytes(one.model), "as its layers are since their first pass"
+    for walks in ("tensor_bytes", "telling_layer"):
+        monkeypatch.setattr(f"qlora_demo.ml.weights.{walks}", lambda *_: pytest.fail("a model was gone through"))
+    assert [one.resident for one in loaded(held, run, names)] == [one.resident for one in before]
+    assert [prove(one).precision for one in before] == [one.resident.precision for one in before]
 
 
 def test_an_adapter_from_a_folder_is_a_column(services: Services, run: Run, tiny_model: Path, tmp_path: Path) -> None:
@@ -301,37 +309,3 @@ def test_a_zero_adapter_makes_adapter_equal_base_exactly(
     ours, theirs = (list(reference_targets(one, ROWS)) for one in (base, adapter))
     assert all(torch.equal(a.log_probs, b.log_probs) for a, b in zip(ours, theirs, strict=True))
     assert fidelity_figures(list(divergences(adapter, base, ROWS)))["kl_worst"] == 0
-
-
-def test_the_merge_holds_base_plus_update_in_every_layer(services: Services, run: Run, tiny_model: Path) -> None:
-    merged = merge.load_merged(origin_of(services, run), "dequantized")
-    reference = load.load_adapter(load.load_dequantized(str(tiny_model)), run.adapter)
-    for name, layer in reference.get_base_model().named_modules():
-        if hasattr(layer, "get_delta_weight"):
-            expected = layer.get_base_layer().weight + layer.get_delta_weight("default")
-            assert torch.equal(merged.get_submodule(name).weight, expected), name
-
-
-def test_the_merge_onto_the_dequantized_base_is_nearer_to_the_adapter_model(services: Services, run: Run) -> None:
-    [adapter] = loaded(variants_of(services), run, ["adapter"])
-    distance = {}
-    bases: tuple[MergeBase, ...] = ("original", "dequantized")
-    for onto in bases:
-        model = merge.load_merged(origin_of(services, run), onto)
-        merged = replace(adapter, weights=Weights(model, "", 0.0), adapter=None)
-        distance[onto] = fidelity_figures(list(divergences(merged, adapter, ROWS)))["kl_mean"]
-    assert distance["dequantized"] < distance["original"] / 3
-
-
-def test_a_merge_that_does_not_hold_the_update_is_caught(
-    services: Services, run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("peft.PeftModel.merge_and_unload", lambda self, **_: self.unload(), raising=False)
-    with pytest.raises(WrongModel, match="does not hold base \\+ adapter"):
-        merge.load_merged(origin_of(services, run), "original")
-
-
-def test_a_16_bit_run_is_not_merged_onto_a_dequantized_base(services: Services, tiny_model: Path) -> None:
-    run = finished_run(services, tiny_model, "lora")
-    with pytest.raises(RequestError, match="onto: dequantized is for adapters trained on a 4-bit or 8-bit base"):
-        merge.load_merged(origin_of(services, run), "dequantized")
