@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import math
 import re
@@ -14,6 +15,8 @@ from typing import Any
 from .records import TrainMetrics
 
 Series = Mapping[str, Sequence[tuple[float, float]]]
+_KEPT = 64
+"""Figures that were drawn last: a run's panel shows the same ones at each of its steps, on each open page."""
 _FEW = 10
 """More groups of bars than this are not labelled one by one."""
 _LINE = 75
@@ -52,12 +55,20 @@ _STYLE: dict[Any, Any] = {
 
 def lines(title: str, x_label: str, y_label: str, series: Series) -> str:
     """One line per series, of (x, y) points, with a gap where y is no number."""
+    return _lines(
+        title, x_label, y_label, tuple((name, tuple((x, y) for x, y in points)) for name, points in series.items())
+    )
 
+
+@functools.lru_cache(_KEPT)
+def _lines(
+    title: str, x_label: str, y_label: str, series: tuple[tuple[str, tuple[tuple[float, float], ...]], ...]
+) -> str:
     def draw(axes: Any) -> None:
-        for name, points in series.items():
+        for name, points in series:
             x, y = zip(*((at, value if math.isfinite(value) else math.nan) for at, value in points), strict=True)
             axes.plot(x, y, label=name, marker="o" if len(points) < 30 else None, markersize=3, linewidth=1.4)
-        _mark_whole(axes, {at for points in series.values() for at, _ in points})
+        _mark_whole(axes, {at for _, points in series for at, _ in points})
 
     return _svg(title, x_label, y_label, draw, legend=len(series) > 1)
 
@@ -91,6 +102,18 @@ def bars(
 ) -> str:
     """A group of bars per key, one bar per inner key with its value written on it, none where there is no value;
     ``mark``: a named line at a place among the groups, counted from 0, left out where it is beyond them."""
+    return _bars(title, y_label, tuple((group, tuple(bars.items())) for group, bars in groups.items()), x_label, mark)
+
+
+@functools.lru_cache(_KEPT)
+def _bars(
+    title: str,
+    y_label: str,
+    grouped: tuple[tuple[str, tuple[tuple[str, float], ...]], ...],
+    x_label: str,
+    mark: tuple[str, float] | None,
+) -> str:
+    groups = {group: dict(bars) for group, bars in grouped}
     names = list(dict.fromkeys(name for values in groups.values() for name in values))
     width = 0.8 / max(1, len(names))
     size = _LARGE if len(names) * len(groups) <= _ROOMY else _SMALL
