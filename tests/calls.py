@@ -17,6 +17,7 @@ import httpx
 from qlora_demo.services import Services
 from qlora_demo.status import AppStatus
 from qlora_demo.ui.page import open_page
+from tests.closing import OPENED
 
 
 class Client:
@@ -79,7 +80,7 @@ def free_port() -> int:
 
 
 def opened(services: Services) -> gr.Blocks:
-    """The page of these services, answering until the tests end."""
+    """The page of these services, answering until the test ends, or the file's tests where it is theirs."""
     return quietly(lambda: open_page(services, AppStatus(), "127.0.0.1", free_port()))
 
 
@@ -97,6 +98,7 @@ def quietly(begin: Callable[[], gr.Blocks]) -> gr.Blocks:
         warnings.simplefilter("ignore", ResourceWarning)
         with ThreadPoolExecutor(1) as thread:
             made: gr.Blocks = thread.submit(asyncio.run, inside()).result()
+            OPENED.append(made)
             return made
 
 

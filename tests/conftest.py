@@ -21,6 +21,7 @@ from qlora_demo.compose import build_services
 from qlora_demo.services import Services
 from qlora_demo.settings import Settings
 
+from .closing import closing
 from .hub_server import OWNERS_TOKEN, HubServer
 
 # A busy machine is no wrong result.
@@ -56,6 +57,17 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
     gc.enable()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _closed_with_its_module() -> Iterator[None]:
+    """Pages that all tests of a file share."""
+    yield from closing()
+
+
+@pytest.fixture(autouse=True)
+def _closed_with_its_test() -> Iterator[None]:
+    yield from closing()
 
 
 @pytest.fixture
