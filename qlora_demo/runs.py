@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -268,7 +269,9 @@ def _measured(lines: bytes) -> Iterator[TrainMetrics]:
     for line in lines.splitlines():
         with contextlib.suppress(ValidationError):
             found = _METRICS.validate_json(line)
-            if all(0 <= value < _LARGEST for value in vars(found).values() if isinstance(value, int)):
+            counts = (value for value in vars(found).values() if isinstance(value, int))
+            times = (found.time, found.step_seconds or 0)
+            if all(0 <= value < _LARGEST for value in counts) and all(map(math.isfinite, times)):
                 yield found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from pathlib import Path
@@ -131,6 +132,14 @@ def test_a_half_written_last_line_is_left_until_it_is_whole(store: RunStore, run
         assert store.read_since(run.id, offset) == ([], offset)
         file.write(b'me": 11.0}\n')
     assert [line.step for line in store.read_since(run.id, offset)[0]] == [2]
+
+
+@pytest.mark.parametrize("field", ["time", "step_seconds"])
+def test_a_line_whose_time_is_no_number_is_no_measurement(store: RunStore, run: Run, field: str) -> None:
+    found: dict[str, Any] = {"step": 1, "time": 10.0, "loss": math.inf, "step_seconds": 0.5}
+    lines = [json.dumps(one) for one in (found, found | {field: 2 * 10**308}, found | {field: math.nan})]
+    (run.path / "metrics.jsonl").write_text("\n".join([*lines, ""]), "utf-8")
+    assert store.metrics(run.id) == [TrainMetrics(**found)], "and a loss may be infinite"
 
 
 @pytest.mark.parametrize("status", ["starting", "loading", "running"])

@@ -111,8 +111,9 @@ def test_a_generator_s_steps_bear_one_request_whatever_thread_makes_them(kept: K
     assert len({request for _, request, _ in kept.events}) == 1 and kept.events[0][1]
 
 
-def test_a_handler_that_is_left_early_is_closed_and_no_longer_going() -> None:
-    closed = []
+def test_a_handler_that_is_left_early_is_closed_and_no_longer_going(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed, visits = [], Visits()
+    monkeypatch.setattr("qlora_demo.ui.told.VISITS", visits)
 
     @told
     def handler() -> Generator[int]:
@@ -124,10 +125,10 @@ def test_a_handler_that_is_left_early_is_closed_and_no_longer_going() -> None:
 
     steps = handler()
     next(steps)
-    assert VISITS.idle_seconds() == 0
+    assert visits.idle_seconds() == 0
     steps.close()
     assert closed == [True]
-    assert VISITS._going == 0
+    assert visits._going == 0
 
 
 @pytest.mark.parametrize("streams", [True, False])
