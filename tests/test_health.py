@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from starlette.applications import Starlette
@@ -146,3 +148,16 @@ def test_open_pages_share_one_reading_of_the_device(services: Services, monkeypa
         with Client(str(page.local_url)) as client:
             assert "CPU" in client.call(number, [])["output"]["data"][0]
     assert len(reads) == 1
+
+
+def test_an_app_that_nobody_uses_seldom_looks_for_calls(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+    kind: Any = type(opened(services)._queue)
+    count, looks = kind.__len__, list[None]()
+
+    def look(queue: Any) -> Any:
+        looks.append(None)
+        return count(queue)
+
+    monkeypatch.setattr(kind, "__len__", look)
+    time.sleep(1)
+    assert 0 < len(looks) <= 110, "at a hundredth of a second, not a thousandth"

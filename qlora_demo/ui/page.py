@@ -31,6 +31,8 @@ TITLE = "QLoRA demo"
 _TELLS = "Train a LoRA adapter on a 4-bit model, then judge it beside its base and its merge."
 _WAITING_CALLS = 1000
 """Of all pages' handlers; beyond, Gradio says that the queue is full."""
+_LOOKING = 0.01
+"""Seconds between two looks for a call; at Gradio's own 0.001 an app that nobody uses takes a twentieth of a core."""
 _HEAPS = 2
 """For all threads: what one frees is of use to the others."""
 _THREADS = 40
@@ -167,7 +169,9 @@ def open_page(services: Services, status: AppStatus, host: str | None, port: int
     access.host = host or access.host
     page = build_page(services, status)
     trust_proxies(services.settings)
-    page.queue(max_size=_WAITING_CALLS).launch(
+    page.queue(max_size=_WAITING_CALLS)
+    page._queue.sleep_when_free = _LOOKING
+    page.launch(
         server_name=access.host,
         server_port=port,
         css=CSS,
