@@ -202,17 +202,17 @@ def four_bit_layers(model: nn.Module) -> list[bitsandbytes.nn.Linear4bit]:
 
 def precision_of(model: nn.Module) -> Precision:
     """The precision of the linear weights, read from the layers themselves."""
-    return stored_in(telling_layer(model))
+    return stored_in(model.get_submodule(telling_layer(model)))
 
 
-def telling_layer(model: nn.Module) -> nn.Linear:
-    """The linear layer whose weights say how a model's are stored: a quantized one where there is any."""
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
-    linear = [layer for layer in base.modules() if isinstance(layer, nn.Linear)]
-    return next((layer for layer in linear if isinstance(layer, _QUANTIZED)), linear[0])
+def telling_layer(model: nn.Module) -> str:
+    """The name of the linear layer whose weights say how a model's are stored: a quantized one where there is any."""
+    linear = {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
+    names: list[str] = [name for name, layer in linear.items() if isinstance(layer, _QUANTIZED)] or list(linear)
+    return names[0]
 
 
-def stored_in(layer: nn.Linear) -> Precision:
+def stored_in(layer: Any) -> Precision:
     """How a linear layer's weights are stored, now."""
     if isinstance(layer, bitsandbytes.nn.Linear4bit):
         kind: Precision = layer.weight.quant_type
@@ -250,8 +250,10 @@ def _tensors(model: nn.Module, leave_out: Callable[[str], bool]) -> list[torch.T
         state = layer.weight.quant_state
         nested = [state.state2.absmax, state.state2.code, state.offset] if state.nested else []
         tensors += [state.absmax, state.code, *nested]
-    rows = (layer.weight.SCB for layer in model.modules() if isinstance(layer, bitsandbytes.nn.Linear8bitLt))
-    return tensors + [scales for scales in rows if scales is not None]
+    for eight_bit in (layer for layer in model.modules() if isinstance(layer, bitsandbytes.nn.Linear8bitLt)):
+        scales = (eight_bit.weight.SCB, eight_bit.state.SCB)  # the latter since its first pass
+        tensors += [found for found in scales if found is not None]
+    return tensors
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from .load import load_base, load_tokenizer, quantize_nf4
 from .merge import load_merged, where_to_merge
 from .packed import pack
 from .peak import give_back
-from .weights import Weights
+from .weights import Weights, uses_weights
 
 _PRECISIONS: dict[UnitKind, Precision] = {
     "nf4": "nf4",
@@ -133,8 +133,8 @@ class Variants:
         return origin_of(self.settings, self.runs, column)
 
     def _load(self, one: Place, origin: Origin) -> Loaded:
-        fresh = one.unit not in self.held
-        weights = self.held.pop(one.unit, None) or _read(one.unit, origin)
+        adapter = origin if one.column.recipe == "adapter" else None
+        weights = self._weights(one.unit, origin, adapter)
         self.held[one.unit] = weights
         self._show()
         if origin.digest and origin.digest != weights.digest:
@@ -142,18 +142,24 @@ class Variants:
                 f"{one.column.name}: the files of {origin.model} are not those that {origin.name} was trained on "
                 f"(digest {weights.digest}, trained on {origin.digest}); restore the model or train again"
             )
-        adapter = origin if one.column.recipe == "adapter" else None
         if adapter:
-            fresh = fresh or adapter not in weights.adapters
             self._attach(adapter, one.unit)
         self._show()
         tokenizer = self._tokenizer(origin)
         loaded = Loaded(_resident(one, weights, adapter), weights, tokenizer, _stops(weights, tokenizer), adapter)
         prove(loaded)
-        if fresh:
+        if not weights.warm:
             weights.warmed_up(warm_up(loaded.model, loaded.activate))
             loaded = replace(loaded, resident=_resident(one, weights, adapter))
         return loaded
+
+    def _weights(self, unit: Unit, origin: Origin, adapter: Origin | None) -> Weights:
+        """Those in memory, or else read: for an adapter that computes with them, ones that no pass has repacked."""
+        held = self.held.pop(unit, None)
+        if held and adapter and adapter not in held.adapters and held.repacked and uses_weights(adapter):
+            held = None
+            give_back()
+        return held or _read(unit, origin)
 
     def _attach(self, origin: Origin, unit: Unit) -> None:
         """The adapter on a unit's weights, which are freed where that fails."""

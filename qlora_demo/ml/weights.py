@@ -15,8 +15,22 @@ from ..records import AdapterUse, Precision
 from ..sources import Origin
 from .fast_step import FastPath
 from .generate import stop_ids
-from .load import load_adapter, read_adapter_config, stored_in, telling_layer, tensor_bytes, untied_table_bytes
+from .load import (
+    four_bit_layers,
+    keep_exact,
+    load_adapter,
+    read_adapter_config,
+    stored_in,
+    telling_layer,
+    tensor_bytes,
+    untied_table_bytes,
+)
 from .packed import unpack
+
+
+def uses_weights(origin: Origin) -> bool:
+    """Whether an adapter computes with its base's weights themselves, as DoRA does with their norms."""
+    return bool(read_adapter_config(origin.adapter).use_dora)
 
 
 class Weights:
@@ -29,6 +43,7 @@ class Weights:
         self.stops = stop_ids(model)
         self.load_seconds = load_seconds
         self.warm_up_seconds = 0.0
+        self.warm = False
         self._names: dict[Origin, str] = {}
         self._numbers = itertools.count()
         self._layers: list[LoraLayer] = []
@@ -38,13 +53,19 @@ class Weights:
 
     @property
     def precision(self) -> Precision:
-        """How the linear weights are stored, read from a layer of them."""
-        return stored_in(self._telling)
+        """How the linear weights are stored, read from a layer of the model, now."""
+        return stored_in(self.model.get_submodule(self._telling))
 
     @property
     def adapters(self) -> frozenset[Origin]:
         """The origins whose adapters are attached."""
         return frozenset(self._names)
+
+    @property
+    def repacked(self) -> bool:
+        """Whether a pass has stored the 4-bit weights in a way that they can only be multiplied in."""
+        states = (layer.weight.quant_state for layer in four_bit_layers(self.model))
+        return any(getattr(state, "packing_format_for_cpu", False) for state in states)
 
     def attach(self, origin: Origin) -> None:
         """Put one more adapter on the weights; it is read once, and takes the place of what its folder held before.
@@ -52,12 +73,13 @@ class Weights:
         if origin in self._names:
             return
         name = f"adapter{next(self._numbers)}"
-        if read_adapter_config(origin.adapter).use_dora:
-            unpack(self.model)
+        if uses_weights(origin):
+            unpack(keep_exact(self.model))
         self.model = load_adapter(self.model, origin.adapter, name)
         self._names[origin] = name
         self._layers = [layer for layer in self.model.modules() if isinstance(layer, LoraLayer)]
         self._telling = telling_layer(self.model)
+        self.warm = False
         self._bytes.clear()
         self._fast.clear()
         with self.using(origin):
@@ -65,9 +87,8 @@ class Weights:
                 self.model.delete_adapter(self._names.pop(former))
 
     def warmed_up(self, seconds: float) -> None:
-        """What its layers did at their first pass took so long; they may be stored otherwise since."""
-        self.warm_up_seconds = seconds
-        self._bytes.clear()
+        """A first pass took so long; the layers may be stored otherwise since, and are not again."""
+        self.warm, self.warm_up_seconds = True, seconds
 
     def fast(self, origin: Origin | None) -> FastPath:
         """How the model decodes with one adapter on, or none: a captured step holds for that state alone, and for the
@@ -107,10 +128,13 @@ class Weights:
 
     def bytes_with(self, origin: Origin | None) -> int:
         """Bytes of the base and of one adapter (or none), whatever else is attached."""
-        if origin not in self._bytes:  # every turn asks, and going through a model takes longer than a token
-            name = self._names[origin] if origin else None
-            self._bytes[origin] = tensor_bytes(self.model, lambda full: "lora_" in full and f".{name}." not in full)
-        return self._bytes[origin]
+        if origin in self._bytes:  # every turn asks, and going through a model takes longer than a token
+            return self._bytes[origin]
+        name = self._names[origin] if origin else None
+        found = tensor_bytes(self.model, lambda full: "lora_" in full and f".{name}." not in full)
+        if self.warm:
+            self._bytes[origin] = found
+        return found
 
     def read_bytes(self, origin: Origin | None) -> int:
         """Bytes that each new token reads."""

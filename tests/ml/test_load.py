@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import bitsandbytes
 import pytest
 import torch
 from bitsandbytes.functional import has_avx512bf16
@@ -104,6 +105,19 @@ def test_a_4_bit_model_takes_less_memory_and_every_constant_is_counted(tiny_mode
     weights = sum(layer.weight.numel() for layer in load.four_bit_layers(four_bit))
     assert load.tensor_bytes(four_bit) < load.tensor_bytes(load.load_16bit(str(tiny_model)))
     assert load.tensor_bytes(four_bit) > weights + sum(p.nbytes for p in four_bit.parameters() if p.is_floating_point())
+
+
+def test_bytes_of_8_bit_weights_hold_their_scales_before_and_after_the_first_pass(tiny_model: Path) -> None:
+    model = load.load_quantized(str(tiny_model), "inference", "int8")
+    layers = [layer for layer in model.modules() if isinstance(layer, bitsandbytes.nn.Linear8bitLt)]
+    rest = sum(p.nbytes for p in model.parameters() if p.dtype is not torch.int8) + sum(
+        b.nbytes for b in model.buffers()
+    )
+    expected = rest + sum(one.in_features * one.out_features + 4 * one.out_features for one in layers)
+    for _ in range(2):
+        assert load.tensor_bytes(model) == expected
+        with torch.inference_mode():
+            model(torch.arange(3, 12)[None])
 
 
 @pytest.mark.parametrize(

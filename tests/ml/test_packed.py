@@ -12,7 +12,7 @@ from torch import nn
 from qlora_demo.columns import parse_all
 from qlora_demo.ml import load, packed
 from qlora_demo.ml.packed import FoldedLinear, PackedLinear, pack, unpack
-from qlora_demo.ml.variants import Variants
+from qlora_demo.ml.variants import Variants, prove
 from qlora_demo.services import Services
 from tests.ml.test_variants import finished_run
 
@@ -104,6 +104,24 @@ def test_an_adapter_on_packed_weights_answers_as_on_plain_ones(
     base = held.loaded["base"]
     with base.activate():
         assert torch.equal(_logits(base.model), _logits(load.load_16bit(str(tiny_model))))
+
+
+def test_dora_on_4_bit_weights_has_ones_that_no_pass_repacked(
+    services: Services, tiny_model: Path, tmp_path: Path
+) -> None:
+    """Their norms cannot be taken of repacked ones; another adapter has answered on the same weights by then."""
+    plain, dora = (finished_run(services, tiny_model, "qlora") for _ in range(2))
+    _save_dora(tiny_model, dora.adapter)
+    exact = load.load_adapter(load.load_quantized(str(tiny_model), "exact"), dora.adapter)
+    held = Variants(services.settings, services.runs)
+    for columns in (["adapter"], ["adapter", f"adapter@{dora.id}"]):
+        for _ in held.load(parse_all(columns, plain.id)):
+            pass
+    other, one = (held.loaded[name] for name in columns)
+    for _ in range(2):
+        with one.activate():
+            assert torch.equal(_logits(one.model), _logits(exact))
+    assert (prove(other).adapter, prove(one).adapter) == ("on", "on") and other.model is not one.model
 
 
 def _save_dora(model: Path, folder: Path) -> None:

@@ -161,6 +161,20 @@ def test_a_turn_of_columns_that_are_here_goes_through_no_model(
     assert [prove(one).precision for one in before] == [one.resident.precision for one in before]
 
 
+def test_what_failed_before_its_first_pass_has_it_when_it_is_asked_for_again(
+    services: Services, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = variants_of(services)
+    with monkeypatch.context() as patch, pytest.raises(AdapterError):
+        patch.setattr(variants, "load_tokenizer", lambda _: (_ for _ in ()).throw(AdapterError("damaged")))
+        loaded(held, run, ["adapter"])
+    [again] = loaded(held, run, ["adapter"])
+    assert again.resident.warm_up_seconds > 0
+    for _ in range(2):
+        logits(again)
+        assert again.resident.model_bytes == load.tensor_bytes(again.model)
+
+
 def test_an_adapter_from_a_folder_is_a_column(services: Services, run: Run, tiny_model: Path, tmp_path: Path) -> None:
     folder = save_adapter(tiny_model, tmp_path / "elsewhere", scale=0.3)
     mine, theirs = loaded(variants_of(services), run, ["adapter", f"adapter@{folder}"])
