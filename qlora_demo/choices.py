@@ -103,6 +103,8 @@ def refuse(config: TrainConfig, kind: Kind) -> None:
             "packing",
             "needs FlashAttention, which keeps packed rows apart; rows would see each other here: leave it off",
         )
+    if config.use_dora and config.method == "lora-8bit" and not cuda:
+        raise ConfigError("use_dora", "needs a CUDA device on an 8-bit base; choose method qlora or lora, or no DoRA")
     if config.parallel == "fsdp" and not cuda:
         raise ConfigError("parallel", "fsdp shards over GPUs and there is none here; choose ddp")
     if config.report_to != "none" and not find_spec(config.report_to):

@@ -16,7 +16,7 @@ from .records import TrainMetrics
 
 Series = Mapping[str, Sequence[tuple[float, float]]]
 _KEPT = 64
-"""Figures that were drawn last: a run's panel shows the same ones at each of its steps, on each open page."""
+"""Bars that were drawn last: a run's panel shows the same ones at each of its steps, on each open page."""
 _FEW = 10
 """More groups of bars than this are not labelled one by one."""
 _LINE = 75
@@ -55,20 +55,12 @@ _STYLE: dict[Any, Any] = {
 
 def lines(title: str, x_label: str, y_label: str, series: Series) -> str:
     """One line per series, of (x, y) points, with a gap where y is no number."""
-    return _lines(
-        title, x_label, y_label, tuple((name, tuple((x, y) for x, y in points)) for name, points in series.items())
-    )
 
-
-@functools.lru_cache(_KEPT)
-def _lines(
-    title: str, x_label: str, y_label: str, series: tuple[tuple[str, tuple[tuple[float, float], ...]], ...]
-) -> str:
     def draw(axes: Any) -> None:
-        for name, points in series:
+        for name, points in series.items():
             x, y = zip(*((at, value if math.isfinite(value) else math.nan) for at, value in points), strict=True)
             axes.plot(x, y, label=name, marker="o" if len(points) < 30 else None, markersize=3, linewidth=1.4)
-        _mark_whole(axes, {at for _, points in series for at, _ in points})
+        _mark_whole(axes, {at for points in series.values() for at, _ in points})
 
     return _svg(title, x_label, y_label, draw, legend=len(series) > 1)
 

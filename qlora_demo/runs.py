@@ -17,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -271,7 +270,7 @@ def _measured(lines: bytes) -> Iterator[TrainMetrics]:
             found = _METRICS.validate_json(line)
             counts = (value for value in vars(found).values() if isinstance(value, int))
             times = (found.time, found.step_seconds or 0)
-            if all(0 <= value < _LARGEST for value in counts) and all(map(math.isfinite, times)):
+            if all(0 <= value < _LARGEST for value in (*counts, *times)):
                 yield found
 
 

@@ -1,4 +1,4 @@
-"""Pages are closed when their test ends: a server that nobody asks anything still takes a twentieth of a core."""
+"""Pages are closed when their test ends: a server that nobody asks anything still takes its share of a core."""
 
 from __future__ import annotations
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -129,7 +128,7 @@ def _figures(metrics: Sequence[TrainMetrics]) -> str:
     seconds, tokens = sum(m.step_seconds or 0 for m in recent), sum(m.tokens or 0 for m in recent)
     heldout = [m.eval_loss for m in metrics if m.eval_loss is not None]
     cells = [
-        (f"training loss, mean of {len(recent)} steps", f"{statistics.fmean(m.loss or 0 for m in recent):.3f}"),
+        (f"training loss, mean of {len(recent)} steps", f"{sum(m.loss or 0 for m in recent) / len(recent):.3f}"),
         ("held-out loss", f"{heldout[-1]:.3f}" if heldout else "…"),
         ("speed", f"{tokens / seconds:,.0f} tokens/s" if seconds else "…"),
         ("step", duration(seconds / len(recent))),

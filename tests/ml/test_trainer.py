@@ -240,6 +240,7 @@ def test_sharded_weights_are_gathered_by_every_rank_and_saved_by_the_first(
         ({"optim": "paged_adamw_32bit"}, "optim: paged_adamw_32bit needs a CUDA device; choose auto or adamw_torch"),
         ({"optim": "adamw_8bit"}, "optim: adamw_8bit needs a CUDA device"),
         ({"packing": True}, "packing: needs FlashAttention, .* rows would see each other here: leave it off"),
+        ({"method": "lora-8bit", "use_dora": True}, "use_dora: needs a CUDA device on an 8-bit base; choose method"),
         ({"parallel": "fsdp"}, "parallel: fsdp shards over GPUs and there is none here; choose ddp"),
         ({"report_to": "wandb"}, "report_to: wandb is not installed; pip install wandb, or none"),
     ],
