@@ -87,6 +87,11 @@ def adapter_card(facts: CardFacts) -> str:
             f" It learned to correct the {_stored(config)} base, which is what the Python lines below load; vLLM as "
             "started below puts it on the 16-bit base, so answers may differ."
         )
+    if config["method"] == "qlora" and config.get("use_dora"):
+        what += (
+            " Load it on a GPU, or the merged model instead: on a processor with AVX512-BF16, bitsandbytes repacks the "
+            "base at its first pass, and PEFT then takes DoRA's norms from it wrongly."
+        )
     return _card(facts, "peft", f"# LoRA adapter for {_code(facts.model)}", what)
 
 

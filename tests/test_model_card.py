@@ -299,6 +299,14 @@ def test_vllm_is_told_the_rank_that_is_saved_and_is_given_no_dora_adapter() -> N
     assert "vLLM as started below" not in adapter_card(dora)
 
 
+@pytest.mark.parametrize(("method", "use_dora"), [("qlora", True), ("qlora", False), ("lora", True)])
+def test_where_the_libraries_take_wrong_norms_is_told_with_the_adapters_that_have_them(
+    method: str, use_dora: bool
+) -> None:
+    told = adapter_card(replace(BARE, config={"r": 16, "method": method, "use_dora": use_dora}))
+    assert ("on a processor with AVX512-BF16" in told) == (method == "qlora" and use_dora)
+
+
 def _export(base: Path, folder: Path, facts: CardFacts) -> Path:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
