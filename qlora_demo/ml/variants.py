@@ -155,11 +155,11 @@ class Variants:
 
     def _weights(self, unit: Unit, origin: Origin, adapter: Origin | None) -> Weights:
         """Those in memory, or else read: for an adapter that computes with them, ones that no pass has repacked."""
-        held = self.held.pop(unit, None)
+        held = self.held.get(unit)
         if held and adapter and adapter not in held.adapters and held.repacked and uses_weights(adapter):
-            held = None
-            give_back()
-        return held or _read(unit, origin)
+            del held
+            self.free(unit)
+        return self.held.pop(unit, None) or _read(unit, origin)
 
     def _attach(self, origin: Origin, unit: Unit) -> None:
         """The adapter on a unit's weights, which are freed where that fails."""

@@ -110,10 +110,10 @@ def test_a_4_bit_model_takes_less_memory_and_every_constant_is_counted(tiny_mode
 def test_bytes_of_8_bit_weights_hold_their_scales_before_and_after_the_first_pass(tiny_model: Path) -> None:
     model = load.load_quantized(str(tiny_model), "inference", "int8")
     layers = [layer for layer in model.modules() if isinstance(layer, bitsandbytes.nn.Linear8bitLt)]
-    rest = sum(p.nbytes for p in model.parameters() if p.dtype is not torch.int8) + sum(
-        b.nbytes for b in model.buffers()
+    rest = [*(one for one in model.parameters() if one.dtype is not torch.int8), *model.buffers()]
+    expected = sum(one.nbytes for one in rest) + sum(
+        one.in_features * one.out_features + 4 * one.out_features for one in layers
     )
-    expected = rest + sum(one.in_features * one.out_features + 4 * one.out_features for one in layers)
     for _ in range(2):
         assert load.tensor_bytes(model) == expected
         with torch.inference_mode():

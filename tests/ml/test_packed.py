@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from qlora_demo.columns import parse_all
+from qlora_demo.errors import AdapterError
 from qlora_demo.ml import load, packed
 from qlora_demo.ml.packed import FoldedLinear, PackedLinear, pack, unpack
 from qlora_demo.ml.variants import Variants, prove
@@ -122,6 +123,21 @@ def test_dora_on_4_bit_weights_has_ones_that_no_pass_repacked(
         with one.activate():
             assert torch.equal(_logits(one.model), _logits(exact))
     assert (prove(other).adapter, prove(one).adapter) == ("on", "on") and other.model is not one.model
+
+
+def test_an_adapter_whose_config_cannot_be_read_is_told_and_what_is_said_to_be_in_memory_is(
+    services: Services, tiny_model: Path
+) -> None:
+    plain, damaged = (finished_run(services, tiny_model, "qlora") for _ in range(2))
+    (damaged.adapter / "adapter_config.json").write_text("{", "utf-8")
+    held = Variants(services.settings, services.runs)
+    for _ in held.load(parse_all(["adapter"], plain.id)):
+        pass
+    with pytest.raises(AdapterError):
+        for _ in held.load(parse_all([f"adapter@{damaged.id}"], plain.id)):
+            pass
+    said = sum(place.added_bytes == 0 for place in held.plan(parse_all(["adapter"], plain.id)).places)
+    assert said == len(held.held)
 
 
 def _save_dora(model: Path, folder: Path) -> None:
