@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from qlora_demo.benchmarking import write_result_file
+from qlora_demo.benchmark.runner import write_result_file
 from qlora_demo.catalog import SMOLLM2, bundled_path
 from qlora_demo.config import GenerationSettings
 from qlora_demo.ml import load

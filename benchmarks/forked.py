@@ -26,9 +26,9 @@ os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
 import torch
 
 from benchmarks import plan_truth
-from qlora_demo.arguments import Parser, add_config, add_knobs, train_config, with_given
-from qlora_demo.benchmark_config import BenchmarkConfig, BenchmarkKind
-from qlora_demo.benchmarking import Benchmarks, write_result_file
+from qlora_demo.benchmark.config import BenchmarkConfig, BenchmarkKind
+from qlora_demo.benchmark.runner import Benchmarks, write_result_file
+from qlora_demo.commands.arguments import Parser, add_config, add_knobs, train_config, with_given
 from qlora_demo.errors import DemoError
 from qlora_demo.gpu import Lease, device_info
 from qlora_demo.presets import COMPARED

@@ -26,9 +26,9 @@ from qlora_demo.catalog import TICKETS, is_shape
 from qlora_demo.config import TrainConfig
 from qlora_demo.ml.data import load_splits
 from qlora_demo.ml.shapes import build_shape, shape_tokenizer
+from qlora_demo.rows.tickets import rows
 from qlora_demo.settings import Settings
 from qlora_demo.sources import resolve
-from qlora_demo.tickets import rows
 
 LAST_STEPS = 5
 """Steps over which a loss is averaged."""

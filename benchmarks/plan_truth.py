@@ -20,13 +20,13 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from qlora_demo.benchmark_cases import QLORA, Case, cases
-from qlora_demo.benchmark_config import BenchmarkConfig
-from qlora_demo.benchmarking import Start, measure_case, start_case, write_result_file
+from qlora_demo.benchmark.cases import QLORA, Case, cases
+from qlora_demo.benchmark.config import BenchmarkConfig
+from qlora_demo.benchmark.runner import Start, measure_case, start_case, write_result_file
 from qlora_demo.catalog import SHAPES as SHAPES_BY_NAME
 from qlora_demo.config import TrainConfig
 from qlora_demo.gpu import device_info
-from qlora_demo.memory_plan import Kind, plan
+from qlora_demo.plan.memory_plan import Kind, plan
 from qlora_demo.presets import ARTICLE
 
 ROWS = 1

@@ -19,15 +19,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from qlora_demo import tickets
-from qlora_demo.benchmarking import write_result_file
+from qlora_demo.benchmark.runner import write_result_file
 from qlora_demo.catalog import SMOLLM2
 from qlora_demo.config import TrainConfig
-from qlora_demo.halt import Halt
 from qlora_demo.ml.machine import versions
 from qlora_demo.ml.peak import give_back, peak_memory_bytes, reset_peak
 from qlora_demo.ml.preflight import preflight
+from qlora_demo.rows import tickets
 from qlora_demo.settings import Settings
+from qlora_demo.system.halt import Halt
 
 _LONG_EVERY = 10
 _MOST_CHARACTERS_A_TOKEN = 5

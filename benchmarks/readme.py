@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.plan_truth import fitted_cases, planned_bytes
-from qlora_demo import benchmark_tables, tables
-from qlora_demo.benchmark_cases import METHODS
-from qlora_demo.benchmark_notes import notes, standing
-from qlora_demo.tables import Table, markdown
+from qlora_demo.benchmark import tables as measured
+from qlora_demo.benchmark.cases import METHODS
+from qlora_demo.benchmark.notes import notes, standing
+from qlora_demo.results import tables
+from qlora_demo.results.tables import Table, markdown
 from qlora_demo.units import GIB, counted, duration, memory, percent
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -52,9 +53,9 @@ def with_figures(text: str) -> str:
 def told(result: dict[str, Any], name: str) -> str:
     """One result file as Markdown."""
     if result.get("kind") in METHODS:
-        title = f"{_TITLES[result['kind']]}: {benchmark_tables.settings(result)}"
+        title = f"{_TITLES[result['kind']]}: {measured.settings(result)}"
         shown = result | {"method": notes(result, short=True)}
-        return _section(title, benchmark_tables.table(result, short=True), shown, name)
+        return _section(title, measured.table(result, short=True), shown, name)
     if "ratio_script_defaults" in result:
         model = f": {result['model']}" if "model" in result else ""
         return _section(f"Training through the app against a plain TRL script{model}", _overhead(result), result, name)
@@ -83,7 +84,7 @@ def _section(title: str, table: Table, result: dict[str, Any], name: str, *more:
 def _device(result: dict[str, Any]) -> str:
     """Where a file was measured, and with which torch."""
     machine = result["machine"]
-    device = str(machine.get("device", "")) or benchmark_tables.machine(result)
+    device = str(machine.get("device", "")) or measured.machine(result)
     return f"{device}, torch {machine['torch'].partition('+')[0]}" if "torch" in machine else device
 
 

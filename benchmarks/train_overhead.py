@@ -28,8 +28,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks.plain_sft import LAST_STEPS
-from qlora_demo.benchmark_cases import WARM_UP_STEPS
-from qlora_demo.benchmarking import write_result_file
+from qlora_demo.benchmark.cases import WARM_UP_STEPS
+from qlora_demo.benchmark.runner import write_result_file
 from qlora_demo.catalog import SMOLLM2, is_shape
 from qlora_demo.config import TrainConfig
 from qlora_demo.ml.machine import versions

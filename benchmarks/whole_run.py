@@ -20,20 +20,20 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from qlora_demo.answers import kept
-from qlora_demo.arguments import Parser, add_config, positive, train_config
-from qlora_demo.benchmarking import write_result_file
+from qlora_demo.benchmark.runner import write_result_file
 from qlora_demo.catalog import DEFAULT_COLUMNS
 from qlora_demo.columns import parse_all
+from qlora_demo.commands.arguments import Parser, add_config, positive, train_config
+from qlora_demo.commands.console import follow, last
 from qlora_demo.compose import build_services
 from qlora_demo.config import GenerationSettings, TrainConfig
-from qlora_demo.console import follow, last
-from qlora_demo.halt import Halt
 from qlora_demo.ml.machine import versions
 from qlora_demo.records import AnswerRequest, Column, ExportRequest
+from qlora_demo.results.answers import kept
 from qlora_demo.runs import Run
 from qlora_demo.services import Services
 from qlora_demo.settings import Settings
+from qlora_demo.system.halt import Halt
 
 _BUILDING = "is being built"
 _WAIT_SECONDS, _LOOK_SECONDS = 180.0, 10.0

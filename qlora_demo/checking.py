@@ -11,15 +11,15 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from . import logs
 from .config import TrainConfig
 from .errors import DataError, DemoError, RequestError, RunError
-from .halt import Halt
 from .jobs import save_result
-from .locks import HeldLock
 from .records import RunState, Step
 from .runs import Run, RunStore, write_state
-from .steady import Steady
+from .system import logs
+from .system.halt import Halt
+from .system.locks import HeldLock
+from .system.steady import Steady
 
 Preflight = Callable[[TrainConfig, Halt], Iterator[Step]]
 RESULT = "preflight"

@@ -6,23 +6,24 @@ import os
 import socket
 from pathlib import Path
 
-from . import logs
-from .access import Access
-from .benchmarking import Benchmarks
+from .benchmark.runner import Benchmarks
 from .catalog import BundledModel
 from .checking import Checks
-from .ending import saving_runs
+from .engine import Engine, OnDemand
 from .errors import ConfigError
 from .gpu import Lease
 from .hub import HuggingFaceHub
 from .jobs import Jobs
 from .launcher import Launcher
 from .records import Report
+from .results.votes import VoteStore
 from .runs import RunStore
-from .services import Engine, OnDemand, Services
+from .services import Services
 from .settings import Settings
-from .votes import VoteStore
-from .waiting import Waiting
+from .system import logs
+from .upkeep.ending import saving_runs
+from .visitors.access import Access
+from .visitors.waiting import Waiting
 
 _PORT, _LAST_PORT = "GRADIO_SERVER_PORT", 65535
 

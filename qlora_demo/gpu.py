@@ -10,11 +10,11 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Literal
 
-from .cgroup import free_and_total, processors
-from .disk import writing
 from .errors import DeviceBusy
-from .locks import HeldLock, is_held, read_note
 from .records import DeviceInfo
+from .system.cgroup import free_and_total, processors
+from .system.disk import writing
+from .system.locks import HeldLock, is_held, read_note
 
 Purpose = Literal["chat", "training", "evaluation", "merge", "benchmark"]
 

@@ -14,13 +14,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from . import logs
-from .disk import read_object, write_atomically, writing
 from .errors import DemoError, DeviceBusy, RunError
-from .halt import Halt
-from .locks import HeldLock
 from .records import Progress, Step
 from .runs import JOB_LOCK, Run, RunStore
+from .system import logs
+from .system.disk import read_object, write_atomically, writing
+from .system.halt import Halt
+from .system.locks import HeldLock
 
 Work = Callable[[Halt], Iterator[Step]]
 _SAVE_SECONDS = 2.0

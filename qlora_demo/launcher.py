@@ -9,15 +9,15 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 
-from . import logs
-from .children import environment
-from .choices import refuse, refuse_processes
 from .config import TrainConfig
 from .errors import DeviceBusy, RunError
 from .gpu import Lease, device_info, gpu_count
-from .locks import HeldLock
+from .plan.choices import refuse, refuse_processes
 from .records import RunState
 from .runs import HELD, Run, RunStore, write_state
+from .system import logs
+from .system.children import environment
+from .system.locks import HeldLock
 
 
 class Launcher:

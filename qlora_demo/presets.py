@@ -7,7 +7,7 @@ from typing import Any
 
 from .config import TrainConfig
 from .knobs import field_names, knob
-from .memory_plan import Kind
+from .plan.memory_plan import Kind
 
 PRESETS: dict[str, TrainConfig] = {
     "First look": TrainConfig(max_steps=30, eval_steps=30, target_modules="attention", r=8, lora_alpha=16),

@@ -26,13 +26,13 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from .config import TrainConfig
-from .disk import new_folder, out_of_room, read_file, read_object, remove_folder, write_atomically, writing
 from .errors import ConfigError, RunError, one_line
-from .locks import is_held
-from .logs import without_tokens
 from .records import BEFORE, LOG_ENDS, Message, RunState, Status, TrainMetrics
 from .settings import LIMITS, Limits
 from .stored import require_few, require_room
+from .system.disk import new_folder, out_of_room, read_file, read_object, remove_folder, write_atomically, writing
+from .system.locks import is_held
+from .system.logs import without_tokens
 
 _STATE, _METRICS, _MESSAGES = TypeAdapter(RunState), TypeAdapter(TrainMetrics), TypeAdapter(list[Message])
 _CREATED = RunState("created")

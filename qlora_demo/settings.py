@@ -7,7 +7,7 @@
     QLORA_DEMO_PRELOAD         base models to fetch at the start, in the background: hub ids, separated by commas
     QLORA_DEMO_SYNC_REPO       a hub repository that ended runs and their reports are copied to; needs HF_TOKEN
     QLORA_DEMO_PAUSE_MINUTES   pause the Space's hardware after so many minutes without use; needs HF_TOKEN
-    QLORA_DEMO_LOG             json or text (default: text on a terminal, json elsewhere); see logs.py
+    QLORA_DEMO_LOG             json or text (default: text on a terminal, json elsewhere); see system/logs.py
     QLORA_DEMO_OPERATORS       hub usernames, separated by commas, who are operators when signed in with Hugging Face;
                                on a Space its creator is one too
     QLORA_DEMO_PASSWORD        who knows it can sign in as an operator; at least 8 characters
@@ -31,7 +31,7 @@ from pathlib import Path
 import platformdirs
 
 from .errors import ConfigError
-from .locks import HeldLock
+from .system.locks import HeldLock
 
 _SPACE_DISK = "/data"
 _HOST = "127.0.0.1"

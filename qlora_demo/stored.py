@@ -1,13 +1,13 @@
-"""Room for one more of what is kept, by the limits on it; the disk itself is `disk.py`'s."""
+"""Room for one more of what is kept, by the limits on it; the disk itself is `system/disk.py`'s."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from .disk import folder_bytes
 from .errors import TooMany
 from .settings import Limits, variable
+from .system.disk import folder_bytes
 from .units import memory
 
 _KEPT = ("runs", "uploads", "benchmarks")

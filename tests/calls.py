@@ -15,8 +15,8 @@ import gradio as gr
 import httpx
 
 from qlora_demo.services import Services
-from qlora_demo.status import AppStatus
 from qlora_demo.ui.page import open_page
+from qlora_demo.upkeep.status import AppStatus
 from tests.closing import OPENED
 
 

@@ -12,12 +12,12 @@ import pytest
 from qlora_demo.checking import RESULT, Checks
 from qlora_demo.config import TrainConfig
 from qlora_demo.errors import ConfigError, TooMany, WorkError
-from qlora_demo.halt import Halt
 from qlora_demo.jobs import read_result
-from qlora_demo.locks import HeldLock
 from qlora_demo.records import Progress, RunState, Step
 from qlora_demo.runs import Run, RunStore, write_state
 from qlora_demo.settings import Limits
+from qlora_demo.system.halt import Halt
+from qlora_demo.system.locks import HeldLock
 from tests.queueing import until
 
 

@@ -24,10 +24,10 @@ from huggingface_hub import HfApi
 from huggingface_hub.cli.hf import app as hf
 from packaging.requirements import Requirement
 
-from qlora_demo.access import SESSION_SECONDS
 from qlora_demo.catalog import SMOLLM2
 from qlora_demo.settings import Settings
 from qlora_demo.ui.healthz import KEPT_SECONDS
+from qlora_demo.visitors.access import SESSION_SECONDS
 
 from .calls import free_port
 from .dockerfile import Instruction, environment, read_stages

@@ -13,13 +13,13 @@ import torch
 from qlora_demo.columns import parse_all
 from qlora_demo.compose import build_services
 from qlora_demo.config import GenerationSettings, TrainConfig
-from qlora_demo.halt import Halt
 from qlora_demo.ml.generate import encode, stream
 from qlora_demo.ml.variants import Loaded, Variants
 from qlora_demo.records import AnswerRequest
 from qlora_demo.runs import Run
 from qlora_demo.services import Services
 from qlora_demo.settings import Settings
+from qlora_demo.system.halt import Halt
 from tests.ml.test_variants import loaded
 
 pytestmark = [pytest.mark.bundled, pytest.mark.timeout(1800)]  # the run takes minutes, more on a busy machine

@@ -11,12 +11,12 @@ import pytest
 
 from qlora_demo.config import TrainConfig
 from qlora_demo.errors import DeviceBusy, ModelError, RunError, WorkError
-from qlora_demo.halt import Halt
 from qlora_demo.jobs import Jobs, read_result, save_result, told_result
 from qlora_demo.records import Progress, Step
+from qlora_demo.results.tables import remarks
 from qlora_demo.runs import Run, RunStore, write_state
 from qlora_demo.services import Services
-from qlora_demo.tables import remarks
+from qlora_demo.system.halt import Halt
 
 
 @pytest.fixture

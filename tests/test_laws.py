@@ -15,21 +15,25 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "qlora_demo"
-PLAIN = """
-    access alternatives answers background benchmark_cases benchmark_comparison benchmark_fault benchmark_notes
-    benchmark_plots benchmark_reckoned benchmark_tables benchmarking catalog cgroup chance checking children choices
-    columns differences disk dispatch doctor ending exporting flops gpu guide halt health heap history hub idle jobs
-    launcher locks memory memory_plan model_card placement planning plots preload presets promptsets rates report
-    reporting row_files row_formats runs scoring services settings sources status steady stored syncing tables tickets
-    units verdicts visiting visits votes waiting
-"""
-"""The modules that know neither the page nor the engine's libraries."""
-TIERS = (
-    {"app", "cli", "cli_benchmark", "arguments", "console", "__main__", "compose"},
-    {"ui", "ml"},
-    set(PLAIN.split()),
-    {"records", "config", "benchmark_config", "knobs", "errors", "logs"},
+TIERS = tuple(
+    set(tier.split())
+    for tier in (
+        "app __main__ cli",
+        "commands compose",
+        "ui ml",
+        "upkeep",
+        "services",
+        "benchmark launcher presets",
+        "results",
+        "visitors engine",
+        "plan",
+        "rows catalog checking columns gpu hub jobs memory runs sources stored",
+        "config knobs records settings",
+        "system",
+        "errors units",
+    )
 )
+"""Rooms and the package's own files, from the top down."""
 ENGINE_LIBRARIES = {"torch", "transformers", "peft", "trl", "bitsandbytes", "datasets", "accelerate"}
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -325,7 +329,7 @@ from pathlib import Path
 import qlora_demo.ui.page
 from qlora_demo.compose import build_services
 from qlora_demo.settings import Settings
-from qlora_demo.status import AppStatus
+from qlora_demo.upkeep.status import AppStatus
 page = qlora_demo.ui.page.build_page(build_services(Settings(Path({str(tmp_path)!r}))), AppStatus())
 print(type(page).__name__, *sorted({ENGINE_LIBRARIES!r} & set(sys.modules)))
 """
@@ -333,9 +337,13 @@ print(type(page).__name__, *sorted({ENGINE_LIBRARIES!r} & set(sys.modules)))
     assert (done.stdout.split(), done.returncode) == (["Page"], 0), done.stderr
 
 
-def test_the_readme_maps_every_module(code: Sources) -> None:
-    listed = (ROOT / "README.md").read_text("utf-8").split("## File map")[1]
-    named = set(re.findall(r"`(?:[\w/]*/)?(\w+)\.py`", listed))
-    files = {source.path.stem for source in code.values() if source.path.name != "__init__.py"}
-    assert files - {"__main__"} <= named
-    assert named <= files
+def test_the_readme_maps_every_module_in_its_room(code: Sources) -> None:
+    sections = (ROOT / "README.md").read_text("utf-8").split("## File map")[1].split("\n### ")[1:]
+    named = {
+        f"{room[1]}{name}"
+        for section in sections
+        if (room := re.match(rf"`({PACKAGE}/(?:\w+/)?)`", section))
+        for name in re.findall(r"`(\w+\.py)`", section)
+    }
+    files = {source.path.relative_to(ROOT).as_posix() for source in code.values()}
+    assert named == {name for name in files - {"app.py"} if not name.endswith("__init__.py")}

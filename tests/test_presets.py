@@ -7,7 +7,7 @@ import shlex
 import pytest
 
 from qlora_demo import cli
-from qlora_demo.arguments import train_config
+from qlora_demo.commands.arguments import train_config
 from qlora_demo.config import TrainConfig
 from qlora_demo.presets import PRESETS, apply_preset, command_line, config_difference
 

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from qlora_demo.config import TrainConfig
-from qlora_demo.disk import write_atomically
 from qlora_demo.errors import RunError
-from qlora_demo.locks import HeldLock
 from qlora_demo.records import Choice, RunState, TrainMetrics
 from qlora_demo.runs import Run, RunStore, append_metrics, read_state, write_state
+from qlora_demo.system.disk import write_atomically
+from qlora_demo.system.locks import HeldLock
 
 GONE = "20260101-000000-qlora-0000"
 

@@ -8,18 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from qlora_demo.benchmark_config import BenchmarkConfig
+from qlora_demo.benchmark.config import BenchmarkConfig
 from qlora_demo.compose import build_services
 from qlora_demo.config import TrainConfig
-from qlora_demo.disk import folder_bytes
 from qlora_demo.errors import RunError, TooMany
-from qlora_demo.halt import Halt
 from qlora_demo.records import ExportRequest, RunState
+from qlora_demo.results.votes import NewComparison, VoteStore
 from qlora_demo.runs import RunStore
 from qlora_demo.services import Services
 from qlora_demo.settings import Limits
 from qlora_demo.stored import require_room
-from qlora_demo.votes import NewComparison, VoteStore
+from qlora_demo.system.disk import folder_bytes
+from qlora_demo.system.halt import Halt
 from tests.calls import Client, opened
 
 

@@ -22,17 +22,17 @@ from pathlib import Path
 from typing import Any
 
 from qlora_demo.compose import build_services
-from qlora_demo.dispatch import Dispatcher
 from qlora_demo.errors import DemoError
-from qlora_demo.halt import Halt
-from qlora_demo.history import write_note
 from qlora_demo.ml import train
 from qlora_demo.records import Answer, Progress, Step
-from qlora_demo.reporting import keep_conversation
+from qlora_demo.results.history import write_note
+from qlora_demo.results.reporting import keep_conversation
+from qlora_demo.results.votes import NewComparison
 from qlora_demo.runs import HELD, Run
 from qlora_demo.services import Services
 from qlora_demo.settings import Settings
-from qlora_demo.votes import NewComparison
+from qlora_demo.system.halt import Halt
+from qlora_demo.upkeep.dispatch import Dispatcher
 
 _BYTES = 1 << 16
 

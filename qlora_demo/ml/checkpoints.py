@@ -11,8 +11,8 @@ import torch
 from transformers import TrainerCallback
 
 from ..config import TrainConfig
-from ..disk import write_atomically
 from ..runs import CHECKPOINT_MARK
+from ..system.disk import write_atomically
 from .ranks import agreed, is_main
 
 

@@ -14,13 +14,13 @@ import datasets
 from datasets import Dataset
 from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
 
-from .. import tickets
 from ..catalog import BUNDLED_DATASETS, TICKETS
 from ..config import LossOn, TrainConfig, column_mapping
 from ..errors import DataError, one_line
 from ..hub import is_repo_id
-from ..row_files import FoundRow, is_data_file, iter_file
-from ..row_formats import Row, to_messages
+from ..rows import tickets
+from ..rows.files import FoundRow, is_data_file, iter_file
+from ..rows.formats import Row, to_messages
 
 datasets.disable_progress_bars()
 

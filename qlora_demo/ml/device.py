@@ -7,8 +7,8 @@ import sys
 
 import torch
 
-from .. import cgroup
 from ..records import Precision
+from ..system import cgroup
 
 _NO_MEMORY = ("out of memory", "defaultcpuallocator", "cublas_status_alloc_failed")
 

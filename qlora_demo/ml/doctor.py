@@ -9,11 +9,11 @@ import bitsandbytes
 import torch
 
 from ..catalog import BundledModel, bundled_path, is_fetched
-from ..doctor import Check, attempt
 from ..errors import ModelError, WorkError
 from ..gpu import driver_version
 from ..settings import Settings
 from ..sources import weights_digest
+from ..upkeep.doctor import Check, attempt
 from .device import compute_dtype, device, has_bf16
 from .kernels import triton_trouble
 from .load import load_16bit

@@ -9,16 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .. import logs
 from ..catalog import FIDELITY_ROWS
 from ..columns import is_bundled, parse
 from ..config import TrainConfig
 from ..errors import DataError, OutOfMemory, RunError
-from ..exporting import base_for, card, export_folder, facts, lines
 from ..gpu import Lease, Purpose
-from ..halt import Halt
-from ..locks import HeldLock
-from ..placement import Placement, merge_bases
+from ..plan.placement import Placement, merge_bases
 from ..records import (
     Answer,
     AnswerRequest,
@@ -31,10 +27,14 @@ from ..records import (
     Resident,
     Step,
 )
+from ..results.exporting import base_for, card, export_folder, facts, lines
 from ..runs import Run, RunStore
 from ..settings import Settings
 from ..sources import resolve
 from ..stored import require_room
+from ..system import logs
+from ..system.halt import Halt
+from ..system.locks import HeldLock
 from .device import device, ran_out
 from .evaluate import Rows
 from .explain import explain_layer, explain_update, layer_names

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..config import GenerationSettings
 from ..records import Message
-from ..scoring import Score, score, summarize
+from ..results.scoring import Score, score, summarize
 from .generate import Activate, complete, encode
 from .load import context_length
 from .variants import Loaded

@@ -12,11 +12,11 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_utils import align_special_tokens
 
-from ..disk import draft_folder, require_free, require_new
 from ..errors import WrongModel
 from ..memory import weight_bytes
 from ..records import MergeBase, Message, Progress, Step
 from ..sources import Origin, shape_of, weights_digest
+from ..system.disk import draft_folder, require_free, require_new
 from .evaluate import Conversation, Rows, divergences, fidelity_figures, that_fit
 from .generate import encode
 from .load import keep_exact, load_quantized

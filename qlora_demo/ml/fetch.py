@@ -16,9 +16,9 @@ from pathlib import Path
 
 from ..catalog import BundledModel, bundled_path, is_fetched
 from ..errors import FetchError
-from ..locks import HeldLock
 from ..records import Progress, Report
 from ..settings import Settings
+from ..system.locks import HeldLock
 
 
 def fetch(settings: Settings, model: BundledModel, report: Report) -> Path:

@@ -11,7 +11,7 @@ from typing import Any
 from ..columns import parse, title
 from ..errors import DataError, WorkError
 from ..records import Column, MergeBase, Progress, Step
-from ..verdicts import fidelity_sentence
+from ..results.verdicts import fidelity_sentence
 from .evaluate import (
     ANSWER_TOKENS,
     Divergence,

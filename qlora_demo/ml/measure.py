@@ -14,8 +14,8 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any, TextIO
 
-from ..benchmark_cases import Case
-from ..benchmark_config import BenchmarkConfig, BenchmarkKind
+from ..benchmark.cases import Case
+from ..benchmark.config import BenchmarkConfig, BenchmarkKind
 from ..config import TrainConfig
 from ..errors import NoRoom, RequestError, one_line
 from ..settings import Settings

@@ -17,8 +17,8 @@ from peft import get_peft_model, get_peft_model_state_dict
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
-from ..benchmark_cases import Case
-from ..benchmark_config import BenchmarkConfig
+from ..benchmark.cases import Case
+from ..benchmark.config import BenchmarkConfig
 from ..columns import parse
 from ..config import GenerationSettings, TrainConfig
 from ..errors import one_line

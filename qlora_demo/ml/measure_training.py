@@ -14,15 +14,15 @@ import torch
 from transformers import TrainerCallback
 from trl import SFTTrainer
 
-from ..alternatives import Comparison, compare
-from ..benchmark_cases import WARM_UP_STEPS, Case, largest
-from ..benchmark_config import BenchmarkConfig
-from ..choices import Chosen, choose, refuse
+from ..benchmark.cases import WARM_UP_STEPS, Case, largest
+from ..benchmark.config import BenchmarkConfig
 from ..config import MOST_TOKENS, TrainConfig
 from ..errors import NoRoom
-from ..flops import train_flops
 from ..memory import ModelShape
-from ..memory_plan import On, parse_memory
+from ..plan.alternatives import Comparison, compare
+from ..plan.choices import Chosen, choose, refuse
+from ..plan.flops import train_flops
+from ..plan.memory_plan import On, parse_memory
 from ..records import percentile_95
 from ..settings import Settings
 from ..sources import resolve, shape_of

@@ -12,11 +12,11 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from transformers import PreTrainedModel
 
-from .. import cgroup
 from ..errors import RequestError, WrongModel
 from ..memory import weight_bytes
 from ..records import MergeBase
 from ..sources import Origin, shape_of
+from ..system import cgroup
 from .device import device, free_and_total
 from .load import load_16bit, load_adapter, load_dequantized
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from ..heap import MMAP_THRESHOLD, set_option, trim
+from ..system.heap import MMAP_THRESHOLD, set_option, trim
 
 _CLEAR, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 _SMALL, _GROWN = 128 << 10, 32 << 20

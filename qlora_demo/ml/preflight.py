@@ -17,12 +17,12 @@ from trl.chat_template_utils import get_training_chat_template, has_generation_m
 from ..catalog import TICKETS
 from ..config import TrainConfig, column_mapping
 from ..errors import ConfigError, DataError, one_line
-from ..halt import Halt
 from ..records import Progress, Step, percentile_95
-from ..row_files import FoundRow
-from ..row_formats import Row, detect, out_of_order
+from ..rows.files import FoundRow
+from ..rows.formats import Row, detect, out_of_order
 from ..settings import Settings
 from ..sources import resolve
+from ..system.halt import Halt
 from ..units import counted
 from .data import bundled_splits, heldout_places, iter_rows, row_digest, to_prompt_completion, trained_places, usable
 from .load import load_tokenizer

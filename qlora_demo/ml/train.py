@@ -28,27 +28,19 @@ from typing import Any
 import torch
 from trl import SFTTrainer
 
-from .. import logs
-from ..alternatives import lighter
 from ..config import TrainConfig
-from ..disk import is_full, write_atomically
 from ..errors import DemoError, DeviceBusy, OutOfMemory, RequestError, RunError, WorkError, one_line
 from ..gpu import Lease, device_info
-from ..locks import HeldLock
-from ..memory_plan import plan
+from ..plan.alternatives import lighter
+from ..plan.memory_plan import plan
 from ..records import Choice, Lighter, RunState, TrainMetrics
-from ..runs import (
-    CHECKPOINT_MARK,
-    CHECKPOINTS,
-    HELD,
-    cut_metrics,
-    last_checkpoint,
-    read_metrics,
-    read_state,
-)
-from ..scoring import score, summarize
+from ..results.scoring import score, summarize
+from ..runs import CHECKPOINT_MARK, CHECKPOINTS, HELD, cut_metrics, last_checkpoint, read_metrics, read_state
 from ..settings import Settings
 from ..sources import resolve, shape_of, weights_digest
+from ..system import logs
+from ..system.disk import is_full, write_atomically
+from ..system.locks import HeldLock
 from ..units import memory
 from .checkpoints import Checkpoints
 from .data import Splits, load_splits, rows_digest

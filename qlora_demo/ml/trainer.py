@@ -18,11 +18,11 @@ from transformers import AutoModelForCausalLM
 from trl import SFTConfig, SFTTrainer
 
 from ..catalog import BUNDLED_MODELS
-from ..choices import Chosen, Situation, choose, refuse, refuse_targets
 from ..config import TrainConfig, target_names
 from ..errors import ConfigError, DataError
 from ..memory import ModelShape
-from ..memory_plan import Kind
+from ..plan.choices import Chosen, Situation, choose, refuse, refuse_targets
+from ..plan.memory_plan import Kind
 from ..records import Choice
 from ..runs import CHECKPOINTS
 from ..settings import Settings

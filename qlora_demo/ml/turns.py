@@ -14,8 +14,8 @@ from dataclasses import replace
 import torch
 
 from ..errors import DemoError
-from ..halt import Halt
 from ..records import Answer, AnswerRequest, GenerationChunk, Proof
+from ..system.halt import Halt
 from .device import ran_out
 from .generate import add_pass, stream
 from .variants import Loaded, prove

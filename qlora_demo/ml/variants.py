@@ -13,8 +13,8 @@ from transformers.trainer_utils import align_special_tokens
 
 from ..columns import title
 from ..errors import NoRoom, WrongModel
-from ..placement import Device, Place, Placement, Unit, UnitKind, default_base, place, says, unit_name
-from ..planning import wanted
+from ..plan.placement import Device, Place, Placement, Unit, UnitKind, default_base, place, says, unit_name
+from ..plan.planning import wanted
 from ..records import AdapterUse, Column, Precision, Progress, Proof, Resident
 from ..runs import RunStore
 from ..settings import Settings

@@ -12,7 +12,7 @@ from concurrent.futures import Future
 from contextlib import closing
 from typing import TypeVar
 
-from ..halt import Halt
+from ..system.halt import Halt
 
 T = TypeVar("T")
 _PATIENCE_SECONDS = 0.25

@@ -6,7 +6,7 @@ from html import escape
 
 import gradio as gr
 
-from ..access import Access, Visitor
+from ..visitors.access import Access, Visitor
 from .gate import Gate, visitor_of
 
 _SAID = {

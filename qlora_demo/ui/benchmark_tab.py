@@ -11,15 +11,15 @@ from typing import Any, get_args
 
 import gradio as gr
 
-from ..access import Role
-from ..benchmark_config import FULL, BenchmarkConfig, BenchmarkKind
-from ..benchmarking import RESULT, read_result_file
+from ..benchmark.config import FULL, BenchmarkConfig, BenchmarkKind
+from ..benchmark.runner import RESULT, read_result_file
 from ..config import TrainConfig
 from ..errors import ConfigError, DemoError, RequestError
 from ..gpu import device_info
 from ..knobs import knob
 from ..presets import ARTICLE, COMPARED
 from ..services import Services
+from ..visitors.access import Role
 from . import controls, deletion
 from . import render_benchmark as show
 from .gate import Gate, visitor_of

@@ -14,16 +14,16 @@ from typing import Any
 import gradio as gr
 
 from .. import columns as grammar
-from .. import visiting
-from ..access import Visitor
-from ..answers import kept
 from ..catalog import BUNDLED_MODELS, DEFAULT_COLUMNS
 from ..config import GenerationSettings
 from ..errors import ConfigError, DemoError
 from ..records import Answer, AnswerRequest, Message, Order
-from ..reporting import keep_conversation
+from ..results.answers import kept
+from ..results.reporting import keep_conversation
+from ..results.votes import NewComparison
 from ..services import Services
-from ..votes import NewComparison
+from ..visitors import visiting
+from ..visitors.access import Visitor
 from . import controls
 from . import render_answers as show
 from .gate import visitor_of
@@ -256,7 +256,7 @@ class Chat:
             if not press.halt.is_set():
                 self.services.jobs.require_models()
                 if press.asker.role == "visitor":
-                    visiting.evicts_nothing(self.services, request.columns)
+                    visiting.evicts_nothing(self.services.plan, request.columns)
                 yield from self._stream(talk, request, press.halt)
 
     def _stream(self, talk: Talk, request: AnswerRequest, halt: Stop) -> Iterator[list[Any]]:

@@ -16,9 +16,9 @@ from ..catalog import BUNDLED_MODELS, DEFAULT_COLUMNS, is_fetched
 from ..config import GenerationSettings
 from ..errors import ConfigError
 from ..records import Order
+from ..results.votes import ALL_BAD, TIE
 from ..runs import RunStore
 from ..services import Services
-from ..votes import ALL_BAD, TIE
 from . import controls, render
 from . import render_answers as show
 from .chat import SLOTS, Chat, greedy, new_seed

@@ -7,7 +7,7 @@ from typing import Any, TypeVar, get_args
 
 import gradio as gr
 
-from ..benchmark_config import BenchmarkConfig
+from ..benchmark.config import BenchmarkConfig
 from ..catalog import BUNDLED_DATASETS, BUNDLED_MODELS, SHAPE_PREFIX, SHAPES
 from ..config import GenerationSettings, TrainConfig
 from ..knobs import Knobs, allowed, field_names, knob, shelf

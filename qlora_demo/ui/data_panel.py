@@ -13,10 +13,10 @@ import gradio as gr
 from ..checking import RESULT
 from ..config import TrainConfig
 from ..errors import DemoError, RunError
-from ..halt import Halt
 from ..jobs import read_result
 from ..runs import Run, RunStore
 from ..services import Services
+from ..system.halt import Halt
 from ..units import counted
 from . import controls
 from . import render_training as show

@@ -13,8 +13,8 @@ from http.cookies import CookieError, SimpleCookie
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from ..access import SESSION_SECONDS, Access, HubUser, Visitor, is_loopback
 from ..errors import Forbidden, RequestError, TooMany
+from ..visitors.access import SESSION_SECONDS, Access, HubUser, Visitor, is_loopback
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]

@@ -14,15 +14,15 @@ from typing import Any, Literal, get_args
 import gradio as gr
 
 from .. import columns as grammar
-from .. import report as reports
 from ..catalog import DEFAULT_COLUMNS, FIDELITY_ROWS
 from ..config import GenerationSettings
 from ..errors import ConfigError
-from ..exporting import base_for, export_folder, push
 from ..jobs import Work, read_result, told_result
-from ..promptsets import ask_all, checked, conversation, read_prompts
 from ..records import ExportKind, ExportRequest, MergeBase
-from ..reporting import write_report
+from ..results import report as reports
+from ..results.exporting import base_for, export_folder, push
+from ..results.promptsets import ask_all, checked, conversation, read_prompts
+from ..results.reporting import write_report
 from ..runs import ADAPTER_WEIGHTS
 from ..services import Services
 from . import render_results as show
@@ -115,8 +115,9 @@ class Judge:
 
     def report(self, run: str | None) -> gr.File:
         """Write the report beside the run; the files to download."""
-        found = self.services.runs.get(needed_run(run))
-        return _files(list(write_report(self.services, found, found.path / "report").values()))
+        services, found = self.services, self.services.runs.get(needed_run(run))
+        made = write_report(services.runs, services.votes, found, found.path / "report")
+        return _files(list(made.values()))
 
     def poll(self, request: gr.Request, *where: Any) -> list[Any]:
         """What changed since the page was last drawn."""

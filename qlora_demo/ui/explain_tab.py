@@ -12,8 +12,8 @@ from ..catalog import SHAPES, SMOLLM2
 from ..config import TrainConfig, target_names
 from ..errors import ConfigError, DemoError, ModelError
 from ..jobs import read_result
-from ..memory_plan import paged_state_bytes, parse_memory, plan
-from ..planning import plan_training
+from ..plan.memory_plan import paged_state_bytes, parse_memory, plan
+from ..plan.planning import plan_training
 from ..runs import Run
 from ..services import Services
 from . import render_explain as show

@@ -16,7 +16,7 @@ from typing import Any
 
 import gradio as gr
 
-from ..access import Access, Role, Visitor
+from ..visitors.access import Access, Role, Visitor
 from .discreet import Discreet
 from .told import told
 

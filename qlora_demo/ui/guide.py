@@ -14,12 +14,12 @@ from typing import Any
 
 import gradio as gr
 
-from .. import guide
-from ..guide import Stage, Standing
 from ..services import Services
 from . import render_guide as show
+from . import stages
 from .gate import Gate, visitor_of
 from .run_choices import examples
+from .stages import Stage, Standing
 from .talk import Talk
 
 _POLL_SECONDS = 3
@@ -58,12 +58,12 @@ class Control:
 
 _SEND = Control("chat", "#send", "#prompt textarea", press=False)
 _CONTROLS = {
-    guide.DATA: Control("train", "#check-data"),
-    guide.BEFORE: _SEND,
-    guide.TRAIN: Control("train", "#start"),
-    guide.AFTER: _SEND,
-    guide.MEASURE: Control("evaluate", "#evaluate", "#judge-run input"),
-    guide.REPORT: Control("evaluate", "#report", "#judge-run input"),
+    stages.DATA: Control("train", "#check-data"),
+    stages.BEFORE: _SEND,
+    stages.TRAIN: Control("train", "#start"),
+    stages.AFTER: _SEND,
+    stages.MEASURE: Control("evaluate", "#evaluate", "#judge-run input"),
+    stages.REPORT: Control("evaluate", "#report", "#judge-run input"),
 }
 
 
@@ -82,7 +82,7 @@ def draw() -> SimpleNamespace:
         line = gr.HTML(elem_id="guide-line")
         buttons = [
             gr.Button(stage.does, variant="primary", visible=False, elem_id=f"guide-{stage.name.lower()}")
-            for stage in guide.STAGES
+            for stage in stages.STAGES
         ]
     return SimpleNamespace(box=box, line=line, buttons=buttons, seen=gr.State(Seen()))
 
@@ -103,7 +103,7 @@ def wire(
 
     def asked(talk: Talk, seen: Seen, request: gr.Request) -> list[Any]:
         """An answer came: of the base model alone, or of a tuned one."""
-        stage = guide.AFTER if talk.run in services.runs.names() else guide.BEFORE
+        stage = stages.AFTER if talk.run in services.runs.names() else stages.BEFORE
         return _drawn(services, _with(seen, stage) if talk.answers else seen, operates(request))
 
     drawn = [parts.box, parts.line, *parts.buttons, parts.seen]
@@ -112,7 +112,7 @@ def wire(
     gate.on(timer.tick, look, parts.seen, drawn, needs="visitor", concurrency_limit=None)
     for event in chat.asking:
         gate.on(event.then, asked, [chat.talk, parts.seen], drawn, needs="visitor")
-    for stage, button in zip(guide.STAGES, parts.buttons, strict=True):
+    for stage, button in zip(stages.STAGES, parts.buttons, strict=True):
         led = gate.on(
             button.click,
             _leading(services, stage),
@@ -129,7 +129,7 @@ def _leading(services: Services, stage: Stage) -> Callable[[str | None, str | No
     control = _CONTROLS[stage]
 
     def lead(run: str | None, typed: str | None, seen: Seen) -> list[Any]:
-        after = _with(seen, stage) if stage is guide.DATA else seen
+        after = _with(seen, stage) if stage is stages.DATA else seen
         asks = control is _SEND and (typed or "").strip() in ("", seen.question)
         question = _question(services, run) if asks else ""
         after = replace(after, question=question or seen.question)
@@ -140,17 +140,17 @@ def _leading(services: Services, stage: Stage) -> Callable[[str | None, str | No
 
 def _question(services: Services, chosen: str | None) -> str:
     """One that the newest run never saw, else one for what is chosen; empty where there is none."""
-    tuned = guide.newest_tuned(services.runs.all())
+    tuned = stages.newest_tuned(services.runs.all())
     prompts, _ = examples(services.runs, tuned.id if tuned else chosen)
     return prompts[0] if prompts else ""
 
 
 def _drawn(services: Services, seen: Seen, operator: bool) -> list[Any]:
     """The box, its line, its buttons, and what is seen; only where something changed."""
-    where = guide.standing(services.runs.all(), services.jobs.last, seen.stages) if operator else Standing(None)
+    where = stages.standing(services.runs.all(), services.jobs.last, seen.stages) if operator else Standing(None)
     if where == seen.shown:
-        return [*[gr.skip()] * (2 + len(guide.STAGES)), seen]
-    buttons = [gr.Button(visible=stage is where.next and not where.waits) for stage in guide.STAGES]
+        return [*[gr.skip()] * (2 + len(stages.STAGES)), seen]
+    buttons = [gr.Button(visible=stage is where.next and not where.waits) for stage in stages.STAGES]
     return [gr.Row(visible=where.next is not None), show.guide(where), *buttons, replace(seen, shown=where)]
 
 

@@ -6,8 +6,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from ..health import Kept, facts
 from ..services import Services
+from ..upkeep.health import Kept, facts
 
 KEPT_SECONDS = 1.0
 """Anybody may ask, as often as they like, and each look writes to the disk and reads every run."""

@@ -7,8 +7,8 @@ from typing import Any
 
 import gradio as gr
 
-from .. import history, tables
 from ..errors import RunError
+from ..results import history, tables
 from ..runs import Run
 from ..services import Services
 from . import render

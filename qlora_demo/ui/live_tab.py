@@ -8,7 +8,7 @@ import gradio as gr
 
 from ..gpu import device_info
 from ..services import Services
-from ..visits import VISITS
+from ..visitors.visits import VISITS
 from . import render_live as show
 from .gate import Gate, visitor_of
 

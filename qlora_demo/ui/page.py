@@ -11,15 +11,15 @@ import gradio as gr
 from starlette.middleware import Middleware
 
 from .. import __version__
-from ..background import begin
 from ..errors import ConfigError
 from ..gpu import device_info
-from ..health import Kept
-from ..heap import ARENA_MAX, set_option
-from ..logs import event
 from ..services import Services
 from ..settings import trust_proxies
-from ..status import AppStatus
+from ..system.heap import ARENA_MAX, set_option
+from ..system.logs import event
+from ..upkeep.background import begin
+from ..upkeep.health import Kept
+from ..upkeep.status import AppStatus
 from . import account, benchmark_tab, chat_tab, evaluate_tab, explain_tab, guide, live_tab, render, train_tab
 from .door import Door, role_needed, unread_of
 from .gate import Gate, visitor_of

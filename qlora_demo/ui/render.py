@@ -8,8 +8,8 @@ from html import escape
 
 import pandas as pd
 
-from ..history import read_note, score_of
 from ..records import BEFORE, Choice, DeviceInfo, Note, TrainMetrics
+from ..results.history import read_note, score_of
 from ..runs import Run
 from ..units import duration, memory
 

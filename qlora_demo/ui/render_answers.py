@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from html import escape
 
-from .. import differences
 from ..columns import title
-from ..placement import Placement, UnitKind, says, unit_name
+from ..plan.placement import Placement, UnitKind, says, unit_name
 from ..records import Answer, Resident
+from ..results import differences
 from ..units import counted, duration, memory, percent
 from .talk import Talk
 

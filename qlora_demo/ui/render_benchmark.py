@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-from .. import tables
-from ..benchmark_comparison import comparison, contrast
-from ..benchmark_notes import notes, standing
-from ..benchmark_plots import figures
-from ..benchmark_tables import machine, settings, table
+from ..benchmark.comparison import comparison, contrast
+from ..benchmark.notes import notes, standing
+from ..benchmark.plots import figures
+from ..benchmark.tables import machine, settings, table
+from ..results import tables
 from ..units import duration
 from .render import bar, problem
 

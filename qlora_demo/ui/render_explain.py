@@ -7,10 +7,10 @@ from html import escape
 from itertools import zip_longest
 from typing import Any
 
-from .. import plots, tables
-from ..alternatives import Comparison
 from ..config import TrainConfig
-from ..memory_plan import MemoryPlan
+from ..plan.alternatives import Comparison
+from ..plan.memory_plan import MemoryPlan
+from ..results import plots, tables
 from ..units import memory, percent
 from .render_training import KERNELS, WAYS
 

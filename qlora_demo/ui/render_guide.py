@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from html import escape
 
-from ..guide import STAGES, Stage, Standing
 from .render import problem
+from .stages import STAGES, Stage, Standing
 
 
 def guide(where: Standing) -> str:

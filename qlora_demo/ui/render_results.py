@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from .. import differences, plots, tables
 from ..jobs import Job
+from ..results import differences, plots, tables
+from ..results.verdicts import method, standings, told_apart
+from ..results.votes import Tally
 from ..units import counted, duration
-from ..verdicts import method, standings, told_apart
-from ..votes import Tally
 from . import render
 
 PAGE_ROWS = 10

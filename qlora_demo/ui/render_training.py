@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from .. import plots, tables
-from ..alternatives import FASTER, Comparison, Passes
 from ..config import TrainConfig
-from ..memory_plan import MemoryPlan
+from ..plan.alternatives import FASTER, Comparison, Passes
+from ..plan.memory_plan import MemoryPlan
 from ..presets import command_line, config_difference
 from ..records import Lighter, TrainMetrics
+from ..results import plots, tables
 from ..runs import Run
 from ..units import counted, memory, percent
 

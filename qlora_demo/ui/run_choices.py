@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from .. import columns as grammar
-from .. import tickets
 from ..catalog import BUNDLED_MODELS, VARIANTS
 from ..errors import RunError
 from ..records import Message
+from ..rows import tickets
 from ..runs import RunStore
 
 _EXAMPLES = 6

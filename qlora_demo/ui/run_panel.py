@@ -15,16 +15,16 @@ from typing import Any
 
 import gradio as gr
 
-from .. import plots
-from ..access import Role
 from ..checking import RESULT
 from ..errors import DemoError, RunError
 from ..gpu import device_info
 from ..jobs import read_result
-from ..planning import plan_training
+from ..plan.planning import plan_training
 from ..records import TrainMetrics
+from ..results import plots
 from ..runs import Run, RunStore
 from ..services import Services
+from ..visitors.access import Role
 from . import controls, deletion, render
 from . import render_training as show
 from .gate import Gate, visitor_of

@@ -8,7 +8,7 @@ from typing import Any
 
 import gradio as gr
 
-from .. import logs
+from ..system import logs
 from .told import refusal
 
 

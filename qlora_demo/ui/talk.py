@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from ..errors import ConfigError
-from ..halt import Halt
 from ..records import Answer, Column, Message
-from ..row_formats import check_characters
+from ..rows.formats import check_characters
+from ..system.halt import Halt
 
 _SIGNS = {"<": "&lt;", "&": "&amp;"}
 _READ_BACK = {name: sign for sign, name in _SIGNS.items()}

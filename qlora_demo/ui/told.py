@@ -11,9 +11,9 @@ from typing import Any
 
 import gradio as gr
 
-from .. import logs
 from ..errors import DemoError, Forbidden
-from ..visits import VISITS, each, new_request
+from ..system import logs
+from ..visitors.visits import VISITS, each, new_request
 from .talk import as_html
 
 _LONGEST = 2000

@@ -15,16 +15,16 @@ import gradio as gr
 
 from ..catalog import BUNDLED_MODELS, is_fetched
 from ..config import TrainConfig
-from ..disk import copy_whole
-from ..dispatch import Dispatcher
 from ..errors import DemoError, ModelError
-from ..history import pair_of, pair_tag, write_note
 from ..launcher import refuse_here
-from ..planning import plan_training
+from ..plan.planning import plan_training
 from ..records import BEFORE
+from ..results.history import pair_of, pair_tag, write_note
 from ..runs import Run
 from ..services import Services
 from ..stored import require_room
+from ..system.disk import copy_whole
+from ..upkeep.dispatch import Dispatcher
 from . import config_panel, controls, data_panel, history_panel, render, run_panel
 from . import render_training as show
 from .gate import Gate, visitor_of

@@ -16,9 +16,9 @@ from accelerate.state import PartialState
 from accelerate.utils import DistributedType
 from torch.distributed.tensor import DTensor
 
-from qlora_demo import choices
 from qlora_demo.ml import train
 from qlora_demo.ml.ranks import is_main
+from qlora_demo.plan import choices
 from qlora_demo.records import TrainMetrics
 from qlora_demo.runs import append_metrics
 

@@ -12,7 +12,7 @@ import pytest
 from qlora_demo.config import TrainConfig
 from qlora_demo.errors import DataError
 from qlora_demo.ml import data
-from qlora_demo.row_files import iter_file
+from qlora_demo.rows.files import iter_file
 
 QUESTION = {"role": "user", "content": "q"}
 ANSWER = {"role": "assistant", "content": "a"}

@@ -17,13 +17,13 @@ from qlora_demo.compose import build_services
 from qlora_demo.config import GenerationSettings
 from qlora_demo.errors import DataError, DeviceBusy, OutOfMemory, RequestError
 from qlora_demo.gpu import Lease
-from qlora_demo.halt import Halt
 from qlora_demo.ml.generate import stream
 from qlora_demo.ml.turns import turn
 from qlora_demo.records import AnswerRequest, ExportKind, ExportRequest, Message
 from qlora_demo.runs import Run
 from qlora_demo.services import Services
 from qlora_demo.settings import Settings
+from qlora_demo.system.halt import Halt
 from tests.ml.test_variants import finished_run
 
 SETTINGS = GenerationSettings(max_new_tokens=12)

@@ -11,12 +11,12 @@ import pytest
 import torch
 from transformers import AutoTokenizer, GenerationConfig
 
-from qlora_demo.halt import Halt
 from qlora_demo.ml.evaluate import answer_span, reference_targets
 from qlora_demo.ml.generate import encode, stop_ids
 from qlora_demo.ml.variants import Loaded
 from qlora_demo.records import ExportRequest
 from qlora_demo.services import Services
+from qlora_demo.system.halt import Halt
 from tests.ml.test_engine import run_with_rows
 from tests.ml.test_variants import finished_run, loaded, variants_of
 

@@ -15,12 +15,12 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 from qlora_demo.columns import parse_all
 from qlora_demo.compose import build_services
 from qlora_demo.errors import RequestError, WrongModel
-from qlora_demo.halt import Halt
 from qlora_demo.ml.load import precision_of, read_adapter_config
 from qlora_demo.records import ExportKind, ExportRequest
 from qlora_demo.runs import Run
 from qlora_demo.services import Services
 from qlora_demo.settings import Settings
+from qlora_demo.system.halt import Halt
 from tests.ml.test_engine import merging, run_with_rows
 
 

@@ -15,7 +15,6 @@ import torch
 
 from qlora_demo.columns import parse_all
 from qlora_demo.config import GenerationSettings
-from qlora_demo.halt import Halt
 from qlora_demo.ml import fast_step, load
 from qlora_demo.ml.agreement import difference
 from qlora_demo.ml.fast_step import FastPath, Run
@@ -24,6 +23,7 @@ from qlora_demo.ml.layer_pass import Forward
 from qlora_demo.ml.variants import Variants
 from qlora_demo.records import AnswerRequest, GenerationChunk, Message
 from qlora_demo.services import Services
+from qlora_demo.system.halt import Halt
 from tests.ml.test_variants import finished_run
 
 ASKED: list[Message] = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hello, wörld"}]

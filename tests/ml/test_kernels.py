@@ -14,12 +14,12 @@ import torch
 import trl.kernels.chunked_logprob
 import trl.trainer.utils
 
-from qlora_demo.choices import choose
 from qlora_demo.config import TrainConfig
 from qlora_demo.memory import ModelShape
 from qlora_demo.ml import kernels, load
 from qlora_demo.ml.data import load_splits
 from qlora_demo.ml.trainer import loss_kernels, make_trainer, situation
+from qlora_demo.plan.choices import choose
 
 GPU = torch.device("cuda")
 TRLS_OWN = trl.kernels.chunked_logprob._use_triton

@@ -12,12 +12,11 @@ import pytest
 import torch
 from bitsandbytes.functional import GlobalPageManager
 
-from qlora_demo.benchmark_cases import Case
-from qlora_demo.benchmark_comparison import comparison
-from qlora_demo.benchmark_config import BenchmarkConfig
-from qlora_demo.benchmark_tables import table
+from qlora_demo.benchmark.cases import Case
+from qlora_demo.benchmark.comparison import comparison
+from qlora_demo.benchmark.config import BenchmarkConfig
+from qlora_demo.benchmark.tables import table
 from qlora_demo.catalog import SHAPES
-from qlora_demo.choices import Situation
 from qlora_demo.config import TrainConfig
 from qlora_demo.errors import NoRoom
 from qlora_demo.ml import measure_inference, measure_training, roofline, trainer
@@ -25,6 +24,7 @@ from qlora_demo.ml.device import device, free_and_total
 from qlora_demo.ml.load import load_base, load_tokenizer
 from qlora_demo.ml.measure_inference import Timed, over_generate
 from qlora_demo.ml.peak import paged_bytes, peak_memory_bytes
+from qlora_demo.plan.choices import Situation
 from qlora_demo.settings import Settings
 from qlora_demo.units import GIB
 from tests.ml.test_fast_step import Rerun

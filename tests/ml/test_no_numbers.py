@@ -13,13 +13,13 @@ from qlora_demo.columns import parse_all
 from qlora_demo.compose import build_services
 from qlora_demo.config import GenerationSettings
 from qlora_demo.errors import WorkError
-from qlora_demo.halt import Halt
 from qlora_demo.ml import train
 from qlora_demo.ml.generate import _likeliest
 from qlora_demo.records import AnswerRequest
 from qlora_demo.runs import ADAPTER_WEIGHTS, Run
 from qlora_demo.services import Services
 from qlora_demo.settings import Settings
+from qlora_demo.system.halt import Halt
 from tests.ml.test_engine import ASKED, run_with_rows
 
 

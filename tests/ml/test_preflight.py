@@ -12,7 +12,6 @@ import pytest
 
 from qlora_demo.config import TrainConfig
 from qlora_demo.errors import ConfigError, DataError
-from qlora_demo.halt import Halt
 from qlora_demo.ml.data import heldout_places, load_splits
 from qlora_demo.ml.generate import encode
 from qlora_demo.ml.load import load_tokenizer
@@ -20,6 +19,7 @@ from qlora_demo.ml.preflight import preflight
 from qlora_demo.ml.trainer import build_trainer
 from qlora_demo.services import Services
 from qlora_demo.settings import Settings
+from qlora_demo.system.halt import Halt
 
 
 def pair(question: str, answer: str) -> dict[str, Any]:

@@ -18,7 +18,6 @@ from transformers import TrainerControl, TrainerState
 from qlora_demo.columns import parse_all
 from qlora_demo.config import GenerationSettings, TrainConfig
 from qlora_demo.errors import ConfigError, RunError
-from qlora_demo.halt import Halt
 from qlora_demo.ml.checkpoints import Checkpoints
 from qlora_demo.ml.load import load_16bit
 from qlora_demo.ml.merge import load_merged
@@ -28,6 +27,7 @@ from qlora_demo.records import AnswerRequest, Message
 from qlora_demo.runs import CHECKPOINT_MARK, CHECKPOINTS, Run, last_checkpoint
 from qlora_demo.services import Services
 from qlora_demo.sources import find_adapter
+from qlora_demo.system.halt import Halt
 from tests.ml.test_train import TINY, ended, trained_here, wait
 from tests.queueing import submit
 

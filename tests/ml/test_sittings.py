@@ -17,15 +17,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import TrainerControl, TrainerState
 
-from qlora_demo.alternatives import lighter
 from qlora_demo.cli import main
+from qlora_demo.commands.console import follow
 from qlora_demo.config import TrainConfig
-from qlora_demo.console import follow
 from qlora_demo.errors import DataError, RunError
 from qlora_demo.jobs import read_result, save_result
 from qlora_demo.memory import ModelShape
 from qlora_demo.ml.reporter import Reporter
 from qlora_demo.ml.train import EndState, _sitting_seconds, train
+from qlora_demo.plan.alternatives import lighter
 from qlora_demo.records import RunState, TrainMetrics
 from qlora_demo.runs import CHECKPOINTS, Run, append_metrics, last_checkpoint, write_state
 from qlora_demo.services import Services

@@ -13,15 +13,15 @@ import torch
 from safetensors.torch import load_file
 from trl import SFTConfig
 
-from qlora_demo import choices
 from qlora_demo.catalog import SMOLLM2
-from qlora_demo.choices import Situation, choose, refuse
 from qlora_demo.config import TrainConfig
 from qlora_demo.errors import ConfigError, ModelError
 from qlora_demo.memory import ModelShape
 from qlora_demo.ml import trainer
 from qlora_demo.ml.data import Splits, load_splits
 from qlora_demo.ml.train import _save_adapter
+from qlora_demo.plan import choices
+from qlora_demo.plan.choices import Situation, choose, refuse
 from qlora_demo.services import Services
 from tests.ml.test_train import TINY
 

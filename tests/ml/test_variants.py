@@ -16,18 +16,18 @@ from transformers import LlamaForCausalLM
 
 from qlora_demo.columns import parse_all
 from qlora_demo.config import TrainConfig
-from qlora_demo.disk import write_atomically
 from qlora_demo.errors import AdapterError, NoRoom, RunError, WrongModel
 from qlora_demo.memory import weight_bytes
 from qlora_demo.ml import load, merge, variants
 from qlora_demo.ml.evaluate import divergences, fidelity_figures, reference_targets
 from qlora_demo.ml.variants import Loaded, Variants, prove
 from qlora_demo.ml.weights import Weights
-from qlora_demo.placement import Device, Unit
+from qlora_demo.plan.placement import Device, Unit
 from qlora_demo.records import RunState
 from qlora_demo.runs import Run, write_state
 from qlora_demo.services import Services
 from qlora_demo.sources import Origin, find_adapter, shape_of, weights_digest
+from qlora_demo.system.disk import write_atomically
 from tests.tiny import save_adapter
 
 ROWS = [[{"role": "user", "content": f"say {n}"}, {"role": "assistant", "content": f"done {n}"}] for n in range(5)]
@@ -273,7 +273,7 @@ def test_a_merge_to_be_quantized_is_made_where_it_has_room_and_ends_on_the_gpu(
     services: Services, run: Run, monkeypatch: pytest.MonkeyPatch, free: float, elsewhere: float, merged_on: str
 ) -> None:
     size, gpu = weight_bytes(shape_of(run.config.model), "16bit"), torch.device("cuda", 0)
-    monkeypatch.setattr("qlora_demo.cgroup.free_and_total", lambda: (int(elsewhere * size), 9 * size))
+    monkeypatch.setattr("qlora_demo.system.cgroup.free_and_total", lambda: (int(elsewhere * size), 9 * size))
     monkeypatch.setattr(merge, "free_and_total", lambda: (int(free * size), 9 * size))
     monkeypatch.setattr(merge, "device", lambda: gpu)
     monkeypatch.setattr(variants, "device", lambda: gpu)

@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 
-from qlora_demo.access import Visitor
 from qlora_demo.catalog import SMOLLM2
 from qlora_demo.compose import build_services
 from qlora_demo.errors import NoRoom, RunError
-from qlora_demo.halt import Halt
 from qlora_demo.records import Column
 from qlora_demo.settings import Limits, Settings
-from qlora_demo.visiting import evicts_nothing, finished_only
+from qlora_demo.system.halt import Halt
+from qlora_demo.visitors.access import Visitor
+from qlora_demo.visitors.visiting import evicts_nothing, finished_only
 from tests.calls import Client, numbers, opened, values
 from tests.ml.test_variants import finished_run
 
@@ -183,6 +183,5 @@ def test_a_bundled_model_as_it_is_is_for_visitors_too(app: SimpleNamespace) -> N
 def test_what_would_push_models_out_is_refused(app: SimpleNamespace) -> None:
     plan = app.services.plan([Column("adapter", "adapter", app.run)])
     unit = plan.places[0].unit
-    crowded = SimpleNamespace(plan=lambda _: replace(plan, evict=((unit, 1),)))
     with pytest.raises(NoRoom, match=r"would push out 4-bit base, which only operators may; choose what is loaded"):
-        evicts_nothing(crowded, [Column("adapter", "adapter", app.run)])  # type: ignore[arg-type]
+        evicts_nothing(lambda _: replace(plan, evict=((unit, 1),)), [Column("adapter", "adapter", app.run)])

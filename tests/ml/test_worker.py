@@ -9,8 +9,8 @@ from collections.abc import Generator
 import pytest
 
 from qlora_demo.errors import RequestError
-from qlora_demo.halt import Halt
 from qlora_demo.ml.worker import Worker
+from qlora_demo.system.halt import Halt
 
 
 def test_the_worker_hands_errors_to_the_thread_that_asked() -> None:

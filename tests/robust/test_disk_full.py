@@ -14,24 +14,24 @@ from typing import Any
 
 import pytest
 
-from qlora_demo.benchmark_config import BenchmarkConfig
+from qlora_demo.benchmark.config import BenchmarkConfig
 from qlora_demo.compose import build_services
 from qlora_demo.config import TrainConfig
-from qlora_demo.disk import copy_whole, folder_bytes
-from qlora_demo.dispatch import Dispatcher
 from qlora_demo.errors import DemoError, WorkError
-from qlora_demo.halt import Halt
-from qlora_demo.history import write_note
 from qlora_demo.jobs import Jobs, read_result, save_result
 from qlora_demo.ml import train as trainer
 from qlora_demo.ml.train import EndState, train
 from qlora_demo.records import Answer, ExportRequest, Progress, RunState, Step, TrainMetrics
-from qlora_demo.report import save
-from qlora_demo.reporting import gather, keep_conversation
+from qlora_demo.results.history import write_note
+from qlora_demo.results.report import save
+from qlora_demo.results.reporting import gather, keep_conversation
+from qlora_demo.results.votes import NewComparison
 from qlora_demo.runs import CHECKPOINT_MARK, CHECKPOINTS, Run, append_metrics, cut_metrics, read_metrics, write_state
 from qlora_demo.services import Services
 from qlora_demo.settings import Settings
-from qlora_demo.votes import NewComparison
+from qlora_demo.system.disk import copy_whole, folder_bytes
+from qlora_demo.system.halt import Halt
+from qlora_demo.upkeep.dispatch import Dispatcher
 from tests.conftest import Disk
 from tests.ml.test_train import TINY
 from tests.ml.test_variants import finished_run
@@ -83,7 +83,7 @@ def writes(services: Services, run: Run, source: Path) -> dict[str, Callable[[],
         "a result": lambda: save_result(run, "evaluation", {"text": "x" * 10_000}),
         "a conversation": lambda: keep_conversation(run, "", "prompt", [answer]),
         "a comparison": lambda: services.votes.add(NEW),
-        "a report": lambda: save(gather(services, run), run.path / "report"),
+        "a report": lambda: save(gather(services.runs, services.votes, run), run.path / "report"),
         "an upload": lambda: copy_whole(source, services.settings.uploads / "rows.jsonl"),
         "a step": lambda: append_metrics(run.path, TrainMetrics(2, 1.0, loss=2.0)),
         "a state": lambda: write_state(run.path, RunState("stopped", error="x" * 5000)),

@@ -16,22 +16,22 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qlora_demo import columns
-from qlora_demo.benchmark_cases import QLORA
-from qlora_demo.benchmark_config import BenchmarkConfig
-from qlora_demo.benchmark_notes import notes, standing
-from qlora_demo.benchmark_tables import table
-from qlora_demo.benchmarking import Benchmarks, read_result_file
+from qlora_demo.benchmark.cases import QLORA
+from qlora_demo.benchmark.config import BenchmarkConfig
+from qlora_demo.benchmark.notes import notes, standing
+from qlora_demo.benchmark.runner import Benchmarks, read_result_file
+from qlora_demo.benchmark.tables import table
 from qlora_demo.catalog import SHAPES
 from qlora_demo.config import GenerationSettings, TrainConfig, column_mapping
 from qlora_demo.errors import ConfigError, DataError, DemoError
 from qlora_demo.gpu import Lease
-from qlora_demo.history import read_note, side_by_side
 from qlora_demo.jobs import read_result
 from qlora_demo.knobs import field_names
-from qlora_demo.promptsets import conversation, read_prompts
 from qlora_demo.records import RunState, TrainMetrics
-from qlora_demo.row_files import iter_file
-from qlora_demo.row_formats import detect, out_of_order, to_messages
+from qlora_demo.results.history import read_note, side_by_side
+from qlora_demo.results.promptsets import conversation, read_prompts
+from qlora_demo.rows.files import iter_file
+from qlora_demo.rows.formats import detect, out_of_order, to_messages
 from qlora_demo.runs import RunStore, append_metrics
 from qlora_demo.settings import Settings
 from qlora_demo.ui import render, render_benchmark, run_panel

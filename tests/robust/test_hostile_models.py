@@ -22,7 +22,7 @@ from qlora_demo.hub import HuggingFaceHub
 from qlora_demo.ml.data import load_splits
 from qlora_demo.ml.load import load_16bit, load_adapter, load_tokenizer
 from qlora_demo.ml.variants import Variants
-from qlora_demo.planning import plan_training
+from qlora_demo.plan.planning import plan_training
 from qlora_demo.services import Services
 from qlora_demo.sources import find_adapter, resolve, shape_of, weights_digest
 from tests.tiny import save_adapter

@@ -18,8 +18,8 @@ import pytest
 from qlora_demo.config import TrainConfig
 from qlora_demo.errors import DataError
 from qlora_demo.ml.data import load_splits
-from qlora_demo.promptsets import read_prompts
-from qlora_demo.row_files import iter_file
+from qlora_demo.results.promptsets import read_prompts
+from qlora_demo.rows.files import iter_file
 
 _MOST_MIB = 400
 """What reading may take beyond an empty file's reading; each of these files would take more than a GiB."""
@@ -28,7 +28,7 @@ READ = """
 import resource, sys
 from pathlib import Path
 from qlora_demo.errors import DataError
-from qlora_demo.row_files import iter_file
+from qlora_demo.rows.files import iter_file
 wrong = ""
 try:
     for found in iter_file(Path(sys.argv[1])):

@@ -17,24 +17,25 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, expect
 
-from qlora_demo.answers import kept
 from qlora_demo.columns import parse_all
 from qlora_demo.compose import build_services
 from qlora_demo.config import GenerationSettings, TrainConfig
+from qlora_demo.engine import OnDemand
 from qlora_demo.errors import ConfigError, DataError
-from qlora_demo.halt import Halt
-from qlora_demo.history import write_note
 from qlora_demo.jobs import save_result
 from qlora_demo.ml.generate import encode
 from qlora_demo.ml.load import load_tokenizer
 from qlora_demo.records import Answer, AnswerRequest, Choice, Progress, RunState
-from qlora_demo.report import save
-from qlora_demo.reporting import gather, keep_conversation
+from qlora_demo.results.answers import kept
+from qlora_demo.results.history import write_note
+from qlora_demo.results.report import save
+from qlora_demo.results.reporting import gather, keep_conversation
+from qlora_demo.results.votes import NewComparison
 from qlora_demo.runs import write_state
-from qlora_demo.services import OnDemand, Services
+from qlora_demo.services import Services
 from qlora_demo.settings import Settings
+from qlora_demo.system.halt import Halt
 from qlora_demo.ui.talk import Talk, conversation, with_prompt
-from qlora_demo.votes import NewComparison
 from tests.calls import Client, opened
 from tests.ml.test_variants import finished_run
 
@@ -64,7 +65,7 @@ def told_app(home: Path) -> SimpleNamespace:
     save_result(run, "prompts", {"columns": ["base", "adapter"], "settings": {}, "prompts": [rows]})
     new = NewComparison(run.id, SCRIPT, SCRIPT, {}, ("base", SCRIPT), {"base": kept(answer), SCRIPT: kept(answer)})
     services.votes.vote(services.votes.add(new), SCRIPT)
-    report = save(gather(services, run), run.path / "report")["html"]
+    report = save(gather(services.runs, services.votes, run), run.path / "report")["html"]
     page = opened(services)
     return SimpleNamespace(services=services, run=run.id, url=str(page.local_url), page=page, report=report)
 

@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 from qlora_demo.config import TrainConfig
-from qlora_demo.dispatch import Dispatcher
 from qlora_demo.records import BEFORE, RunState
 from qlora_demo.runs import CHECKPOINT_MARK, CHECKPOINTS, Run
 from qlora_demo.services import Services
+from qlora_demo.upkeep.dispatch import Dispatcher
 from tests.ml.test_train import TINY, ended, wait
 from tests.queueing import until
 from tests.zygote import ask

@@ -18,11 +18,11 @@ from transformers import LlamaForCausalLM
 from qlora_demo.columns import parse_all
 from qlora_demo.config import GenerationSettings
 from qlora_demo.errors import OutOfMemory
-from qlora_demo.halt import Halt
 from qlora_demo.ml import export, judge
 from qlora_demo.records import Answer, AnswerRequest, ExportRequest, Message
 from qlora_demo.runs import Run
 from qlora_demo.services import Services
+from qlora_demo.system.halt import Halt
 from tests.ml.test_variants import finished_run
 
 NAMES = ("base", "adapter")

@@ -23,11 +23,11 @@ from qlora_demo.catalog import SMOLLM2
 from qlora_demo.columns import parse_all
 from qlora_demo.compose import build_services
 from qlora_demo.config import GenerationSettings
-from qlora_demo.halt import Halt
 from qlora_demo.records import AnswerRequest
 from qlora_demo.runs import Run
 from qlora_demo.services import Services
 from qlora_demo.settings import Settings
+from qlora_demo.system.halt import Halt
 from tests.browser.conftest import Server
 from tests.ml.test_variants import finished_run
 from tests.robust.visitor import TOKENS, Asked, Page, Visitor

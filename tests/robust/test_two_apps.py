@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from qlora_demo.disk import draft_folder
 from qlora_demo.errors import DeviceBusy, RunError, WorkError
 from qlora_demo.gpu import Lease
 from qlora_demo.jobs import read_result
 from qlora_demo.records import RunState
 from qlora_demo.runs import write_state
 from qlora_demo.services import Services
+from qlora_demo.system.disk import draft_folder
 from tests.queueing import submit
 
 pytestmark = pytest.mark.processes
@@ -26,11 +26,11 @@ import sys, time
 from pathlib import Path
 from qlora_demo import launcher
 from qlora_demo.compose import build_services
-from qlora_demo.dispatch import Dispatcher
+from qlora_demo.upkeep.dispatch import Dispatcher
 from qlora_demo.records import Answer
-from qlora_demo.reporting import keep_conversation
+from qlora_demo.results.reporting import keep_conversation
 from qlora_demo.settings import Settings
-from qlora_demo.votes import NewComparison
+from qlora_demo.results.votes import NewComparison
 name, home = sys.argv[1], Path(sys.argv[2])
 services = build_services(Settings(home))
 launcher.train_command = lambda run, _: [sys.executable, "-c", TRAINER, str(run.path), name]
@@ -110,7 +110,7 @@ def test_the_second_app_s_answers_wait_for_the_first_one_s_models(home: Path, mo
 
 def test_a_run_that_the_other_app_has_begun_is_not_deleted_or_taken_from_the_queue(services: Services) -> None:
     from qlora_demo.config import TrainConfig
-    from qlora_demo.locks import HeldLock
+    from qlora_demo.system.locks import HeldLock
 
     run = services.runs.create(TrainConfig())
     lock = HeldLock.acquire(run.lock, {})
@@ -129,7 +129,7 @@ def test_a_folder_that_another_process_writes_is_left_to_it(tmp_path: Path) -> N
         (draft / "half").touch()
         script = f"""
 from pathlib import Path
-from qlora_demo.disk import draft_folder
+from qlora_demo.system.disk import draft_folder
 from tests.queueing import submit
 with draft_folder(Path({str(out)!r})) as draft:
     (draft / "theirs").touch()

@@ -1,0 +1,1 @@
+"""What became of runs: scores, votes, verdicts, comparisons, reports and exports."""
