@@ -35,12 +35,13 @@ def compute_dtype() -> torch.dtype:
 
 def faster_in_fp32() -> bool:
     """Whether this is a processor without matrix units for bf16, whose products take it twice fp32's time, and tens of
-    times without AVX-512."""
+    times without AVX-512.  AMD's with AVX512-BF16 are said to multiply at twice fp32's rate; that was not measured."""
     if device().type != "cpu":
         return False
     has = torch.cpu.get_capabilities()
     on_arm = has.get("bf16") and sys.platform == "linux"  # elsewhere torch does not use what Arm processors have
-    return not (has.get("amx_bf16") or on_arm)
+    on_amd = has.get("avx512_bf16") and "AMD" in str(has.get("cpu_name"))
+    return not (has.get("amx_bf16") or on_arm or on_amd)
 
 
 def sixteen_bit() -> Precision:

@@ -20,7 +20,7 @@ NO_UNITS, UNITS = {"avx512_bf16": True}, {"amx_bf16": True}
 IDS = torch.arange(3, 43)[None]
 
 
-def given(has: dict[str, bool], monkeypatch: pytest.MonkeyPatch, platform: str = "linux") -> None:
+def given(has: dict[str, Any], monkeypatch: pytest.MonkeyPatch, platform: str = "linux") -> None:
     """A processor with these capabilities."""
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
     monkeypatch.setattr(device, "sys", SimpleNamespace(platform=platform))
@@ -33,10 +33,13 @@ def given(has: dict[str, bool], monkeypatch: pytest.MonkeyPatch, platform: str =
         (UNITS, "linux", False),
         ({"bf16": True}, "linux", False),
         ({"bf16": True}, "darwin", True),
+        ({"avx512_bf16": True, "cpu_name": "Intel Xeon"}, "linux", True),
+        ({"avx512_bf16": True, "cpu_name": "AMD EPYC"}, "linux", False),
+        ({"cpu_name": "AMD EPYC"}, "linux", True),
     ],
 )
 def test_a_processor_without_matrix_units_for_bf16_is_faster_in_fp32(
-    has: dict[str, bool], platform: str, expected: bool, monkeypatch: pytest.MonkeyPatch
+    has: dict[str, Any], platform: str, expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given(has, monkeypatch, platform)
     assert device.faster_in_fp32() is expected
@@ -45,7 +48,7 @@ def test_a_processor_without_matrix_units_for_bf16_is_faster_in_fp32(
 @pytest.mark.parametrize("form", ["nf4", "16bit"])
 @pytest.mark.parametrize(("has", "expected"), [(NO_UNITS, torch.float32), (UNITS, torch.bfloat16)])
 def test_what_is_trained_multiplies_in_it_and_what_answers_does_not(
-    tiny_model: Path, form: BaseForm, has: dict[str, bool], expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    tiny_model: Path, form: BaseForm, has: dict[str, Any], expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given(has, monkeypatch)
     multiplied = set[torch.dtype]()
