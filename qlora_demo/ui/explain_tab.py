@@ -30,7 +30,7 @@ _LAYER = Path(__file__).parent.parent / "ml" / "lora_linear.py"
 def build(services: Services, gate: Gate) -> SimpleNamespace:
     """Draw the tab and wire it: ``run`` for the page to refresh, ``open`` and its parts for when the tab opens."""
     parts, explain = _draw(), Explain(services)
-    found = [parts.nf4, parts.bits, parts.one_pass, parts.looked, parts.size]
+    found = [parts.nf4, parts.bits, parts.one_pass, parts.looked, parts.size, parts.layer]
     gate.on(parts.r.change, explain.size, [parts.r, parts.looked], parts.size, needs="visitor")
     gate.on(parts.run.change, explain.layers, parts.run, [parts.layer, parts.merging], needs="visitor")
     look = ([parts.run, parts.layer, parts.r], [parts.spectrum, parts.rounding, *found])
@@ -65,22 +65,26 @@ class Explain:
 
     def layers(self, run: str | None) -> list[Any]:
         """The layers of a run's base that can be looked into, and what merging did to it.  Nobody asked for the list:
-        where the base is not on this disk it is empty, and the button tells why."""
+        where the base is not on this disk it is empty, and why stands beside it."""
         try:
-            names = self.services.engine().layers(self._model(run))
-        except ModelError:
-            names = []
+            names, missing = self.services.engine().layers(self._model(run)), None
+        except ModelError as exc:
+            names, missing = [], str(exc)
         merging = show.merging(read_result(self.services.runs.get(run), "fidelity") if run else None)
-        return [gr.update(choices=names, value=self._middle(run, names) if names else None), merging]
+        return [gr.update(choices=names, value=self._middle(run, names) if names else None, info=missing), merging]
 
     def layer(self, run: str | None, name: str | None, r: int) -> list[Any]:
         """Everything about one layer, computed now; what the slider goes on with is handed to the page."""
         chosen = self.services.runs.get(run) if run else None
-        engine = self.services.engine()
-        name = name or self._middle(run, engine.layers(self._model(run)))
+        engine, listed_now = self.services.engine(), gr.skip()
+        if not name:
+            names = engine.layers(self._model(run))
+            name = self._middle(run, names)
+            listed_now = gr.update(choices=names, value=name, info=None)
         facts = engine.explain_layer(self._model(run), name)
         *update, looked = self._update(chosen, name) if chosen else (show.UNTRAINED, "", None)
-        return [*update, show.nf4(facts), show.bits(facts), show.one_pass(facts), looked, self.size(r, looked)]
+        shown = [*update, show.nf4(facts), show.bits(facts), show.one_pass(facts)]
+        return [*shown, looked, self.size(r, looked), listed_now]
 
     def ledger(self, shape: str, method: str, card: str | None) -> list[str]:
         """The memory of training a shape on a card, part by part; what of it pages, and what may be computed again."""

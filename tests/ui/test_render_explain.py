@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
+import gradio as gr
 import pytest
 from safetensors.torch import save_file
 
@@ -93,23 +95,31 @@ def test_the_slider_s_rank_is_told_what_it_could_hold_of_the_update_looked_into(
     assert "could hold" not in explain.size(r, None)
 
 
-def test_a_base_that_is_not_here_is_told_to_who_asks_for_a_layer_of_it(services: Services, tmp_path: Path) -> None:
+def test_a_base_that_is_not_here_is_told_to_who_asks_for_a_layer_of_it(
+    services: Services, tmp_path: Path, tiny_model: Path
+) -> None:
     run = services.runs.create(TrainConfig(model=str(tmp_path / "gone")))
     layers, _ = Explain(services).layers(run.id)
     assert (layers["choices"], layers["value"]) == ([], None), "the page lists by itself"
+    assert "is no folder here" in layers["info"], "why it is empty stands beside it"
     with pytest.raises(ModelError, match="gone"):
         Explain(services).layer(run.id, None, 2)
+    shutil.copytree(tiny_model, tmp_path / "gone")
+    save_adapter(tiny_model, run.adapter)
+    *_, layers = Explain(services).layer(run.id, None, 2)
+    assert (layers["value"] in layers["choices"], layers["info"]) == (True, None), "once it is here"
 
 
 def test_what_the_slider_goes_on_with_is_of_the_update_looked_into(services: Services, tiny_model: Path) -> None:
     run = services.runs.create(TrainConfig(model=str(tiny_model), r=4, lora_alpha=8))
     save_adapter(tiny_model, run.adapter)
     layer = "model.layers.0.mlp.up_proj"
-    spectrum, *_, looked, size = Explain(services).layer(run.id, layer, 2)
+    spectrum, *_, looked, size, listed = Explain(services).layer(run.id, layer, 2)
     kept = re.search(r"energy it could hold 1 ([\d.]+%) 2 ([\d.]+%) 4 100.0%", _text(spectrum))
     assert kept and f"rank 2 could hold {kept[2]} of the energy" in _text(size)
     assert (looked["run"], looked["layer"], len(looked["energy"])) == (run.id, layer, 4)
-    assert Explain(services).layer(run.id, layer.replace("up", "gate"), 2)[-1] != size
+    assert listed == gr.skip(), "the layer that was chosen stays chosen"
+    assert Explain(services).layer(run.id, layer.replace("up", "gate"), 2)[-2] != size
     save_file({}, run.adapter / "adapter_model.safetensors")
-    *_, looked, size = Explain(services).layer(run.id, layer, 2)
+    *_, looked, size, _ = Explain(services).layer(run.id, layer, 2)
     assert looked is None and "could hold" not in size, "not of the one before"
