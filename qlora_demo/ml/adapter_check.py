@@ -14,6 +14,8 @@ from ..errors import AdapterError
 from ..runs import ADAPTER_WEIGHTS
 
 _FOREIGN = ("megatron_config", "layer_replication", "arrow_config", "modules_to_save", "trainable_token_indices")
+_PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal")
+"""Ways to begin with that leave the base as it is."""
 _ENDLESS, _REPEATED, _MOST_REPEATED = re.compile(r"\)[*+{]"), re.compile(r"[*+}]"), 3
 """A repeated group may take for ever on one name; so may many repetitions after each other."""
 
@@ -27,6 +29,11 @@ def check_adapter(config: PeftConfig, folder: Path) -> None:
     if config.bias != "none":
         raise AdapterError(
             f"adapter {folder}: bias {config.bias!r} is not supported; give an adapter of LoRA layers only"
+        )
+    if config.init_lora_weights not in _PLAIN_STARTS:
+        raise AdapterError(
+            f"adapter {folder}: init_lora_weights {config.init_lora_weights!r} changes the base that others share; "
+            "save it with path_initial_model_for_weight_conversion, see PEFT's guide"
         )
     named = (config.target_modules, config.exclude_modules, config.layers_pattern, config.modules_to_save)
     for pattern in (one for part in (*named, config.rank_pattern, config.alpha_pattern) for one in _texts(part)):
@@ -42,6 +49,21 @@ def check_adapter(config: PeftConfig, folder: Path) -> None:
     asked_for = [config.r, *(config.rank_pattern or {}).values()]
     if not all(isinstance(rank, int) and rank <= max(ranks, default=0) for rank in asked_for):
         raise AdapterError(f"adapter {folder}: says rank {asked_for} and its weights have {ranks}; train again")
+
+
+def check_landed(found: Any, folder: Path, name: str) -> None:
+    """Raise `AdapterError` where part of an adapter is on no layer, or a layer has none, by what its loading `found`:
+    PEFT only warns, and the base would answer in the adapter's name."""
+    if astray := found.unexpected_keys:
+        raise AdapterError(
+            f"adapter {folder}: holds {astray[0][:80]}, which is no layer of the base ({len(astray)} such); give the "
+            "base that it was trained on, or save it from the language model itself"
+        )
+    if missing := [key for key in found.missing_keys if f".{name}." in key]:
+        raise AdapterError(
+            f"adapter {folder}: lacks {missing[0][:80]}, which its configuration asks for ({len(missing)} such); train "
+            "again or restore the file"
+        )
 
 
 def _texts(names: Any) -> list[str]:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import bitsandbytes
 import torch
-from peft import PeftConfig, PeftModel
+from peft import PeftConfig, PeftModel, PeftModelForCausalLM
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -34,7 +34,7 @@ from ..catalog import is_shape
 from ..errors import AdapterError, DemoError, ModelError, one_line
 from ..records import BaseForm, Precision
 from ..sources import ADAPTER_FILES, not_given
-from .adapter_check import check_adapter
+from .adapter_check import check_adapter, check_landed
 from .device import compute_dtype, device, ran_out
 from .peak import nothing_hoarded
 from .products import widen_products
@@ -171,19 +171,20 @@ def quantize_nf4(model: PreTrainedModel, on: torch.device) -> PreTrainedModel:
 def load_adapter(base: PreTrainedModel | PeftModel, folder: Path, name: str = "default") -> PeftModel:
     """An adapter on its base, beside those that are on it already.
 
-    Raises `AdapterError` where it is missing, damaged or of another shape.
+    Raises `AdapterError` where it is missing, damaged, of another shape, or of layers that the base has not.
     """
     config = read_adapter_config(folder)
     check_adapter(config, folder)
+    config.inference_mode = True
     options: dict[str, Any] = {"adapter_name": name, "autocast_adapter_dtype": False}
     with (
         _translated(partial(_adapter_error, folder, "does not fit the base model or is damaged")),
         _packing_hidden(base),
     ):
-        if isinstance(base, PeftModel):
-            base.load_adapter(str(folder), **options)
-            return base.eval()
-        return PeftModel.from_pretrained(base, str(folder), config=config, **options).eval()
+        model = base if isinstance(base, PeftModel) else PeftModelForCausalLM(base, config, **options)
+        landed = model.load_adapter(str(folder), **options)
+    check_landed(landed, folder, name)
+    return model.eval()
 
 
 def read_adapter_config(folder: Path) -> PeftConfig:

@@ -193,6 +193,7 @@ ADAPTERS: dict[str, tuple[dict[str, Any], str]] = {
     "adapters from elsewhere": ({"peft_type": "XLORA", "adapters": {"a": "nobody/x"}}, "adapter"),
     "no kind": ({"peft_type": "NONE"}, "cannot be read"),
     "words for numbers": ({"r": "four"}, "adapter"),
+    "another base than others have": ({"init_lora_weights": "olora"}, "changes the base that others share"),
     "layers that are not there": ({"target_modules": ["nowhere"]}, "does not fit"),
 }
 
@@ -238,6 +239,27 @@ def test_an_adapter_that_brings_weights_for_the_base_itself_is_refused(adapter: 
     save_file(load_file(path) | {"base_model.model.model.embed_tokens.weight": own + 1}, path)
     with pytest.raises(AdapterError, match=r"holds base_model\.model\.model\.embed_tokens\.weight beside"):
         load_adapter(base, adapter)
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize(
+    ("was", "becomes", "said"),
+    [
+        ("base_model.model.model.", "base_model.model.language_model.model.", "is no layer of the base"),
+        ("layers.1.mlp.up_proj.", None, "lacks .*layers.1.mlp.up_proj.* which its configuration asks for"),
+    ],
+)
+def test_an_adapter_that_is_not_on_every_layer_it_names_does_not_answer(
+    adapter: Path, tiny_model: Path, first: bool, was: str, becomes: str | None, said: str
+) -> None:
+    base: Any = load_16bit(str(tiny_model))
+    if not first:
+        base = load_adapter(load_adapter(base, adapter, "adapter10"), adapter, "adapter1")
+    path = adapter / "adapter_model.safetensors"
+    kept = {name: value for name, value in load_file(path).items() if becomes or was not in name}
+    save_file({name.replace(was, becomes or was): value for name, value in kept.items()}, path)
+    with pytest.raises(AdapterError, match=said):
+        load_adapter(base, adapter, "adapter2")
 
 
 def test_an_adapter_of_another_base_s_shape_is_refused(adapter: Path, tiny_model: Path) -> None:
