@@ -91,11 +91,12 @@ class Variants:
         placement = self._plan(columns, origins)
         if not placement.fits:
             raise NoRoom(f"variants: {says(placement)}")
+        ordered = _in_loading_order(placement.places, origins)
         self.loaded = {}
         for unit, _ in placement.evict:
             self.free(unit)
         made: dict[str, Loaded] = {}
-        for at, one in enumerate(_in_loading_order(placement.places)):
+        for at, one in enumerate(ordered):
             yield Progress(f"loading {title(one.column)}", at / len(columns))
             made[one.column.name] = self._load(one, origins[one.column.source])
         self.loaded = {column.name: made[column.name] for column in columns}
@@ -215,10 +216,16 @@ def _read(unit: Unit, origin: Origin) -> Weights:
     return Weights(pack(model), weights_digest(unit.model), time.perf_counter() - started)
 
 
-def _in_loading_order(places: Sequence[Place]) -> list[Place]:
-    """Merges first, which need room for their base as well; a base last, which may share what others brought."""
+def _in_loading_order(places: Sequence[Place], origins: Mapping[str, Origin]) -> list[Place]:
+    """Merges first, which need room for their base as well; then adapters that may have their base read anew, which
+    others then share; a base last, which may share what others brought."""
     order = ("merged", "merged-4bit", "adapter", "base")
-    return sorted(places, key=lambda one: order.index(one.column.recipe))
+
+    def when(one: Place) -> tuple[int, bool]:
+        anew = one.column.recipe == "adapter" and uses_weights(origins[one.column.source])
+        return order.index(one.column.recipe), not anew
+
+    return sorted(places, key=when)
 
 
 def _resident(one: Place, weights: Weights, adapter: Origin | None) -> Resident:
