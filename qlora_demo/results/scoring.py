@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any
 
 from rouge_score import rouge_scorer
@@ -28,7 +30,8 @@ def score(answer: str, reference: str) -> Score:
         answer = answer.rpartition(_REASONED)[2]
     expected = _parse(reference)
     if not isinstance(expected, dict):
-        return Score(answer.strip() == reference.strip(), rouge_l=_rouge_l(answer, reference))
+        exact = answer.strip() == reference.strip()
+        return Score(exact, rouge_l=1.0 if exact else _rouge_l(answer, reference))
     given = _parse(answer)
     fields = given if isinstance(given, dict) else {}
     same = {name: name in fields and _same(fields[name], value) for name, value in expected.items()}
@@ -36,14 +39,15 @@ def score(answer: str, reference: str) -> Score:
 
 
 def summarize(scores: list[Score]) -> dict[str, Any]:
-    """Shares over all rows; what does not apply to the task is left out."""
+    """Shares over all rows, of a field over those whose reference has it; what does not apply to the task is left
+    out."""
     rows = len(scores)
     result: dict[str, Any] = {"rows": rows, "exact_match": sum(s.exact_match for s in scores) / rows}
     json_scores = [s for s in scores if s.valid_json is not None]
     if json_scores:
         result["valid_json"] = sum(bool(s.valid_json) for s in json_scores) / len(json_scores)
         names = dict.fromkeys(name for s in json_scores for name in s.fields)
-        result["fields"] = {n: sum(s.fields.get(n, False) for s in json_scores) / len(json_scores) for n in names}
+        result["fields"] = {name: fmean(s.fields[name] for s in json_scores if name in s.fields) for name in names}
     texts = [s.rouge_l for s in scores if s.rouge_l is not None]
     if texts:
         result["rouge_l"] = sum(texts) / len(texts)
@@ -51,16 +55,26 @@ def summarize(scores: list[Score]) -> dict[str, Any]:
 
 
 class _Words:
-    """Words of any script, as the library's own tokenizer knows ASCII only; time and memory of the score grow with the
-    product of both counts, so no more than `_MOST_WORDS` of each."""
+    """Words of any script, as the library's own tokenizer knows ASCII only; characters where a script has no space
+    between words.  Time and memory of the score grow with the product of both counts, so no more than `_MOST_WORDS` of
+    each."""
 
     def tokenize(self, text: str) -> list[str]:
-        return re.findall(r"\w+", text.lower())[:_MOST_WORDS]
+        spaced = "".join(one if _in_words(one) else " " for one in text.lower())
+        return _UNSPACED.sub(r" \g<0> ", spaced).split()[:_MOST_WORDS]
+
+
+def _in_words(one: str) -> bool:
+    return one.isalnum() or unicodedata.category(one).startswith("M")
 
 
 _INVALID = object()
 _REASONED = "</think>"
 _MOST_WORDS = 2000
+_UNSPACED = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
+)
+"""Thai, Lao, Burmese, Khmer, kana and Han."""
 _SCORER = rouge_scorer.RougeScorer(["rougeL"], tokenizer=_Words())
 
 

@@ -154,8 +154,19 @@ def test_free_text_has_the_words_in_common_in_their_order(answer: str, share: fl
     assert score(answer, "the cat sat").rouge_l == pytest.approx(share)
 
 
-def test_words_of_any_script_count() -> None:
-    assert score("кот сидит", "кот спит").rouge_l == pytest.approx(0.5)
+@pytest.mark.parametrize(
+    ("answer", "reference", "share"),
+    [
+        ("кот сидит", "кот спит", 0.5),
+        ("किताब", "कुतूब", 0.0),
+        ("一二三四五", "一二三四", 8 / 9),
+        (":)", ":)", 1.0),
+        ("", " ", 1.0),
+        (":)", ":(", 0.0),
+    ],
+)
+def test_words_of_any_script_count(answer: str, reference: str, share: float) -> None:
+    assert score(answer, reference).rouge_l == pytest.approx(share)
 
 
 def test_shares_are_over_the_rows_they_apply_to() -> None:
@@ -167,6 +178,12 @@ def test_shares_are_over_the_rows_they_apply_to() -> None:
         "valid_json": 0.75,
         "fields": {"category": 0.75, "product": 0.75, "severity": 0.5},
     }
+
+
+def test_a_field_s_share_is_of_the_rows_that_have_it() -> None:
+    references = ['{"a": 1}', '{"a": 2}', '{"a": 3, "due": "today"}']
+    found = summarize([score(one, one) for one in references] + [score('{"a": 1}', '{"a": 1, "due": "today"}')])
+    assert found["fields"] == {"a": 1.0, "due": 0.5}
 
 
 def test_a_task_of_texts_has_no_share_of_valid_json() -> None:
