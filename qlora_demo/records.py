@@ -153,9 +153,9 @@ class AnswerTiming:
         return self.total_seconds - self.ttft_seconds
 
     @property
-    def tokens_per_second(self) -> float:
-        """Decode rate: tokens after the first over the time they took; 0 where there is none."""
-        return (self.new_tokens - 1) / self.decode_seconds if self.new_tokens > 1 else 0.0
+    def tokens_per_second(self) -> float | None:
+        """Decode rate: tokens after the first over the time they took; None where there is none."""
+        return (self.new_tokens - 1) / self.decode_seconds if self.new_tokens > 1 else None
 
     @property
     def tpot_median_seconds(self) -> float | None:

@@ -149,7 +149,7 @@ def _vote(services: Services) -> None:
 def _write(services: Services) -> None:
     for run in services.runs.all():
         write_note(run, "note " * random.randrange(300), "a, b")
-        keep_conversation(run, "", "prompt", [Answer("base", text="x" * 1000)])
+        keep_conversation(run, "", "prompt", [Answer("base", text="x" * 1000)], {})
         if not services.jobs.going:
             services.jobs.start("evaluation", run.id, _work)
 

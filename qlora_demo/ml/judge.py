@@ -11,6 +11,7 @@ from typing import Any
 from ..columns import parse, title
 from ..errors import DataError, WorkError
 from ..records import Column, MergeBase, Progress, Step
+from ..results.answers import asked
 from ..results.verdicts import fidelity_sentence
 from .evaluate import (
     ANSWER_TOKENS,
@@ -126,7 +127,7 @@ def _rows(columns: dict[str, list[RowResult]], rows: Rows) -> list[dict[str, Any
     done = max(map(len, columns.values()))
     return [
         {
-            "prompt": row[-2]["content"] if len(row) > 1 else "",
+            "prompt": asked(row[:-1]),
             "reference": row[-1]["content"],
             "answers": {name: _answer(results[at]) for name, results in columns.items() if at < len(results)},
         }

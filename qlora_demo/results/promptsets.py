@@ -15,7 +15,7 @@ from ..errors import DataError
 from ..records import AnswerRequest, Column, Message, Progress, Step
 from ..rows.formats import check_characters, checked_turns
 from ..system.halt import Halt
-from .answers import kept
+from .answers import asked, kept
 
 Prompt = str | tuple[Message, ...]
 """A question, or a conversation that ends with one."""
@@ -67,18 +67,24 @@ def ask_all(
     settings: GenerationSettings,
     halt: Halt,
 ) -> Iterator[Step]:
-    """Every column's answer to every conversation: ``columns``, ``settings``, ``prompts[].answers.{column}``."""
+    """Every column's answer to every conversation: ``columns``, ``settings``, ``prompts[].answers.{column}``; a prompt
+    that ends several turns is told with them."""
     done: list[dict[str, Any]] = []
     names = [column.name for column in columns]
     head = {"columns": names, "settings": settings.model_dump()}
     for turns in conversations:
-        asked = AnswerRequest(tuple(columns), dict.fromkeys(names, turns), settings)
-        *_, last = (), *engine.answer(asked, halt)
+        request = AnswerRequest(tuple(columns), dict.fromkeys(names, turns), settings)
+        *_, last = (), *engine.answer(request, halt)
         if halt.is_set():
             return
-        done.append({"prompt": turns[-1]["content"], "answers": {answer.column: kept(answer) for answer in last}})
+        answers = {answer.column: kept(answer) for answer in last}
+        done.append({"system": _system(turns), "prompt": asked(turns), "answers": answers})
         text = f"prompt {len(done)} of {len(conversations)}"
         yield Step(Progress(text, len(done) / len(conversations)), {**head, "prompts": list(done)})
+
+
+def _system(turns: Sequence[Message]) -> str:
+    return next((turn["content"] for turn in turns if turn["role"] == "system"), "")
 
 
 def _from_lines(text: str, name: str) -> list[Prompt]:

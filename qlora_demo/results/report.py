@@ -18,8 +18,9 @@ from markupsafe import Markup
 
 from ..records import Choice, TrainMetrics
 from ..system.disk import require_free, write_bytes_atomically, writing
-from ..units import counted, duration, memory
+from ..units import duration, memory
 from . import plots, tables
+from .answers import speeds
 from .history import RunNote
 from .verdicts import method, standings, told_apart
 from .votes import Comparison, Tally
@@ -134,8 +135,7 @@ def _places(folder: Path, run: str) -> dict[str, Path]:
 
 def _template() -> Any:
     environment = Environment(loader=PackageLoader(__package__), autoescape=True)
-    environment.filters |= {"duration": duration, "memory": memory, "counted": counted}
-    environment.filters |= {"date": _date, "remarks": tables.remarks}
+    environment.filters |= {"memory": memory, "speeds": speeds, "date": _date, "remarks": tables.remarks}
     return environment.get_template("report.html")
 
 

@@ -5,17 +5,18 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from ..errors import ConfigError, RunError
 from ..gpu import device_info
 from ..jobs import at_work, read_result, save_result, told_result
-from ..records import Answer
+from ..records import Answer, Message
 from ..runs import Run, RunStore
 from ..system.locks import HeldLock
 from ..units import memory
-from .answers import kept
+from .answers import kept, transcript
 from .history import read_note
 from .report import Report, save
 from .votes import VoteStore
@@ -66,8 +67,11 @@ def _called(source: str) -> str:
     return path.name if path.is_absolute() or source.startswith(".") else source
 
 
-def keep_conversation(run: Run, system: str, prompt: str, answers: list[Answer]) -> int:
-    """Put one prompt and its answers into the run's report; how many it holds now."""
+def keep_conversation(
+    run: Run, system: str, prompt: str, answers: list[Answer], earlier: Mapping[str, Sequence[Message]]
+) -> int:
+    """Put one prompt and its answers into the run's report, with what each column had said before; how many it holds
+    now."""
     if not answers:
         raise ConfigError("report", "there is no answer to keep yet; send a prompt first")
     lock = HeldLock.acquire(run.path / ".conversations.lock", {}, patience=_PATIENCE)
@@ -75,7 +79,8 @@ def keep_conversation(run: Run, system: str, prompt: str, answers: list[Answer])
         raise RunError(f"run {run.id}: its report is being written; try again")
     try:
         found = (read_result(run, "conversations") or {"conversations": []})["conversations"]
-        found.append({"prompt": prompt, "system": system, "answers": {one.column: kept(one) for one in answers}})
+        said = {one.column: kept(one) | {"earlier": transcript(earlier.get(one.column, ()))} for one in answers}
+        found.append({"prompt": prompt, "system": system, "answers": said})
         save_result(run, "conversations", {"conversations": found})
     finally:
         lock.release()

@@ -39,6 +39,7 @@ from .talk import (
     conversation,
     copied,
     cut_before,
+    earlier,
     messages,
     settle,
     take_back,
@@ -143,7 +144,8 @@ class Chat:
         if not talk.ended:
             raise ConfigError("report", "an answer still grows; wait for it or press Stop")
         self._require_same_adapters("report", talk)
-        count = keep_conversation(run, talk.system, talk.prompt, list(talk.answers.values()))
+        before = {name: earlier(talk, name) for name in talk.answers}
+        count = keep_conversation(run, talk.system, talk.prompt, list(talk.answers.values()), before)
         gr.Info(
             f"The report of {run.id} holds {count} conversation{'s' * (count > 1)} now; make it on the Evaluate tab."
         )

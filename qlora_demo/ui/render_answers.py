@@ -126,7 +126,7 @@ def _figures(answer: Answer) -> list[tuple[str, str]]:
     median, p95, share = timing.tpot_median_seconds, timing.tpot_p95_seconds, answer.bandwidth_share
     return [
         ("time to first token", duration(timing.ttft_seconds) if timing.new_tokens else missing),
-        ("speed", f"{timing.tokens_per_second:.1f} tokens/s" if timing.new_tokens > 1 else missing),
+        ("speed", f"{rate:.1f} tokens/s" if (rate := timing.tokens_per_second) else missing),
         ("per token, median", duration(median) if median else missing),
         ("per token, p95", duration(p95) if p95 else missing),
         ("answer", counted(timing.new_tokens, "token")),

@@ -8,9 +8,10 @@ from typing import Any
 
 from ..jobs import Job
 from ..results import differences, plots, tables
+from ..results.answers import speeds
 from ..results.verdicts import method, standings, told_apart
 from ..results.votes import Tally
-from ..units import counted, duration
+from ..units import counted
 from . import render
 
 PAGE_ROWS = 10
@@ -135,6 +136,6 @@ def _answer_cell(answer: Mapping[str, Any] | None, against: str) -> str:
 
 def _answer_note(answer: Mapping[str, Any]) -> str:
     if "ttft_seconds" in answer:
-        return f"{duration(answer['ttft_seconds'])} to the first token, {answer['tokens_per_second']:.1f} tokens/s"
+        return speeds(answer)
     right = "correct" if answer["exact_match"] else "incorrect"
     return f"{right}, loss {answer['loss']:.3g}"

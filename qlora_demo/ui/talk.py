@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -147,7 +147,12 @@ def with_prompt(talk: Talk, text: str, fresh: Talk) -> Talk:
 def conversation(talk: Talk, name: str) -> tuple[Message, ...]:
     """What a column's model is given."""
     opening: list[Message] = [{"role": "system", "content": talk.system}] if talk.system.strip() else []
-    return (*opening, *_said(talk, name))
+    return (*opening, *_said(talk.turns.get(name, [])))
+
+
+def earlier(talk: Talk, name: str) -> list[Message]:
+    """What was said in a column before the last prompt."""
+    return _said([one for one in talk.turns.get(name, []) if one.number < talk.number])
 
 
 def settle(talk: Talk) -> None:
@@ -191,16 +196,16 @@ def cut_before(talk: Talk, place: int, message: int) -> None:
 
 def messages(talk: Talk, name: str) -> list[Message]:
     """What a column shows, the growing answer included."""
-    shown = _said(talk, name)
+    shown = _said(talk.turns.get(name, []))
     growing = talk.answers.get(name)
     if growing is not None and shown and shown[-1]["role"] == "user":
         shown.append({"role": "assistant", "content": growing.text or "…"})
     return shown
 
 
-def _said(talk: Talk, name: str) -> list[Message]:
+def _said(turns: Sequence[Exchange]) -> list[Message]:
     said: list[Message] = []
-    for one in talk.turns.get(name, []):
+    for one in turns:
         said.append({"role": "user", "content": one.prompt})
         if one.answer is not None:
             said.append({"role": "assistant", "content": one.answer})

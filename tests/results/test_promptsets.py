@@ -135,6 +135,15 @@ def test_every_column_answers_every_prompt(engine: Engine) -> None:
     assert [row["prompt"] for row in last.result["prompts"]] == ["one", "two"]
     first = last.result["prompts"][0]["answers"]
     assert (first["base"]["text"], first["base"]["ttft_seconds"], first["adapter"]["error"]) == ("one", 0.5, "failed")
+    assert [row["system"] for row in last.result["prompts"]] == ["be brief", ""]
+
+
+def test_a_prompt_that_ends_a_conversation_is_told_with_it(engine: Engine) -> None:
+    turns = [("system", "be brief"), ("user", "one"), ("assistant", "1"), ("user", "and in French?")]
+    asked = [tuple({"role": role, "content": text} for role, text in turns)]
+    *_, last = ask_all(engine, parse_all(["base", "adapter"], "R"), asked, GenerationSettings(), Halt())
+    [row] = last.result["prompts"]
+    assert (row["system"], row["prompt"]) == ("be brief", "user: one\n\nassistant: 1\n\nuser: and in French?")
 
 
 def test_a_stop_keeps_only_whole_prompts(engine: Engine) -> None:

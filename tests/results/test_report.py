@@ -36,6 +36,9 @@ TIMED = {
 }
 
 
+ONE_TOKEN = {**TIMED, "new_tokens": 1, "tokens_per_second": None, "earlier": "user: hello"}
+
+
 def row(prompt: str, before: float, after: float) -> dict[str, Any]:
     def answer(loss: float) -> dict[str, Any]:
         return {"text": "{}", "exact_match": loss < 1, "rouge_l": None, "loss": loss}
@@ -71,7 +74,7 @@ def whole() -> Report:
             "merges": {"merged:original": {"kl_mean": 0.08, "rows": 2}},
         },
         prompts={"prompts": [{"prompt": "one of a set", "answers": {"base": TIMED}}]},
-        conversations=[{"prompt": "=1+1", "system": "be brief", "answers": {"adapter": TIMED}}],
+        conversations=[{"prompt": "=1+1", "system": "be brief", "answers": {"adapter": TIMED, "base": ONE_TOKEN}}],
         note=RunNote(f"looks well {HOSTILE}", ("=tag", "kept")),
         comparisons=[
             Comparison("id", 1.0, "base", NewComparison("r", "", "=blind", {}, ("b", "a"), {"a": {"text": "x"}}))
@@ -130,6 +133,9 @@ def test_the_page_holds_every_part(whole: Report) -> None:
         "adapter is not told apart from base, right on 1 of 2 rows against 0 (p = 1)",
         "Stopped early",
         "Left out: 2 rows, too long",
+        "<small>4 tokens, 250 ms to the first, 8.0 tokens/s, 256 MiB",
+        "<small>1 token, 250 ms to the first, 256 MiB",
+        "<details><summary>said before</summary><pre>user: hello</pre>",
         "Ship this one.",
         "Left out: 1 row, too long",
         "0.08",
@@ -182,8 +188,9 @@ def test_csv_holds_the_figures_with_all_digits(whole: Report) -> None:
     assert [line["exact_match"] for line in sheet(whole, "evaluation")] == ["0.0", "0.75"]
     assert len(sheet(whole, "rows")) == 4
     assert sheet(whole, "fidelity")[0]["kl_mean"] == "0.08"
-    (talk,) = sheet(whole, "conversations")
+    talk, short = sheet(whole, "conversations")
     assert (talk["system"], talk["proof fingerprint"]) == ("be brief", "ab12")
+    assert (short["tokens_per_second"], short["earlier"]) == ("", "user: hello")
     assert sheet(whole, "note")[0]["tags"] == "'=tag, kept"
     (blind,) = sheet(whole, "comparisons")
     assert (blind["prompt"], blind["shown"], blind["choice"], blind["a said"]) == ("'=blind", "b, a", "base", "x")

@@ -50,7 +50,7 @@ def test_a_report_is_called_by_what_was_trained_on_what(services: Services) -> N
 def test_all_that_was_measured_said_and_voted_is_in_it(services: Services, run: Run, tmp_path: Path) -> None:
     append_metrics(run.path, TrainMetrics(1, 1.0, loss=2.0))
     save_result(run, "evaluation", {"splits": {"test": {"base": {"rows": 1, "loss": 3.25, "exact_match": 0.0}}}})
-    keep_conversation(run, "be brief", "is it?", [ANSWER])
+    keep_conversation(run, "be brief", "is it?", [ANSWER], {})
     write_note(run, "looks well", "kept")
     kept = NewComparison(run.id, "", "p", {}, ("base", "adapter"), {})
     services.votes.vote(services.votes.add(kept), "adapter")
@@ -61,14 +61,14 @@ def test_all_that_was_measured_said_and_voted_is_in_it(services: Services, run: 
 
 
 def test_conversations_are_added_in_their_order(run: Run) -> None:
-    assert keep_conversation(run, "", "first", [ANSWER]) == 1
-    assert keep_conversation(run, "", "second", [ANSWER]) == 2
+    assert keep_conversation(run, "", "first", [ANSWER], {}) == 1
+    assert keep_conversation(run, "", "second", [ANSWER], {}) == 2
 
 
 def test_a_conversation_brings_no_deleted_run_back(services: Services, run: Run) -> None:
     services.runs.delete(run.id)
     with pytest.raises(RunError, match=f"^{run.id}: it was deleted meanwhile"):
-        keep_conversation(run, "", "late", [ANSWER])
+        keep_conversation(run, "", "late", [ANSWER], {})
     assert services.runs.names() == []
 
 
@@ -96,4 +96,4 @@ def test_a_run_is_not_deleted_while_its_report_is_made(
 
 def test_there_must_be_an_answer_to_keep(run: Run) -> None:
     with pytest.raises(ConfigError, match="there is no answer to keep yet"):
-        keep_conversation(run, "", "", [])
+        keep_conversation(run, "", "", [], {})

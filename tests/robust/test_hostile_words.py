@@ -60,7 +60,7 @@ def told_app(home: Path) -> SimpleNamespace:
     (run.path / "heldout" / "test.jsonl").write_text(json.dumps({"messages": row}) + "\n", "utf-8")
     write_note(run, SCRIPT, SCRIPT)
     answer = Answer("base", text=SCRIPT, error="")
-    keep_conversation(run, SCRIPT, SCRIPT, [answer])
+    keep_conversation(run, SCRIPT, SCRIPT, [answer], {})
     rows = {"prompt": SCRIPT, "answers": {"base": kept(answer), "adapter": kept(Answer("adapter", text="x" + SCRIPT))}}
     save_result(run, "prompts", {"columns": ["base", "adapter"], "settings": {}, "prompts": [rows]})
     new = NewComparison(run.id, SCRIPT, SCRIPT, {}, ("base", SCRIPT), {"base": kept(answer), SCRIPT: kept(answer)})

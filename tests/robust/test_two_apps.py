@@ -55,7 +55,7 @@ for number in range(60):
     answers = {"base": {"text": name}, "adapter": {"text": name}}
     voted = services.votes.add(NewComparison("run", "", f"{name} {number}", {}, ("base", "adapter"), answers))
     services.votes.vote(voted, "base")
-    keep_conversation(services.runs.get(kept), "", f"{name} {number}", [Answer("base", text=name)])
+    keep_conversation(services.runs.get(kept), "", f"{name} {number}", [Answer("base", text=name)], {})
     dispatcher.look()
 while services.runs.waiting("queued") or services.runs.active():
     dispatcher.look()

@@ -275,10 +275,10 @@ def test_what_is_asked_while_an_answer_is_being_stopped_begins_where_that_ends(
     assert tab.engine.heard[-1] == {"ask": [*kept, "three"]}.get(then, kept[:-1])
 
 
-def report_of(tab: Tab) -> list[dict[str, str]]:
+def report_of(tab: Tab, what: str = "text") -> list[dict[str, str]]:
     """The answers of each conversation that was kept."""
     found = json.loads((tab.chat.services.runs.path(tab.run) / "results/conversations.json").read_text("utf-8"))
-    return [{name: one["text"] for name, one in kept["answers"].items()} for kept in found["conversations"]]
+    return [{name: one[what] for name, one in kept["answers"].items()} for kept in found["conversations"]]
 
 
 def test_a_report_keeps_whole_answers_to_the_prompt_and_no_others(tab: Tab, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -294,6 +294,8 @@ def test_a_report_keeps_whole_answers_to_the_prompt_and_no_others(tab: Tab, monk
     tab.press(tab.chat.again(1, VISITOR, *tab.choices()))
     tab.chat.keep(tab.talk)
     assert report_of(tab) == [{"base": "answer 2", "merged": "answer 3"}]
+    said = {"base": "user: one\n\nassistant: answer 1", "merged": ""}
+    assert report_of(tab, "earlier") == [said], "merged was asked nothing before"
 
 
 @pytest.mark.parametrize("other", [False, True], ids=["of the run", "of another run"])
