@@ -89,7 +89,7 @@ def evaluate(services: Services, args: argparse.Namespace) -> dict[str, Any]:
     with at_work(run := services.runs.get(args.run)):
         result = last(services.engine().evaluate(args.run, columns, args.limit, Halt()))
         save_result(run, "evaluation", result)
-    found = {name: result[name] for name in ("variants", "splits", "left_out")}
+    found = {name: result[name] for name in ("variants", "splits", "left_out", "weights")}
     return {"run": args.run, **found, "verdicts": told_apart(result)}
 
 

@@ -32,8 +32,9 @@ Splits = Mapping[str, Rows]
 
 def before_after(columns: Sequence[Column], splits: Splits, loaded: dict[str, Loaded]) -> Generator[Step]:
     """Figures and rows of every column on every split; ``splits.{split}.{column}``, ``rows.{split}[].answers``, and
-    ``left_out``: how many rows ask nothing within a model's context."""
+    ``left_out``: how many rows ask nothing within a model's context; ``weights.{column}``: what answered."""
     models = [loaded[column.name] for column in columns]
+    weights = {one.resident.column.name: f"{one.resident.precision}, {one.resident.note}" for one in models}
     given = sum(map(len, splits.values()))
     splits = measurable(models, splits)
     rows_each = sum(map(len, splits.values()))
@@ -46,7 +47,7 @@ def before_after(columns: Sequence[Column], splits: Splits, loaded: dict[str, Lo
                 results += batch
                 done += len(batch)
                 text = f"{split}: {title(column)}, {len(results)} of {len(rows)} rows"
-                result = {**_document(found, splits), "left_out": given - rows_each}
+                result = {**_document(found, splits), "left_out": given - rows_each, "weights": weights}
                 yield Step(Progress(text, done / (rows_each * len(columns))), result)
 
 

@@ -257,7 +257,8 @@ def _evaluation(evaluation: Mapping[str, Any] | None) -> list[str]:
     found = tables.evaluation(evaluation)
     if not found.rows:
         return []
-    named = ((_cell(split), _cell(column), *figures) for split, column, *figures in found.rows)
+    names = 3 if "weights" in found.head else 2
+    named = ((*map(_cell, row[:names]), *row[names:]) for row in found.rows)
     remarks = [_cell(told)] if (told := tables.remarks(evaluation)) else []
     return ["## Evaluation", _MEASURED, *remarks, markdown(Table(found.head, tuple(named)))]
 

@@ -188,7 +188,12 @@ def _sheets(report: Report) -> dict[str, list[dict[str, Any]]]:
         "config": [{"field": name, "value": value} for name, value in report.config.items()],
         "metrics": [asdict(line) for line in report.metrics],
         "evaluation": [
-            {"split": split, "column": column, **_flat(figures)}
+            {
+                "split": split,
+                "column": column,
+                "weights": evaluation.get("weights", {}).get(column, ""),
+                **_flat(figures),
+            }
             for split, columns in evaluation.get("splits", {}).items()
             for column, figures in columns.items()
         ],

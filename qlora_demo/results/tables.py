@@ -46,14 +46,21 @@ class Table:
 
 
 def evaluation(result: Result | None) -> Table:
-    """Figures per split and column; beside the task's own score the interval that so many rows leave it in."""
-    found = list(_columns(result))
+    """Figures per split and column, and the weights that they are of; beside the task's own score the interval that so
+    many rows leave it in."""
+    found, weights = list(_columns(result)), (result or {}).get("weights", {})
     used = [name for name in _FIGURES if any(name in figures for _, _, figures in found)]
     heads = [head for name in used for head in ((_FIGURES[name], _INTERVAL) if name == _SCORE else (_FIGURES[name],))]
     rows = (
-        (split, column, *(cell for name in used for cell in _cells(name, figures))) for split, column, figures in found
+        (
+            split,
+            column,
+            *([weights.get(column, "–")] if weights else []),
+            *(cell for name in used for cell in _cells(name, figures)),
+        )
+        for split, column, figures in found
     )
-    return Table(("split", "column", *heads), tuple(rows))
+    return Table(("split", "column", *(["weights"] if weights else []), *heads), tuple(rows))
 
 
 def fields(result: Result | None) -> Table:
@@ -75,11 +82,13 @@ def fidelity(result: Result | None) -> Table:
 
 
 def remarks(result: Result | None) -> str:
-    """What a result is not of: held-out rows that were left out, and adapters that others have taken the place of."""
+    """What a result is not of: what was not done yet, held-out rows that were left out, and adapters that others have
+    taken the place of."""
     rows, outdated = (result or {}).get("left_out", 0), (result or {}).get("outdated", [])
     left = f"Left out: {counted(rows, 'row')}, too long for a model's context or without a prompt." if rows else ""
     old = f"Of the adapter before its run was resumed: {', '.join(outdated)}." if outdated else ""
-    return " ".join(filter(None, (left, old)))
+    part = "" if (result or {}).get("complete", True) else "Based on what was done so far."
+    return " ".join(filter(None, (part, left, old)))
 
 
 def votes(tally: Tally) -> Table:

@@ -42,11 +42,10 @@ def evaluation(result: Result | None) -> str:
     if not result or not result.get("splits"):
         return '<p class="empty">Not measured yet. Press <b>Before and after</b>: every column on held-out rows.</p>'
     plot = plots.bars("Exact match by column and split", "exact match (%)", tables.exact_match(result))
-    stopped = "" if result.get("complete", True) else "<p>Based on the rows done so far.</p>"
     told = told_apart(result)
     verdicts = "".join(f"<p><b>{escape(one)}</b></p>" for one in told)
     figures = tables.html(tables.evaluation(result)) + plot + tables.html(tables.fields(result))
-    return stopped + _remarks(result) + verdicts + figures + f"<p><small>{method(told)}</small></p>"
+    return _remarks(result) + verdicts + figures + f"<p><small>{method(told)}</small></p>"
 
 
 def rows_shown(result: Result | None, split: str | None, which: str, page: int) -> str:

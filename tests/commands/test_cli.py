@@ -176,7 +176,7 @@ def test_a_run_is_not_deleted_while_a_command_works_with_it(
     def work(*_: Any) -> Iterator[Step]:
         with pytest.raises(RunError, match="a job works with it"):
             services.runs.delete(run.id)
-        yield Step(Progress("done"), {"variants": {}, "splits": {}, "left_out": 0})
+        yield Step(Progress("done"), {"variants": {}, "splits": {}, "left_out": 0, "weights": {}})
 
     run = services.runs.create(TrainConfig())
     engine = SimpleNamespace(evaluate=work, fidelity=work, export=work, resident=tuple, release=lambda: None)
@@ -189,7 +189,7 @@ def test_an_evaluation_says_which_columns_it_tells_apart(
     services: Services, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answers = {"base": {"exact_match": 0.0}, "adapter": {"exact_match": 1.0}}
-    found = {"variants": {}, "splits": {}, "left_out": 0, "rows": {"test": [{"answers": answers}] * 8}}
+    found = {"variants": {}, "splits": {}, "left_out": 0, "weights": {}, "rows": {"test": [{"answers": answers}] * 8}}
     steps = [Step(Progress("done"), found)]
     engine = SimpleNamespace(evaluate=lambda *_: iter(steps), resident=tuple, release=lambda: None)
     monkeypatch.setattr("qlora_demo.engine.OnDemand.__call__", lambda self: engine)

@@ -183,6 +183,7 @@ def test_evaluate_scores_every_column_on_every_split(services: Services, run: Ru
     for figures in last.result["variants"].values():
         assert figures["rows"] == 2
         assert {"loss", "perplexity", "token_accuracy", "exact_match", "valid_json", "fields"} <= set(figures)
+    assert last.result["weights"] == {"base": "bf16, the model before training", "adapter": "nf4, 4-bit base + LoRA"}
     [first, _] = last.result["rows"]["hard"]
     assert (first["prompt"], first["reference"]) == ("q", '{"n": 1}')
     assert set(first["answers"]) == {"base", "adapter"}

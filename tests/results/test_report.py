@@ -131,7 +131,7 @@ def test_the_page_holds_every_part(whole: Report) -> None:
         "loss (nats per token)",
         "75.0%",
         "adapter is not told apart from base, right on 1 of 2 rows against 0 (p = 1)",
-        "Stopped early",
+        "Based on what was done so far.",
         "Left out: 2 rows, too long",
         "<small>4 tokens, 250 ms to the first, 8.0 tokens/s, 256 MiB",
         "<small>1 token, 250 ms to the first, 256 MiB",

@@ -29,6 +29,9 @@ def test_an_evaluation_has_a_row_per_split_and_column_and_only_figures_that_exis
         ("test", "adapter", "2", "0.123", "–", "–"),
         ("hard", "adapter", "2", "0.5", "50.0%", "9.5% to 90.5%"),
     )
+    known = tables.evaluation(RESULT | {"weights": {"base": "bf16, the model before training"}})
+    assert known.head[:3] == ("split", "column", "weights")
+    assert [row[2] for row in known.rows] == ["bf16, the model before training", "–", "–"]
     assert tables.fields(RESULT).rows == (("hard", "adapter", "25.0%"),)
     assert tables.exact_match(RESULT) == {"base": {"test": 0.0}, "adapter": {"hard": 50.0}}
 
