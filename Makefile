@@ -1,7 +1,7 @@
 # make demo   the app on http://127.0.0.1:7860
 # make test   every check and every test, the browser's too
 # make soak   fifty visitors on a real app for five minutes
-# make quick  the tests that need neither the bundled model, a browser, nor a training process, and break nothing
+# make quick  the tests that take a moment: no bundled model, no browser, no training process, nothing broken
 # make audit  what is installed, against the known vulnerabilities; needs PyPI's advisories in reach
 PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && echo $$p && break; done)
@@ -23,7 +23,7 @@ soak: .venv/.dev
 	QLORA_DEMO_SOAK_SECONDS=300 $(PYTEST) -s tests/robust/test_soak.py
 
 quick: .venv/.dev
-	$(PYTEST) $(SPREAD) --ignore tests/robust -m "not bundled and not browser and not processes"
+	$(PYTEST) $(SPREAD) --ignore tests/robust -m "not bundled and not browser and not processes and not slow"
 
 lint: .venv/.dev
 	$(BIN)/ruff format --check .

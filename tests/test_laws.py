@@ -322,6 +322,7 @@ def test_relative_and_lazy_imports_are_read(code: Sources) -> None:
     assert internal_imports(code["qlora_demo.ui.page"], code) >= {"qlora_demo.ui.render", "qlora_demo.gpu", PACKAGE}
 
 
+@pytest.mark.slow
 def test_building_the_page_imports_neither_torch_nor_transformers(tmp_path: Path) -> None:
     script = f"""
 import sys

@@ -121,6 +121,7 @@ print(constants.HF_HUB_DISABLE_TELEMETRY, gradio.analytics.analytics_enabled())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("chosen", "told"), [({}, "True False"), ({"HF_HUB_DISABLE_TELEMETRY": "0"}, "False False")])
 def test_libraries_are_told_to_send_nothing_before_they_are_imported(chosen: dict[str, str], told: str) -> None:
     ours = ("HF_HUB_DISABLE_TELEMETRY", "GRADIO_ANALYTICS_ENABLED")

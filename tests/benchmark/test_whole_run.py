@@ -12,6 +12,8 @@ from qlora_demo.catalog import DEFAULT_COLUMNS
 from qlora_demo.services import Services
 from tests.ml.test_engine import run_with_rows
 
+pytestmark = pytest.mark.slow
+
 JUDGED = {"rows": 2, "loss": 1.5, "exact_match": 0.5}
 RESULT: dict[str, Any] = {
     "method": "what it took.",

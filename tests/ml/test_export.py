@@ -23,6 +23,8 @@ from qlora_demo.settings import Settings
 from qlora_demo.system.halt import Halt
 from tests.ml.test_engine import merging, run_with_rows
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:

@@ -26,6 +26,8 @@ from qlora_demo.services import Services
 from qlora_demo.system.halt import Halt
 from tests.ml.test_variants import finished_run
 
+pytestmark = pytest.mark.slow
+
 ASKED: list[Message] = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hello, wörld"}]
 OTHER: list[Message] = [{"role": "user", "content": "quite another and rather longer question, isn't it?"}]
 SETTINGS = GenerationSettings(max_new_tokens=24)

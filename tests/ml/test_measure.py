@@ -29,6 +29,8 @@ from qlora_demo.settings import Settings
 from qlora_demo.units import GIB
 from tests.ml.test_fast_step import Rerun
 
+pytestmark = pytest.mark.slow
+
 TINY = TrainConfig(model="shape:tiny", max_length=64, r=4, target_modules="attention", method="lora")
 
 

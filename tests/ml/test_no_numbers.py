@@ -22,6 +22,8 @@ from qlora_demo.settings import Settings
 from qlora_demo.system.halt import Halt
 from tests.ml.test_engine import ASKED, run_with_rows
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def services(home: Path) -> Services:

@@ -11,6 +11,8 @@ import torch
 
 from qlora_demo.ml.peak import give_back, nothing_hoarded, peak_memory_bytes, reset_peak
 
+pytestmark = pytest.mark.slow
+
 LINUX = pytest.mark.skipif(
     sys.platform != "linux", reason="only Linux forgets a peak, and only glibc is told to give back"
 )

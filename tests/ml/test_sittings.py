@@ -32,6 +32,8 @@ from qlora_demo.services import Services
 from tests.ml.test_train import TINY, wait
 from tests.queueing import submit
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def config(tiny_model: Path, chat_file: Path) -> TrainConfig:

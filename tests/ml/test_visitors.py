@@ -24,6 +24,8 @@ from qlora_demo.visitors.visiting import evicts_nothing, finished_only
 from tests.calls import Client, numbers, opened, values
 from tests.ml.test_variants import finished_run
 
+pytestmark = pytest.mark.slow
+
 PASSWORD = "correct horse"
 LIMITS = Limits(visitor_new_tokens=64, visitor_prompt_chars=50, visitor_talk_chars=120, visitor_requests=6)
 COLUMNS = ["base", "adapter"]

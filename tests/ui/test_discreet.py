@@ -27,6 +27,8 @@ from qlora_demo.ui.discreet import Discreet
 from tests.calls import Client, numbers, opened, values
 from tests.queueing import until
 
+pytestmark = pytest.mark.slow
+
 PASSWORD = "correct horse"
 ADDRESS = "https://huggingface.co/ada/not-public/commit/1"
 HOME = Path("/data/qlora & demo")

@@ -10,6 +10,8 @@ import pytest
 from qlora_demo.services import Services
 from tests.calls import Client, numbers, opened, values
 
+pytestmark = pytest.mark.slow
+
 SECRET = "what somebody sent"
 WRONG: list[Any] = [
     *(None, SECRET, 3, [], {}, {"value": SECRET}, {"index": 0}, {"index": 0, "value": None}),

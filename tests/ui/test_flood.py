@@ -17,6 +17,8 @@ from qlora_demo.settings import Limits, Settings
 from qlora_demo.ui.door import _UNREAD
 from tests.calls import Client, numbers, opened, values
 
+pytestmark = pytest.mark.slow
+
 
 class Crowded:
     """An app with a password and one finished run, and what its handlers take."""

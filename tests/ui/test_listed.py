@@ -19,6 +19,8 @@ from qlora_demo.ui.listed import renewed
 from qlora_demo.ui.run_panel import poll
 from tests.calls import Client, numbers, opened, values
 
+pytestmark = pytest.mark.slow
+
 
 def chosen_by(update: Any) -> Any:
     """The value that an update of a dropdown sets; the string where it sets none."""

@@ -12,6 +12,8 @@ from qlora_demo.compose import build_services
 from qlora_demo.services import Services
 from tests.calls import Client, opened, values
 
+pytestmark = pytest.mark.slow
+
 PASSWORD = "correct horse"
 
 

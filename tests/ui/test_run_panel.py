@@ -18,6 +18,8 @@ from qlora_demo.services import Services
 from qlora_demo.ui.run_panel import lightening, poll
 from tests.calls import Client, numbers, opened, values
 
+pytestmark = pytest.mark.slow
+
 PASSWORD = "correct horse"
 DATA = {
     "rows": 1,

@@ -18,6 +18,8 @@ from qlora_demo.visitors.access import SESSION_SECONDS
 from tests.calls import opened
 from tests.open_id import TOKEN, OpenId, answering, code
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def open_id() -> Iterator[OpenId]:

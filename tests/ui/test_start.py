@@ -16,6 +16,8 @@ from qlora_demo.ui.data_panel import follow
 from tests.calls import Client, numbers, opened, values
 from tests.queueing import until
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def start(services: Services, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:

@@ -21,6 +21,8 @@ from qlora_demo.ui.train_tab import Pressed
 from tests.calls import Client, numbers, opened, values
 from tests.queueing import until
 
+pytestmark = pytest.mark.slow
+
 MODEL = "shape:smollm2-135m"
 PASSWORD = "correct horse"
 

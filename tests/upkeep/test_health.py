@@ -27,6 +27,8 @@ from qlora_demo.upkeep.health import Kept, facts
 from tests.calls import Client, numbers, opened
 from tests.conftest import Disk
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def client(services: Services) -> TestClient:
