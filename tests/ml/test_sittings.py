@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -169,6 +170,25 @@ def test_what_fails_while_the_answers_are_scored_leaves_the_checkpoint(
     train(run.path, config, services.settings)
     assert services.runs.get(run.id).state.status == "finished"
     assert not (run.path / CHECKPOINTS).exists()
+
+
+def test_a_clock_that_was_set_back_costs_no_checkpoint(
+    services: Services, config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config.changed(max_steps=8)
+    run = stopped_after(services, config, 3, monkeypatch)
+    assert sorted(one.name for one in (run.path / CHECKPOINTS).glob("*-*")) == ["checkpoint-2", "checkpoint-4"]
+    for folder in (run.path / CHECKPOINTS).glob("*-*"):
+        os.utime(folder, (time.time() + 9000, time.time() + 9000))
+    kept: list[list[str]] = []
+
+    def look(path: Path, metrics: TrainMetrics) -> None:
+        kept.append(sorted(one.name for one in (path / CHECKPOINTS).glob("*-*")))
+
+    monkeypatch.setattr("qlora_demo.ml.reporter.append_metrics", look)
+    train(run.path, config, services.settings)
+    assert services.runs.get(run.id).state.status == "finished"
+    assert kept[-1] == ["checkpoint-4", "checkpoint-6"]
 
 
 def test_a_run_whose_answers_found_no_memory_is_finished_without_their_score(
