@@ -40,7 +40,7 @@ from ..settings import Settings
 from ..sources import resolve, shape_of, weights_digest
 from ..system import logs
 from ..system.disk import is_full, write_atomically
-from ..system.locks import HeldLock
+from ..system.locks import HeldLock, is_held
 from ..units import memory
 from .checkpoints import Checkpoints
 from .data import Splits, load_splits, rows_digest
@@ -48,7 +48,7 @@ from .device import device, ran_out
 from .evaluate import ANSWER_BATCH, ANSWER_TOKENS, batches, greedy_answers, that_fit
 from .machine import versions
 from .peak import peak_memory_bytes
-from .ranks import agreed, is_main
+from .ranks import agreed, end_with_torchrun, is_main
 from .reporter import Reporter, write_run_state
 from .trainer import INITIAL_DRAFT, build_trainer, gathered_weights, save_adapter, situation
 from .usable import require_usable_gpu
@@ -59,13 +59,17 @@ _LOSS = {"completion": "on each answer", "assistant": "on the assistant's turns"
 def main() -> None:
     """Train the run whose directory is the first argument."""
     path = Path(sys.argv[1])
+    end_with_torchrun()
     signal.signal(signal.SIGTERM, lambda *_: (path / "stop").touch())
     if device().type == "cuda":
         torch.cuda.set_device(device())
     logs.set_up()
     settings = Settings.from_environment()
-    held = contextlib.nullcontext() if HELD in sys.argv[2:] or not is_main() else _holding(path, settings)
+    held_for_us = HELD in sys.argv[2:]
+    held = contextlib.nullcontext() if held_for_us or not is_main() else _holding(path, settings)
     try:
+        if held_for_us and not is_held(path / "lock"):  # it was gone before this process could be told
+            raise RunError(f"run {path.name}: whoever started this process is gone; resume the run")
         with logs.of(run=path.name), held, EndState(path):
             train(path, TrainConfig.from_file(path / "config.json"), settings)
     except DemoError as exc:
