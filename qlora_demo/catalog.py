@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from .config import TrainConfig
 from .errors import ModelError
 from .memory import ModelShape
 from .records import Recipe
@@ -99,3 +102,20 @@ def shape_named(model: str) -> tuple[str, ModelShape]:
         known = ", ".join(SHAPES)
         raise ModelError(f"model: {model!r} is no shape that is known; write {SHAPE_PREFIX} and one of {known}")
     return name, SHAPES[name]
+
+
+def located(config: TrainConfig) -> TrainConfig:
+    """The config with its model's folder and its data's file under names that hold in any folder: a run may go on in an
+    app that was started elsewhere.  A name that is known here is meant, whatever else goes by it."""
+    found = {}
+    if config.model not in BUNDLED_MODELS and not is_shape(config.model):
+        found["model"] = _absolute(config.model, Path.is_dir)
+    if config.dataset not in BUNDLED_DATASETS:
+        found["dataset"] = _absolute(config.dataset, Path.is_file)
+    return config.changed(**found)
+
+
+def _absolute(name: str, is_there: Callable[[Path], bool]) -> str:
+    with contextlib.suppress(OSError):  # too long for a path, say
+        return str(Path(name).absolute()) if is_there(Path(name)) else name
+    return name

@@ -8,7 +8,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from .config import TrainConfig
@@ -24,15 +25,28 @@ from .system.steady import Steady
 Preflight = Callable[[TrainConfig, Halt], Iterator[Step]]
 RESULT = "preflight"
 """What the result is kept as in the run's folder."""
+_MOST_LEFT = 3
+"""So many threads at most are left at the data of runs that were stopped."""
+
+
+@dataclass
+class _Sitting:
+    """One thread's way through the runs that wait for their check; ``run``: the one it is at, while it has its lock."""
+
+    run: str = ""
+    lock: HeldLock | None = None
 
 
 class Checks:
-    """One check at a time."""
+    """One check at a time.  One whose run was stopped is left to itself: what it waits for, a download say, may take
+    long, and it does nothing when that comes."""
 
     def __init__(self, runs: RunStore, preflight: Preflight) -> None:
         self._runs = runs
         self._preflight = preflight
-        self._at_work = threading.Lock()
+        self._changing = threading.Lock()
+        self._now: _Sitting | None = None
+        self._left = 0
         self._progress: dict[str, str] = {}
         self._steady = Steady("checks")
 
@@ -44,37 +58,63 @@ class Checks:
 
     def look(self) -> None:
         """Begin the checks that nobody is at, in the background."""
-        if self._runs.waiting("checking") and self._at_work.acquire(blocking=False):
-            self._steady.once(self._work)
+        with self._changing:
+            waiting = {run.id for run in self._runs.waiting("checking")}
+            self._leave_unless(waiting)
+            if waiting and self._now is None:
+                self._now = _Sitting()
+                self._steady.once(partial(self._work, self._now))
 
     @property
     def at_work(self) -> bool:
         """Whether this app is at a check."""
-        return self._at_work.locked()
+        return self._now is not None
 
     def progress(self, run: str) -> str:
         """How far a run's check is; empty where this app is not at it, or is done with it."""
         return self._progress.get(run, "")
 
-    def _work(self) -> None:
+    def _leave_unless(self, waiting: set[str]) -> None:
+        """Go on without the thread whose run does not wait any more."""
+        now = self._now
+        if now is not None and now.lock is not None and now.run not in waiting and self._left < _MOST_LEFT:
+            self._let_go(now)
+            self._left += 1
+            self._now = None
+
+    def _let_go(self, sitting: _Sitting) -> None:
+        self._progress.pop(sitting.run, None)
+        if sitting.lock is not None:
+            sitting.lock.release()
+            sitting.lock = None
+
+    def _work(self, sitting: _Sitting) -> None:
         found: dict[Any, dict[str, Any]] = {}
         try:
             for run in self._runs.waiting("checking"):
+                if self._now is not sitting:
+                    return
                 with suppress(RunError):  # deleted meanwhile
-                    self._check(run, found)
+                    self._check(run, sitting, found)
         finally:
-            self._at_work.release()
+            with self._changing:
+                if self._now is sitting:
+                    self._now = None
+                else:
+                    self._left -= 1
 
-    def _check(self, run: Run, found: dict[Any, dict[str, Any]]) -> None:
+    def _check(self, run: Run, sitting: _Sitting, found: dict[Any, dict[str, Any]]) -> None:
         """Check one run, unless another app is at it."""
         if (lock := HeldLock.acquire(run.lock, {}, patience=0)) is None:
             return
+        with self._changing:
+            sitting.run, sitting.lock = run.id, lock
         try:
             self._progress[run.id] = "Reading the data"
             self._settle(run.id, found)
         finally:
-            lock.release()
-            self._progress.pop(run.id, None)
+            with self._changing:
+                self._let_go(sitting)
 
     def _settle(self, name: str, found: dict[Any, dict[str, Any]]) -> None:
         """Read one run's data; what is ``found`` already of the same data is not looked for again."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Iterator
 from itertools import takewhile
 from pathlib import Path
 from typing import Literal
@@ -27,9 +29,22 @@ class Lease:
 
     def __init__(self, home: Path) -> None:
         self.path = home / "device.lock"
+        self._kept: list[Purpose] = []
+
+    @contextlib.contextmanager
+    def kept_for(self, purpose: Purpose) -> Iterator[None]:
+        """Meanwhile this app takes the device for nothing else: whoever waits for the models would otherwise have it
+        again before the one for whom they were freed."""
+        self._kept.append(purpose)
+        try:
+            yield
+        finally:
+            self._kept.remove(purpose)
 
     def acquire(self, purpose: Purpose, detail: str = "") -> HeldLock:
         """Hold the device until `release`, or until the last process that inherited the lock is gone."""
+        if others := set(self._kept) - {purpose}:
+            raise DeviceBusy(f"device: kept for {others.pop()}, which is about to begin; wait for it or stop it")
         with writing(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
         held = HeldLock.acquire(self.path, {"purpose": purpose, "detail": detail}, _EXIT_SECONDS)

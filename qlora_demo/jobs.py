@@ -53,10 +53,15 @@ class Jobs:
         """Whether a job is at work."""
         return self.last is not None and self.last.going
 
+    @property
+    def on_models(self) -> Job | None:
+        """The job that works with the models, if one does."""
+        job = self.last
+        return job if job is not None and job.going and job.models else None
+
     def require_models(self) -> None:
         """Raises `DeviceBusy` while a job works with the models: who asks them something would wait for its end."""
-        job = self.last
-        if job is not None and job.going and job.models:
+        if job := self.on_models:
             share = "" if job.progress.fraction is None else f", {job.progress.fraction:.0%}"
             raise DeviceBusy(f"device: {job.kind} of {job.run} is at work{share}; wait or stop it on the Evaluate tab")
 

@@ -25,6 +25,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from .catalog import located
 from .config import TrainConfig
 from .errors import ConfigError, RunError, one_line
 from .records import BEFORE, LOG_ENDS, Message, RunState, Status, TrainMetrics
@@ -133,7 +134,7 @@ class RunStore:
         with contextlib.ExitStack() as drafts:
             made = [drafts.enter_context(new_folder(self.root, one.method.replace("-", ""))) for one in configs]
             for config, (_, draft) in zip(configs, made, strict=True):
-                (draft / "config.json").write_text(config.model_dump_json(indent=2), "utf-8")
+                (draft / "config.json").write_text(located(config).model_dump_json(indent=2), "utf-8")
                 (draft / "README").write_text(_README, "utf-8")
                 write_state(draft, state)
         return [self.get(name) for name, _ in made]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,34 @@ def test_a_stop_ends_the_check(store: RunStore) -> None:
     store.request_stop(run.id)
     until(lambda: not checks.progress(run.id))
     assert (status(store, run), store.get(run.id).alive, store.get(run.id).resumable) == ("stopped", False, True)
+
+
+def test_checks_that_hang_are_left_when_their_runs_are_stopped_and_do_nothing_when_they_go_on(store: RunStore) -> None:
+    arrived, read = threading.Event(), list[int]()
+
+    def reading(config: TrainConfig, halt: Halt) -> Iterator[Step]:
+        if config.seed:
+            arrived.wait()
+        read.append(config.seed)
+        yield Step(Progress("8 rows", 1.0), {"fatal": "", "problems": []})
+
+    checks = Checks(store, reading)
+    for seed in range(1, 5):
+        (run,) = checks.submit([TrainConfig(seed=seed)], 1)
+        until(partial(checks.progress, run.id))
+        store.request_stop(run.id)
+        checks.look()
+        if seed < 4:
+            store.delete(run.id)
+    assert store.get(run.id).alive and checks.at_work, "three are left at most"
+    (last,) = checks.submit([TrainConfig(seed=0)], 1)
+    assert status(store, last) == "checking"
+    arrived.set()
+    until(lambda: len(read) == 4 and not checks.at_work and not checks._left)
+    checks.look()
+    until(lambda: status(store, last) == "queued")
+    assert (set(store.names()), status(store, run)) == ({last.id, run.id}, "stopped")
+    assert read_result(store.get(run.id), RESULT) is None
 
 
 def test_a_run_that_is_deleted_while_another_is_checked_does_not_come_back(store: RunStore) -> None:

@@ -56,6 +56,25 @@ def test_a_created_run_leaves_no_draft_and_explains_itself(store: RunStore, run:
     assert json.loads((run.path / "config.json").read_text("utf-8"))["r"] == 8
 
 
+def test_a_run_finds_its_files_from_any_folder_and_what_is_known_by_name_stays_a_name(
+    store: RunStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("org/model", "smollm2-135m-instruct", "shape:tiny", "org/rows"):
+        (tmp_path / folder).mkdir(parents=True)
+    for file in ("rows.jsonl", "tickets"):
+        (tmp_path / file).touch()
+
+    def made(model: str, dataset: str) -> tuple[str, str]:
+        config = store.create(TrainConfig(model=model, dataset=dataset)).config
+        return config.model, config.dataset
+
+    assert made("org/model", "rows.jsonl") == (str(tmp_path / "org/model"), str(tmp_path / "rows.jsonl"))
+    for names in (("smollm2-135m-instruct", "tickets"), ("shape:tiny", "org/rows"), ("org/other", "gone.jsonl")):
+        assert made(*names) == names
+    assert made("x" * 300, "x" * 300) == ("x" * 300, "x" * 300)
+
+
 def test_runs_are_listed_newest_first(store: RunStore, run: Run) -> None:
     older = store.root / GONE.replace("2026", "2020")
     (store.root / run.id).rename(older)

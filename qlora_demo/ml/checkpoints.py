@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from ..config import TrainConfig
 from ..runs import CHECKPOINT_MARK
 from ..system.disk import write_atomically
 from .ranks import agreed, is_main
+
+_KEPT = 2
 
 
 class Checkpoints(TrainerCallback):
@@ -45,3 +48,12 @@ class Checkpoints(TrainerCallback):
         if is_main():
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             write_atomically(folder / CHECKPOINT_MARK, json.dumps({"step": state.global_step, "time": time.time()}))
+            _remove_older(folder.parent)
+
+
+def _remove_older(checkpoints: Path) -> None:
+    """Keep the last whole ones, by their steps: the library would go by the clock, which may have been set back."""
+    steps = {int(folder.name.rpartition("-")[2]): folder for folder in checkpoints.glob("checkpoint-[0-9]*")}
+    whole = sorted(step for step, folder in steps.items() if (folder / CHECKPOINT_MARK).is_file())
+    for step in steps.keys() - set(whole[-_KEPT:]):
+        shutil.rmtree(steps[step], ignore_errors=True)

@@ -24,7 +24,8 @@ Conversation = Sequence[Message]
 Rows = Sequence[Conversation]
 ANSWER_TOKENS = 128
 """Longest greedy answer that is scored; a longer one is cut and, being incomplete, wrong."""
-_ANSWER_BATCH = 25
+ANSWER_BATCH = 25
+"""How many rows are answered together."""
 _LOGITS_BATCH = 4
 
 
@@ -74,7 +75,7 @@ class Divergence:
 
 def evaluate(loaded: Loaded, rows: Rows) -> Iterator[list[RowResult]]:
     """Yield the results of each batch of rows."""
-    for batch in _batches(rows, _ANSWER_BATCH):
+    for batch in batches(rows, ANSWER_BATCH):
         answers = greedy_answers(loaded.model, loaded.tokenizer, batch, loaded.activate)
         targets = reference_targets(loaded, batch)
         yield [
@@ -125,7 +126,7 @@ def fidelity_figures(found: Sequence[Divergence]) -> dict[str, float]:
 def reference_targets(loaded: Loaded, rows: Rows, *, whole: bool = False) -> Iterator[Targets]:
     """The model's next-token distributions from each row's reference answer on, or over the whole row, a few rows at a
     time."""
-    for batch in _batches(rows, _LOGITS_BATCH):
+    for batch in batches(rows, _LOGITS_BATCH):
         spans = [answer_span(loaded, row) for row in batch]
         inputs = encode(loaded.tokenizer, batch, answered=True)
         mask = inputs["attention_mask"]
@@ -159,10 +160,9 @@ def answer_span(loaded: Loaded, row: Conversation) -> slice:
 def greedy_answers(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Rows, activate: Activate = nullcontext
 ) -> list[str]:
-    """A model's own answers to the rows' prompts, some rows at a time."""
+    """A model's own answers to the prompts of a batch of rows."""
     settings = GenerationSettings(max_new_tokens=ANSWER_TOKENS)
-    asked = ([row[:-1] for row in batch] for batch in _batches(rows, _ANSWER_BATCH))
-    return [answer for batch in asked for answer in complete(model, tokenizer, batch, settings, activate)]
+    return complete(model, tokenizer, [row[:-1] for row in rows], settings, activate)
 
 
 def that_fit(
@@ -180,5 +180,6 @@ def that_fit(
     return [row for row in rows if len(row) > 1 and fits(row)]
 
 
-def _batches(rows: Rows, size: int) -> Iterator[Rows]:
+def batches(rows: Rows, size: int) -> Iterator[Rows]:
+    """The rows, at most ``size`` at a time."""
     return (rows[start : start + size] for start in range(0, len(rows), size))

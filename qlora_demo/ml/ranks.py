@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
+import sys
 
 import torch
 from torch import distributed
 
 from .device import device
+
+_PR_SET_PDEATHSIG = 1
+
+
+def end_with_torchrun() -> None:
+    """Have the kernel end this process when the torchrun that started it is gone, however that went: torchrun alone
+    holds the run and the device, and hands neither on.  On Linux only."""
+    if distributed.is_torchelastic_launched() and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def is_main() -> bool:

@@ -19,7 +19,7 @@ import signal
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -34,21 +34,21 @@ from ..gpu import Lease, device_info
 from ..plan.alternatives import lighter
 from ..plan.memory_plan import plan
 from ..records import Choice, Lighter, RunState, TrainMetrics
-from ..results.scoring import score, summarize
+from ..results.scoring import Score, score, summarize
 from ..runs import CHECKPOINT_MARK, CHECKPOINTS, HELD, cut_metrics, last_checkpoint, read_metrics, read_state
 from ..settings import Settings
 from ..sources import resolve, shape_of, weights_digest
 from ..system import logs
 from ..system.disk import is_full, write_atomically
-from ..system.locks import HeldLock
+from ..system.locks import HeldLock, is_held
 from ..units import memory
 from .checkpoints import Checkpoints
 from .data import Splits, load_splits, rows_digest
 from .device import device, ran_out
-from .evaluate import ANSWER_TOKENS, greedy_answers, that_fit
+from .evaluate import ANSWER_BATCH, ANSWER_TOKENS, batches, greedy_answers, that_fit
 from .machine import versions
 from .peak import peak_memory_bytes
-from .ranks import agreed, is_main
+from .ranks import agreed, end_with_torchrun, is_main
 from .reporter import Reporter, write_run_state
 from .trainer import INITIAL_DRAFT, build_trainer, gathered_weights, save_adapter, situation
 from .usable import require_usable_gpu
@@ -59,13 +59,17 @@ _LOSS = {"completion": "on each answer", "assistant": "on the assistant's turns"
 def main() -> None:
     """Train the run whose directory is the first argument."""
     path = Path(sys.argv[1])
+    end_with_torchrun()
     signal.signal(signal.SIGTERM, lambda *_: (path / "stop").touch())
     if device().type == "cuda":
         torch.cuda.set_device(device())
     logs.set_up()
     settings = Settings.from_environment()
-    held = contextlib.nullcontext() if HELD in sys.argv[2:] or not is_main() else _holding(path, settings)
+    held_for_us = HELD in sys.argv[2:]
+    held = contextlib.nullcontext() if held_for_us or not is_main() else _holding(path, settings)
     try:
+        if held_for_us and not is_held(path / "lock"):  # it was gone before this process could be told
+            raise RunError(f"run {path.name}: whoever started this process is gone; resume the run")
         with logs.of(run=path.name), held, EndState(path):
             train(path, TrainConfig.from_file(path / "config.json"), settings)
     except DemoError as exc:
@@ -161,17 +165,22 @@ def _finish(path: Path, config: TrainConfig, splits: Splits, trainer: SFTTrainer
     write_run_state(path, replace(read_state(path), summary=summary))
     unscored = ""
     if config.score_rows and saved:
-        summary["score"], unscored = _scored(trainer, splits.heldout["test"][: config.score_rows])
+        rows = splits.heldout["test"][: config.score_rows]
+        summary["score"], unscored = _scored(trainer, rows, path / "stop")
     _end(path, status, summary=summary, error=reporter.trouble or unscored)
     if status == "finished" and is_main():
         shutil.rmtree(path / CHECKPOINTS, ignore_errors=True)
 
 
-def _scored(trainer: SFTTrainer, rows: list[Any]) -> tuple[dict[str, Any], str]:
+def _scored(trainer: SFTTrainer, rows: list[Any], stop: Path) -> tuple[dict[str, Any], str]:
     """The score, or why there is none: what was trained is saved, and needs no more room.  Not where each rank holds a
     part: the others would wait for one that goes on without them."""
+
+    def stopped() -> bool:
+        return agreed(stop.exists()) if trainer.is_fsdp_enabled else stop.exists()
+
     try:
-        return score_answers(trainer, rows), ""
+        return score_answers(trainer, rows, stopped), ""
     except WorkError as exc:
         why, told = one_line(exc), f"score_rows: {exc}"
     except (RuntimeError, MemoryError) as exc:
@@ -183,16 +192,20 @@ def _scored(trainer: SFTTrainer, rows: list[Any]) -> tuple[dict[str, Any], str]:
     return {}, told
 
 
-def score_answers(trainer: SFTTrainer, rows: list[Any]) -> dict[str, Any]:
+def score_answers(trainer: SFTTrainer, rows: list[Any], stopped: Callable[[], bool] = lambda: False) -> dict[str, Any]:
     """The task's own score of greedy answers to held-out rows, by the model that was just trained; ranks that hold a
-    part of it each answer together."""
+    part of it each answer together.  Raises `WorkError` where it is ``stopped`` before a batch."""
     talks = [row["messages"] for row in rows if "messages" in row]
     if not talks or not (is_main() or trainer.is_fsdp_enabled):
         return {}
     model, tokenizer = trainer.accelerator.unwrap_model(trainer.model).eval(), trainer.processing_class
-    fitting = that_fit(model, tokenizer, talks, ANSWER_TOKENS)
-    answers = greedy_answers(model, tokenizer, fitting)
-    scores = [score(answer, talk[-1]["content"]) for answer, talk in zip(answers, fitting, strict=True)]
+    scores: list[Score] = []
+    for batch in batches(talks, ANSWER_BATCH):
+        if stopped():
+            raise WorkError(f"the run was stopped after {len(scores)} of {len(talks)} answers; evaluate its adapter")
+        fitting = that_fit(model, tokenizer, batch, ANSWER_TOKENS)
+        answers = greedy_answers(model, tokenizer, fitting) if fitting else []
+        scores += [score(answer, talk[-1]["content"]) for answer, talk in zip(answers, fitting, strict=True)]
     return summarize(scores) if scores else {}
 
 

@@ -198,7 +198,6 @@ def _sft_config(path: Path, config: TrainConfig, chosen: Chosen) -> SFTConfig:
         logging_steps=1,
         logging_nan_inf_filter=False,
         save_strategy="no",
-        save_total_limit=2,
         report_to=config.report_to,
         disable_tqdm=True,
         use_cpu=on_cpu,

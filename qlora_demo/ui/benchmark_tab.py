@@ -92,7 +92,7 @@ class Bench:
         options = controls.read(BenchmarkConfig, ["kind", *asked], [kind, *(shown[name] for name in asked)])
         given = dict(zip(self._settings, values[len(self._options) :], strict=True))
         name = self.services.benchmarks.create(options, self._base.changed(**given))
-        if self.services.runs.active() is None and not self.services.jobs.going and self.services.engine.release():
+        if self.services.runs.active() is None and not self.services.jobs.on_models and self.services.engine.release():
             gr.Info("The chat's models were freed to make room; the next prompt loads them again.")
         try:
             self.services.benchmarks.start(name)

@@ -30,10 +30,11 @@ class Dispatcher:
             self.services.checks.look()
             waiting = runs.waiting("queued")
             beginning = any(run.alive for run in waiting)  # its process is there and has not said so yet
-            if not waiting or beginning or runs.active() is not None or self.services.jobs.going:
+            if not waiting or beginning or runs.active() is not None or self.services.jobs.on_models:
                 return
-            self.services.engine.release()
-            self.services.launcher.start_next()
+            with self.services.lease.kept_for("training"):
+                self.services.engine.release()
+                self.services.launcher.start_next()
             self.trouble = ""
         except (DemoError, OSError) as exc:  # a full disk, say: the next look may find room
             if str(exc) != self.trouble:

@@ -65,7 +65,7 @@ def test_a_run_that_ends_in_no_numbers_is_finished_without_a_score(monkeypatch: 
         raise WorkError("answer: the model's scores are no numbers")
 
     monkeypatch.setattr(train, "score_answers", refuse)
-    assert train._scored(None, []) == ({}, "score_rows: answer: the model's scores are no numbers")
+    assert train._scored(None, [], Path("stop")) == ({}, "score_rows: answer: the model's scores are no numbers")
 
 
 def test_every_row_is_looked_at_and_only_what_would_be_taken() -> None:

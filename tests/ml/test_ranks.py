@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -14,10 +17,23 @@ from qlora_demo import launcher
 from qlora_demo.config import TrainConfig
 from qlora_demo.runs import HELD, Run
 from qlora_demo.services import Services
+from qlora_demo.system.locks import is_held
 from tests.ml.sharded import SEEN, STOP_AFTER
 from tests.ml.test_train import TINY, ended, trained_here, wait
+from tests.queueing import until
 
 pytestmark = pytest.mark.processes
+
+_TORCHRUN = """
+import fcntl, os, subprocess, sys
+print(os.getpid(), flush=True)
+os.environ["TORCHELASTIC_RUN_ID"] = "one"
+alive = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
+fcntl.flock(alive, fcntl.LOCK_EX)
+rank = [sys.executable, "-m", "qlora_demo.ml.train", *sys.argv[2:]]
+subprocess.Popen(rank, pass_fds=[alive], start_new_session=True).wait()
+"""
+"""What torchrun does with its ranks, for one, who holds the file `alive` while it lives."""
 
 
 @pytest.fixture
@@ -70,3 +86,26 @@ def test_ranks_that_hold_a_part_each_train_stop_resume_and_save_as_one_process_t
     assert saved.keys() == expected.keys()
     for name, tensor in expected.items():
         assert (saved[name] - tensor).norm() <= 0.1 * tensor.norm(), name
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other kernels are not asked")
+def test_ranks_do_not_outlive_a_torchrun_that_was_killed_nor_begin_without_it(
+    services: Services, config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive = tmp_path / "alive"
+    monkeypatch.setattr(
+        launcher, "train_command", lambda run, _: [sys.executable, "-c", _TORCHRUN, str(alive), str(run.path), HELD]
+    )
+    run = services.launcher.start(config.changed(max_steps=5000))
+    wait(services, run, lambda one: bool(services.runs.metrics(one.id)))
+    os.kill(int((run.path / "train.log").read_text("utf-8").split()[0]), signal.SIGKILL)
+    try:
+        run = wait(services, run, ended)
+        assert (run.state.status, services.lease.holder()) == ("failed", "")
+        until(lambda: not is_held(alive), 20)
+    finally:
+        (run.path / "stop").touch()
+    left = [sys.executable, "-m", "qlora_demo.ml.train", str(run.path), HELD]
+    late = subprocess.run(left, capture_output=True, text=True, check=False)
+    assert late.returncode and f"run {run.id}: whoever started this process is gone" in late.stderr
+    assert services.runs.get(run.id).state.status == "failed"

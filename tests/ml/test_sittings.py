@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -135,7 +136,7 @@ def test_a_run_that_fails_when_it_goes_on_keeps_the_figures_of_its_adapter(
 def test_a_run_that_diverges_when_it_goes_on_keeps_the_figures_of_its_adapter(
     services: Services, config: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = stopped_after(services, config.changed(score_rows=1), 1, monkeypatch)
+    run = stopped_after(services, config, 1, monkeypatch)
     own: list[bool] = []
 
     def says_the_first_rank(mine: bool) -> bool:
@@ -145,7 +146,7 @@ def test_a_run_that_diverges_when_it_goes_on_keeps_the_figures_of_its_adapter(
     monkeypatch.setattr("qlora_demo.ml.train.agreed", says_the_first_rank)
     train(run.path, run.config, services.settings)
     state = services.runs.get(run.id).state
-    assert state.status == "failed" and "score" in state.summary and own == [False]
+    assert state.status == "failed" and "train_loss" in state.summary and own == [False]
     assert state.summary == run.state.summary | {"runtime_seconds": state.summary["runtime_seconds"]}
 
 
@@ -173,6 +174,25 @@ def test_what_fails_while_the_answers_are_scored_leaves_the_checkpoint(
     assert not (run.path / CHECKPOINTS).exists()
 
 
+def test_a_clock_that_was_set_back_costs_no_checkpoint(
+    services: Services, config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config.changed(max_steps=8)
+    run = stopped_after(services, config, 3, monkeypatch)
+    assert sorted(one.name for one in (run.path / CHECKPOINTS).glob("*-*")) == ["checkpoint-2", "checkpoint-4"]
+    for folder in (run.path / CHECKPOINTS).glob("*-*"):
+        os.utime(folder, (time.time() + 9000, time.time() + 9000))
+    kept: list[list[str]] = []
+
+    def look(path: Path, metrics: TrainMetrics) -> None:
+        kept.append(sorted(one.name for one in (path / CHECKPOINTS).glob("*-*")))
+
+    monkeypatch.setattr("qlora_demo.ml.reporter.append_metrics", look)
+    train(run.path, config, services.settings)
+    assert services.runs.get(run.id).state.status == "finished"
+    assert kept[-1] == ["checkpoint-4", "checkpoint-6"]
+
+
 def test_a_run_whose_answers_found_no_memory_is_finished_without_their_score(
     services: Services, config: TrainConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -186,6 +206,28 @@ def test_a_run_whose_answers_found_no_memory_is_finished_without_their_score(
     assert (run.state.status, run.has_adapter, run.state.summary["score"]) == ("finished", True, {})
     assert run.state.error.startswith("score_rows: the device had no room to answer 2 rows; the adapter is saved")
     assert "training.unscored" in caplog.messages
+
+
+def test_a_stop_ends_the_scoring_between_two_batches_and_a_run_that_was_stopped_is_not_scored(
+    services: Services, config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = services.runs.create(config)
+    asked: list[int] = []
+
+    def is_stopped_meanwhile(_model: Any, _tokenizer: Any, rows: Any) -> list[str]:
+        asked.append(len(rows))
+        (run.path / "stop").touch()
+        return [""] * len(rows)
+
+    monkeypatch.setattr("qlora_demo.ml.train.greedy_answers", is_stopped_meanwhile)
+    monkeypatch.setattr("qlora_demo.ml.train.ANSWER_BATCH", 2)
+    train(run.path, config.changed(score_rows=4), services.settings)
+    finished, stopped = services.runs.get(run.id), stopped_after(services, config.changed(score_rows=4), 1, monkeypatch)
+    assert asked == [2]
+    for ended, status, answers in ((finished, "finished", 2), (stopped, "stopped", 0)):
+        assert (ended.state.status, ended.has_adapter, ended.state.summary["score"]) == (status, True, {})
+        told = f"score_rows: the run was stopped after {answers} of 4 answers; evaluate its adapter"
+        assert ended.state.error == told
 
 
 @pytest.mark.parametrize(("loss", "norm"), [(math.nan, 1.0), (2.0, math.nan), (2.0, math.inf)])

@@ -169,7 +169,7 @@ def test_the_rows_answered_at_the_end_are_taken_some_at_a_time_and_none_that_is_
     monkeypatch.setattr("qlora_demo.ml.evaluate.complete", counted)
     long = {"messages": [{"role": "user", "content": "x" * 300}, {"role": "assistant", "content": "y"}]}
     assert score_answers(trainer, [long, *splits.train[:30]])["rows"] == sum(batches) == 30
-    assert batches == [25, 5]
+    assert batches == [24, 6]
     assert score_answers(trainer, [long]) == {}
 
 
