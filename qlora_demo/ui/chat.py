@@ -17,7 +17,7 @@ from .. import columns as grammar
 from ..catalog import BUNDLED_MODELS, DEFAULT_COLUMNS
 from ..config import GenerationSettings
 from ..errors import ConfigError, DemoError
-from ..records import Answer, AnswerRequest, Message, Order
+from ..records import AnswerRequest, Message, Order
 from ..results.answers import kept
 from ..results.reporting import keep_conversation
 from ..results.votes import NewComparison
@@ -52,7 +52,8 @@ _SEED_IDLE = "The temperature is 0: every column takes its likeliest token, what
 
 @dataclass(frozen=True)
 class Press:
-    """One press of a button that asks: what was said ``before``, what is chosen now (``fresh``), and its end."""
+    """One press of a button that asks: what was said ``before``, what is chosen now (``fresh``), its end, and whether
+    its answers take the place of others."""
 
     asker: Visitor
     before: Talk
@@ -60,6 +61,7 @@ class Press:
     settings: GenerationSettings
     order: Order
     halt: Stop
+    replaces: bool
 
 
 class Chat:
@@ -84,18 +86,18 @@ class Chat:
             except DemoError:
                 yield [gr.skip(), text if shown else gr.skip(), *self.draw(press.before)]
                 raise
-            if not press.halt.forgotten and all(answer.error for answer in _answers(talk)):
+            if not press.halt.forgotten and (talk.failed or not talk.told):
                 yield [gr.skip(), text, *[gr.skip()] * len(shown)]
 
     def retry(self, request: gr.Request, *choices: Any) -> Iterator[list[Any]]:
         """The last prompt once more, to the columns that are chosen now."""
-        with self._pressed(request, choices) as press:
+        with self._pressed(request, choices, replaces=True) as press:
             talk = copied(press.before)
             yield from self._answer(with_prompt(talk, take_back(talk), press.fresh), press)
 
     def again(self, place: int, request: gr.Request, *choices: Any) -> Iterator[list[Any]]:
         """The last prompt once more, in one column only."""
-        with self._pressed(request, choices) as press:
+        with self._pressed(request, choices, replaces=True) as press:
             talk = copied(press.before)
             self._require_same_adapters("prompt", talk)
             ask_again(talk, place)
@@ -103,7 +105,7 @@ class Chat:
 
     def edit(self, place: int, message: int, text: str, request: gr.Request, *choices: Any) -> Iterator[list[Any]]:
         """Another wording of an earlier prompt; what followed it is forgotten in every column."""
-        with self._pressed(request, choices) as press:
+        with self._pressed(request, choices, replaces=True) as press:
             talk = copied(press.before)
             cut_before(talk, place, message)
             yield from self._answer(with_prompt(talk, text, press.fresh), press)
@@ -213,7 +215,7 @@ class Chat:
         return [*heads, *chats, *feet]
 
     @contextmanager
-    def _pressed(self, request: gr.Request, choices: Sequence[Any]) -> Iterator[Press]:
+    def _pressed(self, request: gr.Request, choices: Sequence[Any], replaces: bool = False) -> Iterator[Press]:
         """What is asked, read when this visitor's last answer has ended: that one may still be at what was said."""
         with self.stops.one(_visitor(request)) as halt:
             run, names, system, blind, order, talk, *values = choices
@@ -221,7 +223,7 @@ class Chat:
             columns = grammar.parse_all(names, needed_run(run))
             since = self._since(run, [column.name for column in columns])
             fresh = Talk(run, system or "", since, blind=bool(blind), columns=columns)
-            yield Press(self._asker(request), talk.instead or talk, fresh, settings, order, halt)
+            yield Press(self._asker(request), talk.instead or talk, fresh, settings, order, halt, replaces)
 
     def _answer(self, talk: Talk, press: Press) -> Iterator[list[Any]]:
         """Draw the talk as its columns answer; what was said before stands again where none does."""
@@ -239,7 +241,9 @@ class Chat:
             settle(talk)
             if press.halt.forgotten:  # what was on its way to the page when it was cleared is cleared as well
                 stands = Talk()
-            elif _answers(talk):
+            elif press.replaces and talk.failed:
+                raise DemoError(talk.failed)
+            elif talk.told:
                 stands = self._kept(talk, press.settings)
         except DemoError:
             yield self.draw(press.before)
@@ -336,11 +340,6 @@ def _compared(talk: Talk) -> list[Any]:
     left, right = known[-2].name, known[-1].name
     shown = show.difference(talk.answers[left], talk.answers[right])
     return [gr.update(choices=choices, value=left), gr.update(choices=choices, value=right), shown]
-
-
-def _answers(talk: Talk) -> list[Answer]:
-    """Of the columns that were asked and have said something, if only why they could not."""
-    return [talk.answers[name] for name in talk.asked if name in talk.answers]
 
 
 def _visitor(request: gr.Request) -> str:

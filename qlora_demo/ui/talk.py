@@ -36,7 +36,8 @@ class Talk:
     ``columns`` stand in the order shown, ``asked`` are those that the last prompt, which has this ``number``, went to,
     and ``answers`` hold no others than those to it.  While ``blind``, names and figures are not shown; a vote on the
     stored ``comparison`` ends that.  ``since``: of each column that was asked, when its adapter took the place of one
-    before it (`RunStore.adapter_since`).  ``instead``: what stands in its place since its answer came to nothing.
+    before it (`RunStore.adapter_since`).  ``replaced``: what the last prompt is to take the place of, by column.
+    ``instead``: what stands in its place since its answer came to nothing.
     """
 
     run: str = ""
@@ -50,11 +51,23 @@ class Talk:
     asked: tuple[str, ...] = ()
     turns: dict[str, list[Exchange]] = field(default_factory=dict)
     answers: dict[str, Answer] = field(default_factory=dict)
+    replaced: dict[str, list[Exchange]] = field(default_factory=dict)
     instead: Talk | None = None
 
     def slot(self, place: int) -> Column | None:
         """The column shown at a place; None where there is none."""
         return self.columns[place] if place < len(self.columns) else None
+
+    @property
+    def told(self) -> list[Answer]:
+        """Of the columns that were asked and have said something, if only why they could not."""
+        return [self.answers[name] for name in self.asked if name in self.answers]
+
+    @property
+    def failed(self) -> str:
+        """The first reason where every column that said something said only why it could not; else nothing."""
+        errors = [answer.error for answer in self.told]
+        return errors[0] if errors and all(errors) else ""
 
     @property
     def ended(self) -> bool:
@@ -115,7 +128,9 @@ class Stops:
 
 def copied(talk: Talk) -> Talk:
     """The same talk, to be changed while the other stays as it was."""
-    return replace(talk, turns={name: list(turns) for name, turns in talk.turns.items()}, answers=dict(talk.answers))
+    return replace(
+        talk, turns={name: list(turns) for name, turns in talk.turns.items()}, answers=dict(talk.answers), replaced={}
+    )
 
 
 def require_voted(talk: Talk) -> None:
@@ -140,7 +155,8 @@ def with_prompt(talk: Talk, text: str, fresh: Talk) -> Talk:
         turns.setdefault(name, []).append(Exchange(talk.number + 1, text))
     columns = tuple(random.sample(fresh.columns, len(fresh.columns))) if fresh.blind else fresh.columns
     since = talk.since | fresh.since if same else fresh.since
-    new = replace(fresh, since=since, prompt=text, number=talk.number + 1, columns=columns)
+    replaced = talk.replaced if same else {}
+    new = replace(fresh, since=since, prompt=text, number=talk.number + 1, columns=columns, replaced=replaced)
     return replace(new, asked=asked, turns=turns, answers={})
 
 
@@ -156,11 +172,13 @@ def earlier(talk: Talk, name: str) -> list[Message]:
 
 
 def settle(talk: Talk) -> None:
-    """Put the answers into the conversations, so the next turn sees them; where there is none, take the prompt back."""
+    """Put the answers into the conversations, so the next turn sees them; where there is none, take the prompt back,
+    and let stand what it was to replace."""
     for name in talk.asked:
         answer, last = talk.answers.get(name), talk.turns[name].pop()
-        if answer is not None and not answer.error:
-            talk.turns[name].append(replace(last, answer=answer.text))
+        answered = answer is not None and not answer.error
+        talk.turns[name] += [replace(last, answer=answer.text)] if answer and answered else talk.replaced.get(name, [])
+    talk.replaced = {}
 
 
 def take_back(talk: Talk) -> str:
@@ -213,7 +231,8 @@ def _said(turns: Sequence[Exchange]) -> list[Message]:
 
 
 def _cut(talk: Talk, name: str, number: int) -> None:
-    """Forget, in one column, the prompts from a number on."""
+    """Forget, in one column, the prompts from a number on, unless none takes their place."""
+    talk.replaced[name] = [one for one in talk.turns[name] if one.number >= number]
     talk.turns[name] = [one for one in talk.turns[name] if one.number < number]
 
 

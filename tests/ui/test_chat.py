@@ -18,7 +18,7 @@ from qlora_demo.config import GenerationSettings, TrainConfig
 from qlora_demo.engine import OnDemand
 from qlora_demo.errors import ConfigError, DemoError, DeviceBusy
 from qlora_demo.knobs import field_names
-from qlora_demo.records import Answer, AnswerRequest, Progress, Step
+from qlora_demo.records import Progress, Step
 from qlora_demo.runs import write_state
 from qlora_demo.services import Services
 from qlora_demo.system.halt import Halt
@@ -28,42 +28,11 @@ from qlora_demo.ui.talk import Talk, messages
 from qlora_demo.visitors.access import Visitor
 from tests.calls import Client, numbers, opened
 from tests.queueing import until
+from tests.ui.parrot import Parrot
 
 NAMES = ["base", "adapter"]
 SAMPLING = field_names(GenerationSettings)
 VISITOR: Any = SimpleNamespace(session_hash="visitor", request=None)
-
-
-class Parrot:
-    """An engine that answers with how often it was asked; busy, or stopped while it loads, where that is asked for.
-    ``heard`` is what it was given, ``meanwhile`` what happens while it answers."""
-
-    def __init__(self) -> None:
-        self.asked = 0
-        self.heard: list[list[str]] = []
-        self.meanwhile: Callable[[], object] = lambda: None
-        self.busy = self.stopped = False
-        self.error = ""
-
-    def resident(self) -> tuple[Any, ...]:
-        return ()
-
-    def load(self, columns: Any, halt: Halt) -> Iterator[Progress]:
-        yield Progress("loading", 0.0)
-        if self.busy:
-            raise DeviceBusy("device: held by training")
-        if self.stopped:
-            halt.set()
-
-    def answer(self, request: AnswerRequest, halt: Halt) -> Iterator[tuple[Answer, ...]]:
-        if halt.is_set():
-            return
-        self.asked += 1
-        said = "" if self.error else f"answer {self.asked}"
-        self.heard.append([said["content"] for said in request.conversations[request.columns[-1].name]])
-        yield tuple(Answer(one.name, said[:4]) for one in request.columns)
-        self.meanwhile()
-        yield tuple(Answer(one.name, said, finish="stop", error=self.error) for one in request.columns)
 
 
 class Tab:
@@ -182,9 +151,11 @@ def test_a_prompt_that_no_column_could_answer_is_given_back_beside_the_reason(ta
     assert {answer.error for answer in tab.talk.answers.values()} == {tab.engine.error}
 
 
-@pytest.mark.parametrize("trouble", ["busy", "stopped"])
+@pytest.mark.parametrize("trouble", ["busy", "stopped", "error"])
 def test_an_answer_that_cannot_be_replaced_stands(tab: Tab, trouble: str) -> None:
-    setattr(tab.engine, trouble, True)
+    tab.ask("two")
+    said, answers = ["one", "answer 1", "two", "answer 2"], tab.talk.answers
+    setattr(tab.engine, trouble, "prompt: it is too long")
     buttons: tuple[Callable[[], Iterator[list[Any]]], ...] = (
         lambda: tab.chat.retry(VISITOR, *tab.choices()),
         lambda: tab.chat.again(1, VISITOR, *tab.choices()),
@@ -194,8 +165,16 @@ def test_an_answer_that_cannot_be_replaced_stands(tab: Tab, trouble: str) -> Non
     for button in buttons:
         with contextlib.suppress(DemoError):
             tab.press(button())
-        assert (tab.said(), tab.said("adapter")) == (["one", "answer 1"], ["one", "answer 1"])
-        assert set(tab.talk.answers) == set(NAMES)
+        assert (tab.said(), tab.said("adapter"), tab.talk.answers) == (said, said, answers)
+
+
+def test_a_column_that_alone_cannot_answer_anew_keeps_what_it_said(tab: Tab) -> None:
+    tab.ask("two")
+    tab.engine.failing, tab.engine.error = "adapter", "device: out of memory"
+    tab.press(tab.chat.edit(0, 0, "other words", VISITOR, *tab.choices()))
+    assert tab.said() == ["other words", "answer 3"]
+    assert tab.said("adapter") == ["one", "answer 1", "two", "answer 2"]
+    assert tab.talk.answers["adapter"].error
 
 
 def test_each_column_can_be_asked_again_in_any_order(tab: Tab) -> None:
