@@ -61,8 +61,11 @@ def draw() -> SimpleNamespace:
     return shown
 
 
-def wire(services: Services, chosen: controls.Controls, shown: SimpleNamespace, gate: Gate) -> SimpleNamespace:
-    """Have the components follow the chosen run; ``look`` draws ``shown.written`` anew, from what is ``read``."""
+def wire(
+    services: Services, chosen: controls.Controls, processes: gr.Number, shown: SimpleNamespace, gate: Gate
+) -> SimpleNamespace:
+    """Have the components follow the chosen run, whose settings the form takes when asked to; ``look`` draws
+    ``shown.written`` anew, from what is ``read``."""
     read, written = [shown.run, shown.seen], shown.written
 
     def look(run_id: str | None, seen: dict[str, Any], request: gr.Request) -> list[Any]:
@@ -80,9 +83,10 @@ def wire(services: Services, chosen: controls.Controls, shown: SimpleNamespace, 
         return poll(services, None, {}, "operator")
 
     def reuse(run_id: str | None) -> list[Any]:
-        return controls.fill(services.runs.get(_named(run_id)).config, list(chosen))
+        run = services.runs.get(_named(run_id))
+        return [run.state.processes, *controls.fill(run.config, list(chosen))]
 
-    form = list(chosen.values())
+    form = [processes, *chosen.values()]
     gate.only(shown.log_part, "operator")
     gate.on(shown.stop.click, stop, shown.run, needs="operator")
     gate.on(shown.resume.click, resume, shown.run, written, needs="operator")
@@ -205,6 +209,7 @@ def lightening(services: Services, names: list[str], place: int) -> Callable[[st
         run = services.runs.get(_named(run_id))
         if place >= len(run.state.lighter):
             raise RunError(f"run {run.id}: is {run.state.status} now, and nothing lighter is proposed")
-        return controls.fill(run.config.changed(**run.state.lighter[place].changes), names)
+        lighter = run.config.changed(**run.state.lighter[place].changes)
+        return [run.state.processes, *controls.fill(lighter, names)]
 
     return apply

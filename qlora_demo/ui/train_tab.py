@@ -65,7 +65,7 @@ def build(services: Services, page: gr.Blocks, tab: gr.Tab, gate: Gate) -> None:
     history = history_panel.build(services, gate)
     parts.written, parts.side_by_side = shown.written, history.chosen
     _wire_start(services, parts, chosen, gate)
-    panel = run_panel.wire(services, chosen, shown, gate)
+    panel = run_panel.wire(services, chosen, parts.processes, shown, gate)
     _wire_plan(services, {"processes": parts.processes, **chosen}, [planned, command], page, gate)
 
     def refresh(run: str | None, seen: Any, listed: Any, names: list[str], request: gr.Request) -> list[Any]:

@@ -12,7 +12,7 @@ from qlora_demo.compose import build_services
 from qlora_demo.config import TrainConfig
 from qlora_demo.errors import RunError
 from qlora_demo.jobs import save_result
-from qlora_demo.records import RunState
+from qlora_demo.records import Lighter, RunState
 from qlora_demo.runs import write_state
 from qlora_demo.services import Services
 from qlora_demo.ui.run_panel import lightening, poll
@@ -115,3 +115,15 @@ def test_lighter_settings_that_are_no_longer_proposed_are_refused(services: Serv
     run = services.runs.create(TrainConfig())
     with pytest.raises(RunError, match="created now, and nothing lighter is proposed"):
         lightening(services, ["r"], 0)(run.id)
+
+
+def test_the_form_takes_a_run_s_processes_with_its_settings(services: Services) -> None:
+    state = RunState("failed", processes=4, lighter=(Lighter({"r": 4}, 1),))
+    run = services.runs.create(TrainConfig(r=8), state)
+    page = opened(services)
+    with Client(str(page.local_url)) as client:
+        for handler, r in (("reuse", 8), ("apply", 4)):
+            number = numbers(page, handler)[0]
+            told = client.call(number, [run.id])["output"]["data"]
+            filled = {str(part.elem_id): value for part, value in zip(page.fns[number].outputs, told, strict=True)}
+            assert (filled["processes"], filled["TrainConfig-r"]) == (4, r)
