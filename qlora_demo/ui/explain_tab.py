@@ -67,7 +67,7 @@ class Explain:
         """The layers of a run's base that can be looked into, and what merging did to it.  Nobody asked for the list:
         where the base is not on this disk it is empty, and why stands beside it."""
         try:
-            names, missing = self.services.engine().layers(self._model(run)), None
+            names, missing = self.services.engine().layers(self._model(run)), ""
         except ModelError as exc:
             names, missing = [], str(exc)
         merging = show.merging(read_result(self.services.runs.get(run), "fidelity") if run else None)
@@ -80,7 +80,7 @@ class Explain:
         if not name:
             names = engine.layers(self._model(run))
             name = self._middle(run, names)
-            listed_now = gr.update(choices=names, value=name, info=None)
+            listed_now = gr.update(choices=names, value=name, info="")
         facts = engine.explain_layer(self._model(run), name)
         *update, looked = self._update(chosen, name) if chosen else (show.UNTRAINED, "", None)
         shown = [*update, show.nf4(facts), show.bits(facts), show.one_pass(facts)]

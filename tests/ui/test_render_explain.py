@@ -107,7 +107,7 @@ def test_a_base_that_is_not_here_is_told_to_who_asks_for_a_layer_of_it(
     shutil.copytree(tiny_model, tmp_path / "gone")
     save_adapter(tiny_model, run.adapter)
     *_, layers = Explain(services).layer(run.id, None, 2)
-    assert (layers["value"] in layers["choices"], layers["info"]) == (True, None), "once it is here"
+    assert (layers["value"] in layers["choices"], layers["info"]) == (True, ""), "once it is here"
 
 
 def test_what_the_slider_goes_on_with_is_of_the_update_looked_into(services: Services, tiny_model: Path) -> None:
