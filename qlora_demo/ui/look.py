@@ -35,8 +35,9 @@ CSS = """
 .foot dl {display:grid; grid-template-columns:repeat(auto-fit, minmax(11rem, 1fr)); gap:.05rem 1.6rem; font-size:.85rem}
 .foot dl div {display:flex; justify-content:space-between; align-items:baseline}
 .run dt, .foot dt {opacity:.75; font-size:.8rem} .run dd, .foot dd {margin:0; font-weight:600}
-.foot {min-height:9rem} .head {min-height:4.6rem} .foot small, .head small {opacity:.75}
-.head small, .foot small {display:block} .empty {padding:.3rem 0}
+/* Gradio has parts called head and empty as well. */
+#answers .head {min-height:4.6rem} .foot {min-height:9rem} .foot small, #answers .head small {opacity:.75}
+#answers .head small, .foot small {display:block} p.empty {padding:.3rem 0}
 /* Gradio's own button would empty the picture and not the conversation. */
 [id^=chat-] button[aria-label=Clear] {display:none}
 .about {display:grid; grid-template-columns:max-content 1fr; gap:.1rem 1rem; font-size:.85rem; margin:0 0 .6rem}

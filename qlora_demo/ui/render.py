@@ -82,7 +82,7 @@ _WAITING = {"checking": "checking its data", "queued": "waiting for the device"}
 def run_progress(run: Run | None, metrics: Sequence[TrainMetrics]) -> str:
     """State, bar, time left and the figures of a run."""
     if run is None:
-        return '<div class="empty">No run yet. Press <b>Start training</b>: the defaults train the bundled model.</div>'
+        return '<p class="empty">No run yet. Press <b>Start training</b>: the defaults train the bundled model.</p>'
     state, steps = run.state, [line for line in metrics if line.step_seconds is not None]
     step, total = (steps[-1].step if steps else 0), state.max_steps
     share = step / total if total else 0.0
