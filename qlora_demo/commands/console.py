@@ -83,6 +83,8 @@ def print_result(result: Any, indent: int = 0) -> None:
 def _written(name: str, value: Any) -> str:
     if name.endswith("bytes") and isinstance(value, int):
         return f"{memory(value)} ({value:,} bytes)"
+    if name.endswith("_at") and isinstance(value, float):
+        return time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(value))
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

@@ -43,6 +43,7 @@ def before_after(columns: Sequence[Column], splits: Splits, loaded: dict[str, Lo
     for split, rows in splits.items():
         for column in columns:
             results = found[split].setdefault(column.name, [])
+            yield Step(Progress(f"{split}: {title(column)} answers", done / (rows_each * len(columns))))
             for batch in _evaluated(loaded[column.name], rows):
                 results += batch
                 done += len(batch)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,8 +15,8 @@ from ..jobs import read_result
 from ..records import TrainMetrics
 from ..runs import Run, RunStore
 from ..system.disk import read_object, write_atomically
-from ..units import duration, memory, percent
-from .tables import Table
+from ..units import duration, memory
+from .tables import Table, score_told
 
 PAIR_SCORE_ROWS = 16
 """Held-out rows that each run of a pair answers at its end, for the task's score."""
@@ -78,16 +78,12 @@ def pair_tag() -> str:
     return f"pair-{secrets.token_hex(4)}"
 
 
-def score_of(run: Run) -> float | None:
-    """The task's score: of the evaluation where one was ended, else of the rows answered at the run's end."""
-    value = _scored(run).get("exact_match")
-    return float(value) if value is not None else None
-
-
-def _scored(run: Run) -> Mapping[str, Any]:
+def score(run: Run) -> str:
+    """The task's score and of how many rows it is: of the evaluation where one was ended, else of those answered at the
+    run's end; nothing where there is none."""
     evaluation = read_result(run, "evaluation") or {}
     whole = evaluation.get("variants", {}).get("adapter") if evaluation.get("complete") else None
-    return whole or run.state.summary.get("score") or {}
+    return score_told(whole or run.state.summary.get("score"))
 
 
 def side_by_side(store: RunStore, runs: Sequence[Run]) -> Table:
@@ -97,7 +93,7 @@ def side_by_side(store: RunStore, runs: Sequence[Run]) -> Table:
         "method": [f"{run.config.method}, r {run.config.r}" for run in runs],
         "mean training loss": [_number(run.state.summary.get("train_loss"), ".4f") for run in runs],
         "held-out loss": [_number(run.state.summary.get("eval_loss"), ".4f") for run in runs],
-        "score (exact match)": [_score(run) for run in runs],
+        "score (exact match)": [score(run) or "–" for run in runs],
         "peak memory": [_memory(run.state.summary.get("peak_memory_bytes")) for run in runs],
         "median step": [_step(store.metrics(run.id)) for run in runs],
         "tokens/s": [_number(run.state.summary.get("tokens_per_second"), ",.0f") for run in runs],
@@ -118,8 +114,3 @@ def _number(value: float | None, form: str) -> str:
 
 def _memory(value: int | None) -> str:
     return "–" if value is None else memory(value)
-
-
-def _score(run: Run) -> str:
-    value = score_of(run)
-    return "–" if value is None else f"{percent(value)} of {_scored(run).get('rows', '?')} rows"

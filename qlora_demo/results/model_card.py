@@ -36,7 +36,8 @@ _PYTHON_8_BIT = "quantized = BitsAndBytesConfig(load_in_8bit=True)\n"
 _MEASURED = (
     "Loss (nats), perplexity and token accuracy are over the tokens of the reference answers, the one that stops each "
     "among them, each given the ones before it; exact match, with its 95% Wilson score interval, valid "
-    "JSON and ROUGE-L are of greedy answers."
+    "JSON and ROUGE-L are of greedy answers, made in batches: answered singly a row may differ where two tokens are "
+    "nearly as likely."
 )
 _COMPARED = (
     "Each merge against the base with the adapter on it, on whole held-out rows, prompt and reference answer: KL "

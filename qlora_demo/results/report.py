@@ -148,7 +148,9 @@ def _table(table: tables.Table) -> Markup:
 
 
 def _summary(summary: Mapping[str, Any]) -> dict[str, str]:
-    return {title: _figure(name, summary[name]) for name, title in _SUMMARY.items() if summary.get(name) is not None}
+    found = {title: _figure(name, summary[name]) for name, title in _SUMMARY.items() if summary.get(name) is not None}
+    scored = tables.score_told(summary.get("score"))
+    return found | ({"exact match, answered at its end": scored} if scored else {})
 
 
 def _figure(name: str, value: float) -> str:

@@ -126,6 +126,12 @@ def score(figures: Mapping[str, Any]) -> tuple[str, str]:
     return figure(_SCORE, share), "–" if share is None or not rows else interval(share, rows)
 
 
+def score_told(figures: Mapping[str, Any] | None) -> str:
+    """The task's own score in words, with the rows that it is of; nothing where there is none."""
+    share, rows = (figures or {}).get(_SCORE), (figures or {}).get("rows")
+    return "" if share is None or not rows else f"{percent(share)} of {counted(rows, 'row')}"
+
+
 def figure(name: str, value: float | None) -> str:
     """One figure of an evaluation or a fidelity result, by its name."""
     if value is None:

@@ -12,7 +12,10 @@ from .chance import LEVEL, p_value, sign_test
 Merges = Mapping[str, Mapping[str, Any]]
 _CLOSE = 1.5
 """A merge whose divergence is within this factor of the other's is not told apart by it."""
-_INTERVALS = "Intervals: 95% Wilson score."
+_METHOD = (
+    "Rows are answered greedily in batches, which round otherwise than the chat's single answers: where two tokens are "
+    "nearly as likely, the two may differ. Intervals: 95% Wilson score."
+)
 _TOLD_APART = (
     "p: exact two-sided sign test on the rows that both answered and only one got right, for each pair by itself; "
     f"below {LEVEL} they are told apart."
@@ -42,8 +45,8 @@ def told_apart(result: Mapping[str, Any] | None) -> list[str]:
 
 
 def method(told: Sequence[str]) -> str:
-    """How an evaluation's intervals were computed, and what `told_apart` says of it, where that is anything."""
-    return f"{_INTERVALS} {_TOLD_APART}" if told else _INTERVALS
+    """How an evaluation's answers were made, its intervals computed, and, where it says anything, `told_apart`."""
+    return f"{_METHOD} {_TOLD_APART}" if told else _METHOD
 
 
 def standings(rows: Sequence[Mapping[str, Any]], before: str, after: str, count: int = 3) -> dict[str, list[int]]:

@@ -82,6 +82,7 @@ class History:
         if noted != _stamp(run):
             raise RunError(f"note: somebody changed the one of {run.id}; choose the run anew to see it")
         history.write_note(run, text, tags)
+        gr.Info(f"The note of {run.id} is saved.")
         return [None, _stamp(run)]
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from html import escape
 
 import pandas as pd
 
 from ..records import BEFORE, Choice, DeviceInfo, Note, TrainMetrics
-from ..results.history import read_note, score_of
+from ..results.history import read_note, score
+from ..results.tables import score_told
 from ..runs import Run
 from ..units import duration, memory
 
@@ -79,8 +79,8 @@ def run_label(run: Run) -> str:
 _WAITING = {"checking": "checking its data", "queued": "waiting for the device"}
 
 
-def run_progress(run: Run | None, metrics: Sequence[TrainMetrics]) -> str:
-    """State, bar, time left and the figures of a run."""
+def run_progress(run: Run | None, metrics: Sequence[TrainMetrics], stopping: bool = False) -> str:
+    """State, bar, time left and the figures of a run; ``stopping``: it was asked to."""
     if run is None:
         return '<p class="empty">No run yet. Press <b>Start training</b>: the defaults train the bundled model.</p>'
     state, steps = run.state, [line for line in metrics if line.step_seconds is not None]
@@ -88,13 +88,20 @@ def run_progress(run: Run | None, metrics: Sequence[TrainMetrics]) -> str:
     share = step / total if total else 0.0
     place = "" if state.status in BEFORE and not step else f" · step {step} of {total or '…'}"
     head = f"<b>{escape(_WAITING.get(state.status, state.status))}</b>{place}"
+    if state.status == "running" and stopping:
+        head += " · stopping, and saving what was trained"
+    elif state.status == "running" and total and step >= total:
+        rows = run.config.score_rows
+        head += f" · saving{f', then answering up to {rows} held-out rows' if rows else ''}"
     sitting = [line for line in steps if line.time >= (state.started_at or 0)]
     if state.status == "running" and len(sitting) > 1 and step < total:
         head += f" · about {duration(seconds_left(sitting, total))} left"
     if state.ended and state.ended_at and (took := state.seconds(state.ended_at)) is not None:
         head += f" · took {duration(took)}"
     error = problem(state.error) if state.error else ""
-    body = bar(share, "training progress") + error + _figures(metrics) + _choices(state.choices)
+    scored = score_told(state.summary.get("score")) if state.ended else ""
+    score_line = f"<p>Answers to held-out rows at its end: exact match {scored}.</p>" if scored else ""
+    body = bar(share, "training progress") + error + _figures(metrics) + score_line + _choices(state.choices)
     return f'<div class="run"><p>{head}</p>{body}</div>'
 
 
@@ -146,7 +153,7 @@ def _choices(choices: Sequence[Choice]) -> str:
 
 def _runs_row(run: Run) -> list[object]:
     config, state, summary = run.config, run.state, run.state.summary
-    took, note = state.seconds(time.time()), read_note(run)
+    took, note = state.seconds(state.ended_at) if state.ended_at else None, read_note(run)
     return [
         run.id,
         state.status,
@@ -157,7 +164,7 @@ def _runs_row(run: Run) -> list[object]:
         summary.get("steps", ""),
         _number(summary.get("train_loss"), ".3f"),
         _number(summary.get("eval_loss"), ".3f"),
-        _number(score_of(run), ".1%"),
+        score(run),
         _number(summary.get("tokens_per_second"), ".0f"),
         memory(summary["peak_memory_bytes"]) if summary.get("peak_memory_bytes") else "",
         "" if took is None else duration(took),

@@ -138,7 +138,7 @@ def _draw_state(services: Services, run: Run | None, metrics: list[TrainMetrics]
     stop = gr.Button(visible=not run.state.ended)
     reading = f"<p>{escape(services.checks.progress(run.id))}</p>"
     about, log, told = _told(services, run, role)
-    progress = render.run_progress(told, metrics) + reading + _planned(services, run)
+    progress = render.run_progress(told, metrics, _stopping(run)) + reading + _planned(services, run)
     return [progress, about, log, stop, resume, *buttons]
 
 
@@ -176,8 +176,12 @@ def _draw_plots(metrics: list[TrainMetrics]) -> list[Any]:
 
 def _marks(run: Run | None) -> tuple[Any, ...]:
     if run is None:
-        return ("none", "", 0, 0)
-    return (run.id, run.state.status, _size(run.path / "metrics.jsonl"), _size(run.path / "train.log"))
+        return ("none", "", 0, 0, False)
+    return (run.id, run.state.status, _size(run.path / "metrics.jsonl"), _size(run.path / "train.log"), _stopping(run))
+
+
+def _stopping(run: Run) -> bool:
+    return (run.path / "stop").exists() and not run.state.ended
 
 
 def _plot_step(run: Run | None, metrics: list[TrainMetrics]) -> tuple[int, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -291,7 +292,9 @@ def test_a_reader_that_has_seen_enough_is_no_error(home: Path) -> None:
     assert done.stdout.count("\n") == 1 and "Traceback" not in done.stderr
 
 
-def test_bytes_are_written_for_people(capsys: pytest.CaptureFixture[str]) -> None:
+def test_bytes_and_times_are_written_for_people(capsys: pytest.CaptureFixture[str]) -> None:
+    print_result({"started_at": 1.8e9, "ended_at": None})
+    assert re.fullmatch(r"started_at: 2027-01-1\d \d\d:\d\d:00 \S+\nended_at: None\n", capsys.readouterr().out)
     print_result({"total_bytes": 8270696448, "rows": []})
     assert capsys.readouterr().out == "total_bytes: 7.7 GiB (8,270,696,448 bytes)\nrows: []\n"
     print_result([])

@@ -8,7 +8,7 @@ from qlora_demo.config import TrainConfig
 from qlora_demo.errors import ConfigError
 from qlora_demo.jobs import Job, save_result
 from qlora_demo.records import Progress, RunState, TrainMetrics
-from qlora_demo.results.history import RunNote, pair_of, read_note, score_of, side_by_side, write_note
+from qlora_demo.results.history import RunNote, pair_of, read_note, score, side_by_side, write_note
 from qlora_demo.runs import Run, append_metrics, write_state
 from qlora_demo.services import Services
 from qlora_demo.upkeep.dispatch import Dispatcher
@@ -61,9 +61,9 @@ def test_runs_side_by_side(services: Services, run: Run) -> None:
 def test_a_whole_evaluation_goes_before_the_score_at_the_end(run: Run) -> None:
     evaluation = {"variants": {"adapter": {"exact_match": 0.9, "rows": 100}}}
     save_result(run, "evaluation", evaluation, complete=False)
-    assert score_of(run) == 0.75
+    assert score(run) == "75.0% of 16 rows"
     save_result(run, "evaluation", evaluation)
-    assert score_of(run) == 0.9
+    assert score(run) == "90.0% of 100 rows"
 
 
 def test_the_dispatcher_starts_nothing_while_something_trains(

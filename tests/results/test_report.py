@@ -36,6 +36,7 @@ TIMED = {
 }
 
 
+SUMMARY = {"train_loss": 0.1234, "peak_memory_bytes": 1 << 30, "score": {"exact_match": 0.125, "rows": 8}}
 ONE_TOKEN = {**TIMED, "new_tokens": 1, "tokens_per_second": None, "earlier": "user: hello"}
 
 
@@ -54,7 +55,7 @@ def whole() -> Report:
         made_at=0.0,
         run="20260101-000000-qlora-0001",
         config=TrainConfig().model_dump(),
-        state={"status": "finished", "error": "", "summary": {"train_loss": 0.1234, "peak_memory_bytes": 1 << 30}},
+        state={"status": "finished", "error": "", "summary": SUMMARY},
         choices=(Choice("Gradient checkpointing", "off", "it fits"),),
         versions={"torch": "2.13.0"},
         machine={"device": "a card"},
@@ -127,6 +128,7 @@ def test_the_page_holds_every_part(whole: Report) -> None:
     for expected in (
         "per_device_train_batch_size",
         "mean training loss</dt><dd>0.1234",
+        "exact match, answered at its end</dt><dd>12.5% of 8 rows",
         "1.0 GiB",
         "loss (nats per token)",
         "75.0%",

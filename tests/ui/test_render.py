@@ -109,6 +109,16 @@ def test_without_a_run_the_page_says_what_to_do() -> None:
     assert "Start training" in render.run_progress(None, [])
 
 
+def test_what_a_run_does_when_it_is_stopped_or_all_steps_are_done_is_told() -> None:
+    going = a_run(RunState("running", max_steps=2), score_rows=8)
+    assert "stopping, and saving" not in render.run_progress(going, steps(100))
+    assert "stopping, and saving what was trained" in render.run_progress(going, steps(100), stopping=True)
+    assert "2 of 2 · saving, then answering up to 8 held-out rows" in render.run_progress(going, steps(100, 102))
+    score = {"score": {"exact_match": 0.125, "rows": 8}}
+    ended = render.run_progress(a_run(RunState("finished", max_steps=2, summary=score)), steps(100, 102))
+    assert "Answers to held-out rows at its end: exact match 12.5% of 8 rows." in ended
+
+
 def test_a_run_without_steps_or_a_known_end_has_an_empty_bar() -> None:
     html = render.run_progress(a_run(RunState("starting")), [])
     assert "step 0 of …" in html
@@ -159,4 +169,4 @@ def test_an_evaluation_begins_with_what_its_rows_tell_apart_and_how() -> None:
     assert "By exact match on test: adapter is better than base, right on 6 of 6 rows against 0 (p = 0.031)." in drawn
     assert "61.0% to 100.0%" in drawn and "sign test" in drawn
     alone = render_results.evaluation({"splits": {"test": {"base": figures["base"]}}, "rows": {"test": rows[:0]}})
-    assert "Wilson" in alone and "sign test" not in alone
+    assert "Wilson" in alone and "in batches" in alone and "sign test" not in alone
