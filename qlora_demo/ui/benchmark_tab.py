@@ -14,7 +14,7 @@ import gradio as gr
 from ..benchmark.config import FULL, BenchmarkConfig, BenchmarkKind
 from ..benchmark.runner import RESULT, read_result_file
 from ..config import TrainConfig
-from ..errors import ConfigError, DemoError, RequestError
+from ..errors import ConfigError, RequestError
 from ..gpu import device_info
 from ..knobs import knob
 from ..presets import ARTICLE, COMPARED
@@ -91,15 +91,11 @@ class Bench:
         asked = [name for name in self._options if _shows(kind, controls.group_of(BenchmarkConfig, name))]
         options = controls.read(BenchmarkConfig, ["kind", *asked], [kind, *(shown[name] for name in asked)])
         given = dict(zip(self._settings, values[len(self._options) :], strict=True))
-        name = self.services.benchmarks.create(options, self._base.changed(**given))
+        config = self._base.changed(**given)
+        self.services.benchmarks.check(options, config)
         if self.services.runs.active() is None and not self.services.jobs.on_models and self.services.engine.release():
             gr.Info("The chat's models were freed to make room; the next prompt loads them again.")
-        try:
-            self.services.benchmarks.start(name)
-        except DemoError:
-            self.services.benchmarks.delete(name)
-            raise
-        return self.look(name, None)
+        return self.look(self.services.benchmarks.start(options, config), None)
 
     def stop(self, which: str | None) -> None:
         """End what is measured; its rows so far stay."""

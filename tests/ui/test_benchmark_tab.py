@@ -14,6 +14,7 @@ from qlora_demo.errors import WorkError
 from qlora_demo.presets import LAPTOP
 from qlora_demo.services import Services
 from qlora_demo.ui.benchmark_tab import Bench
+from tests.abandoned import abandoned
 
 TINY = TrainConfig(model="shape:tiny")
 
@@ -31,12 +32,12 @@ def test_a_benchmark_whose_first_write_fails_leaves_nothing(
 
     monkeypatch.setattr("qlora_demo.benchmark.runner.write_result", fail)
     with pytest.raises(WorkError):
-        services.benchmarks.create(BenchmarkConfig(), TINY)
+        abandoned(services.benchmarks, BenchmarkConfig(), TINY)
     assert list(services.benchmarks.root.iterdir()) == []
 
 
 def test_one_without_a_result_is_shown_as_such_and_can_be_deleted(services: Services) -> None:
-    whole = services.benchmarks.create(BenchmarkConfig(), TINY)
+    whole = abandoned(services.benchmarks, BenchmarkConfig(), TINY)
     broken = services.benchmarks.root / whole.replace(whole[:8], "20990101")
     broken.mkdir()
     bench = Bench(services, [], [], LAPTOP)
@@ -52,7 +53,7 @@ def test_one_without_a_result_is_shown_as_such_and_can_be_deleted(services: Serv
 def test_one_that_is_deleted_while_the_page_is_drawn_is_no_fault(
     services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    name = services.benchmarks.create(BenchmarkConfig(), TINY)
+    name = abandoned(services.benchmarks, BenchmarkConfig(), TINY)
     every = services.benchmarks.all
 
     def deleted() -> list[dict[str, Any]]:

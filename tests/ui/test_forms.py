@@ -17,10 +17,11 @@ from qlora_demo.ui.controls import group_of
 from qlora_demo.ui.evaluate_tab import _from_zero, _limit
 from qlora_demo.ui.explain_tab import Explain
 from qlora_demo.ui.train_tab import _GROUPS, _MORE
+from tests.abandoned import abandoned
 
 
 def test_an_option_of_another_benchmark_does_not_count(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(services.benchmarks, "start", lambda name: None)
+    monkeypatch.setattr(services.benchmarks, "start", lambda *asked: abandoned(services.benchmarks, *asked))
     options = {"ranks": "8,x", "gpu_memory": "1GB", "steps": 3, "prompt_tokens": "0"}
     bench = Bench(services, list(options), ["model"], LAPTOP)
 
