@@ -93,7 +93,8 @@ class Bench:
         given = dict(zip(self._settings, values[len(self._options) :], strict=True))
         config = self._base.changed(**given)
         self.services.benchmarks.check(options, config)
-        if self.services.runs.active() is None and not self.services.jobs.on_models and self.services.engine.release():
+        self.services.jobs.require_models()
+        if self.services.runs.active() is None and self.services.engine.release():
             gr.Info("The chat's models were freed to make room; the next prompt loads them again.")
         return self.look(self.services.benchmarks.start(options, config), None)
 
