@@ -27,7 +27,7 @@ import torch
 
 from benchmarks import plan_truth
 from qlora_demo.benchmark.config import BenchmarkConfig, BenchmarkKind
-from qlora_demo.benchmark.runner import Benchmarks, write_result_file
+from qlora_demo.benchmark.runner import Benchmarks, measure, write_result_file
 from qlora_demo.commands.arguments import Parser, add_config, add_knobs, train_config, with_given
 from qlora_demo.errors import DemoError
 from qlora_demo.gpu import Lease, device_info
@@ -134,17 +134,18 @@ def benchmark(kind: BenchmarkKind, args: argparse.Namespace, path: Path) -> None
     settings = Settings.from_environment()
     benchmarks = Benchmarks(settings, Lease(settings.home))
     options = with_given(BenchmarkConfig(kind=kind), args)
-    name = benchmarks.create(options, train_config(args, COMPARED[device_info().kind]))
-    timer = threading.Timer(args.seconds, benchmarks.stop, [name])
-    timer.daemon = True
-    timer.start()
-    try:
-        benchmarks.run(name, lambda progress: print(f"  {progress.text}", flush=True), Forked)
-    except DemoError as exc:
-        print(f"  {exc}", flush=True)
-    finally:
-        timer.cancel()
-        write_result_file(path, benchmarks.get(name))
+    config = train_config(args, COMPARED[device_info().kind])
+    with benchmarks.new(options, config) as (name, locks):
+        timer = threading.Timer(args.seconds, benchmarks.stop, [name])
+        timer.daemon = True
+        timer.start()
+        try:
+            measure(benchmarks.path(name), lambda progress: print(f"  {progress.text}", flush=True), locks, Forked)
+        except DemoError as exc:
+            print(f"  {exc}", flush=True)
+        finally:
+            timer.cancel()
+            write_result_file(path, benchmarks.get(name))
 
 
 def plan(kind: str, args: argparse.Namespace, path: Path) -> None:

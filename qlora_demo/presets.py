@@ -42,13 +42,13 @@ LAPTOP = ARTICLE.changed(
 """What a machine without a GPU measures in minutes."""
 COMPARED: dict[Kind, TrainConfig] = {"cuda": ARTICLE, "cpu": LAPTOP}
 """What benchmarks begin with, by device."""
-_PLACE = ("model", "dataset", "dataset_config", "dataset_split", "columns")
-"""What a preset leaves as it is: it says how to train, not what."""
+KEPT = ("model", "dataset", "dataset_config", "dataset_split", "columns", "eval_rows", "seed")
+"""What a preset leaves as it is: it says how to train, not what, nor which rows are held out."""
 
 
 def apply_preset(name: str, config: TrainConfig) -> TrainConfig:
     """A preset's way of training on the config's own model and data."""
-    return PRESETS[name].changed(**{field: getattr(config, field) for field in _PLACE})
+    return PRESETS[name].changed(**{field: getattr(config, field) for field in KEPT})
 
 
 def command_line(config: TrainConfig, processes: int = 1) -> str:

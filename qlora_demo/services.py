@@ -48,6 +48,11 @@ class Services:
             return self.engine.made.plan(columns)
         return plan_empty(self.settings, self.runs, columns)
 
+    def holder(self) -> str:
+        """Who works on the device, in words: this app's job where one uses the models, else who holds the lock."""
+        job = self.jobs.on_models
+        return f"{job.kind} of run {job.run}, see the Evaluate tab" if job else self.lease.holder()
+
     def close(self) -> None:
         """End what works with the models, after the step it is in, and free them and the device."""
         self.jobs.stop()

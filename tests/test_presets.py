@@ -18,10 +18,11 @@ UNUSUAL = TrainConfig(
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_keeps_model_and_data(name: str) -> None:
-    mine = TrainConfig(model="m", dataset="d.jsonl", columns="prompt=q")
+    mine = TrainConfig(model="m", dataset="d.jsonl", columns="prompt=q", eval_rows=7, seed=8)
     made = apply_preset(name, mine)
     assert (made.model, made.dataset, made.columns) == ("m", "d.jsonl", "prompt=q")
-    assert config_difference(made, PRESETS[name]).keys() == {"model", "dataset", "columns"}
+    assert (made.eval_rows, made.seed) == (7, 8), "which rows are held out"
+    assert config_difference(made, PRESETS[name]).keys() == {"model", "dataset", "columns", "eval_rows", "seed"}
 
 
 @pytest.mark.parametrize("config", [UNUSUAL, *PRESETS.values()])

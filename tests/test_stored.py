@@ -20,6 +20,7 @@ from qlora_demo.settings import Limits
 from qlora_demo.stored import require_room
 from qlora_demo.system.disk import folder_bytes
 from qlora_demo.system.halt import Halt
+from tests.abandoned import abandoned
 from tests.calls import Client, opened
 
 
@@ -69,7 +70,7 @@ def test_runs_uploads_and_benchmarks_count_together_before_each_of_them_and_an_e
     writes: dict[str, Callable[[], object]] = {
         "a run": lambda: limited.runs.create(TrainConfig()),
         "an upload": lambda: require_room(limited.settings.home, limited.settings.limits),
-        "a benchmark": lambda: limited.benchmarks.create(BenchmarkConfig(), TrainConfig(model="shape:tiny")),
+        "a benchmark": lambda: abandoned(limited.benchmarks, BenchmarkConfig(), TrainConfig(model="shape:tiny")),
         "an export": lambda: list(limited.engine().export(ExportRequest(largest, "adapter"), Halt())),
     }
     before = sorted(services.settings.home.rglob("*"))

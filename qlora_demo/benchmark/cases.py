@@ -52,6 +52,18 @@ METHODS: dict[BenchmarkKind, str] = {
 """How the figures come about, for whoever reads them."""
 
 
+_ONE_STEP = ("model", "r", "target_modules", "max_length", "optim")
+_BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")
+READ: dict[BenchmarkKind, tuple[str, ...]] = {
+    "training": (*_ONE_STEP, *_BATCH),
+    "frontier": _ONE_STEP,
+    "rank": ("model", "method", "max_length", *_BATCH, "optim", "dataset", "max_steps", "score_rows"),
+    "inference": ("model", "method", "r", "target_modules"),
+}
+"""The training settings that a kind of benchmark is asked with; it chooses others itself, or has no use for them.
+Inference of a run reads none: they are the run's."""
+
+
 @dataclass(frozen=True)
 class Case:
     """One measurement of a benchmark.  ``column`` is set for inference."""

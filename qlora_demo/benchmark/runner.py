@@ -20,7 +20,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, BinaryIO, Protocol, Self
@@ -93,26 +93,37 @@ class Benchmarks:
         self.root = settings.home / "benchmarks"
         self.lease = lease
 
-    def create(self, options: BenchmarkConfig, config: TrainConfig) -> str:
-        """A new benchmark's id; nothing is measured yet.  It appears under its name only when it is whole.  Raises
-        `RequestError` for what cannot be done here, or where too much is kept already."""
+    def check(self, options: BenchmarkConfig, config: TrainConfig) -> list[Case]:
+        """What would be measured; raises `RequestError` for what cannot be done here, or where too much is kept
+        already."""
         kind = device_info().kind
         self._check(options, config, kind)
         planned = cases(options, config, kind)
         require_room(self.settings.home, self.settings.limits)
-        result: dict[str, Any] = {"kind": options.kind, "state": "starting", "error": "", "cases": len(planned)}
-        result |= {"options": options.model_dump(), "config": config.model_dump()}
-        result |= {"method": METHODS[options.kind], "machine": {}, "rows": []}
-        with new_folder(self.root, options.kind) as (name, draft):
-            write_result(draft, {"id": name} | result)
-        return name
+        return planned
 
-    def start(self, name: str) -> None:
-        """Measure in a process that inherits the device's lock and the benchmark's, and outlives the app."""
-        folder = self.path(name)
-        with self._locks(name) as locks, (folder / "log.txt").open("ab") as log:
+    @contextmanager
+    def new(self, options: BenchmarkConfig, config: TrainConfig) -> Iterator[tuple[str, tuple[int, int]]]:
+        """A new benchmark's id, and the descriptors of the device's lock and of its own, for whoever is to hold them
+        too.  It appears under its name only when it is whole, and held.  Raises what `check` raises, and `DeviceBusy`.
+        """
+        planned = self.check(options, config)
+        with ExitStack() as held:
+            device = self.lease.acquire("benchmark")
+            held.callback(device.release)
+            with new_folder(self.root, options.kind) as (name, draft):
+                lock = HeldLock.acquire(draft / "lock", {})
+                assert lock is not None, "nobody else knows of the draft"
+                held.callback(lock.release)
+                write_result(draft, {"id": name} | _begun(options, config, len(planned)))
+            device.annotate({"purpose": "benchmark", "detail": name})
+            yield name, (device.fd, lock.fd)
+
+    def start(self, options: BenchmarkConfig, config: TrainConfig) -> str:
+        """Measure in a process that inherits the device's lock and the benchmark's, and outlives the app; its id."""
+        with self.new(options, config) as (name, locks), (self.path(name) / "log.txt").open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "qlora_demo.benchmark.runner", str(folder), *map(str, locks)],
+                [sys.executable, "-m", "qlora_demo.benchmark.runner", str(self.path(name)), *map(str, locks)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -121,10 +132,13 @@ class Benchmarks:
                 env=environment(),
             )
         threading.Thread(target=process.wait, daemon=True).start()  # reaps it
+        return name
 
-    def run(self, name: str, report: Report, start: Start = start_case) -> dict[str, Any]:
-        """Measure in this process; the whole result.  Raises what `measure` raises."""
-        with self._locks(name) as locks:
+    def run(
+        self, options: BenchmarkConfig, config: TrainConfig, report: Report, start: Start = start_case
+    ) -> dict[str, Any]:
+        """Measure in this process; the whole result.  Raises what `new` and `measure` raise."""
+        with self.new(options, config) as (name, locks):
             return measure(self.path(name), report, locks, start)
 
     def get(self, name: str) -> dict[str, Any]:
@@ -188,20 +202,19 @@ class Benchmarks:
         else:
             planned_shape(self.settings, config.model)
 
-    @contextmanager
-    def _locks(self, name: str) -> Iterator[tuple[int, int]]:
-        """Hold the device and the benchmark; the descriptors, for whoever is to hold them too."""
-        device = self.lease.acquire("benchmark", name)
-        try:
-            lock = HeldLock.acquire(self.path(name) / "lock", {})
-            if lock is None:
-                raise RunError(f"benchmark {name}: it is being measured already")
-            try:
-                yield device.fd, lock.fd
-            finally:
-                lock.release()
-        finally:
-            device.release()
+
+def _begun(options: BenchmarkConfig, config: TrainConfig, count: int) -> dict[str, Any]:
+    return {
+        "kind": options.kind,
+        "state": "starting",
+        "error": "",
+        "cases": count,
+        "options": options.model_dump(),
+        "config": config.model_dump(),
+        "method": METHODS[options.kind],
+        "machine": {},
+        "rows": [],
+    }
 
 
 def measure(folder: Path, report: Report, locks: tuple[int, ...], start: Start = start_case) -> dict[str, Any]:

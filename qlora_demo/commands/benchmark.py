@@ -84,8 +84,7 @@ def _measure(services: Services, args: argparse.Namespace) -> dict[str, Any]:
     out = out_path(args.out)
     if out is not None and out.is_dir():
         raise ConfigError("out", f"{out} is a folder; name a file in it")
-    name = services.benchmarks.create(options, config)
-    result = services.benchmarks.run(name, report_progress)
+    result = services.benchmarks.run(options, config, report_progress)
     if out is not None:
         _write_out(out, result)
     return result

@@ -6,7 +6,7 @@ It reads row by row and keeps no more of each than a few numbers, so a large fil
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -20,6 +20,7 @@ from ..errors import ConfigError, DataError, one_line
 from ..records import Progress, Step, percentile_95
 from ..rows.files import FoundRow
 from ..rows.formats import Row, detect, out_of_order
+from ..rows.problems import Problem
 from ..settings import Settings
 from ..sources import resolve
 from ..system.halt import Halt
@@ -30,38 +31,8 @@ from .load import load_tokenizer
 Pieces = list[tuple[str, bool]]
 """A row's rendered text in parts, and whether each is trained."""
 _BATCH = 512
-_SHOWN = 5
 _BINS = 20
 _RENDERED = 3
-_KINDS = {
-    "unusable": "cannot be used",
-    "cut": "is longer than max_length and loses its end",
-    "dropped": "keeps no trained token within max_length and is dropped",
-    "duplicate": "appears more than once",
-    "leak": "is a copy of a held-out row and is not trained on",
-    "encoding": "holds characters that were lost to a wrong encoding",
-    "order": "has turns out of order",
-    "unasked": "begins with an answer that no turn asks for, which is not trained on",
-    "untrained": "every row to train on is dropped, so raise max_length or give other rows",
-    "unmeasured": "every held-out row is dropped, so raise max_length or give other rows",
-    "stop": "ends without a trained stop token, so answers may not end",
-}
-"""What a row of each kind is or does, to be followed by how many do."""
-
-
-@dataclass
-class Problem:
-    """A kind of problem, how many rows have it, and the first of them; `fatal` ones stop a start."""
-
-    kind: str
-    fatal: bool
-    count: int = 0
-    rows: list[str] = field(default_factory=list)
-
-    def add(self, where: str) -> None:
-        self.count += 1
-        if len(self.rows) < _SHOWN:
-            self.rows.append(where)
 
 
 @dataclass(frozen=True)
@@ -87,8 +58,8 @@ class _Seen:
     mapping: dict[str, str] = field(default_factory=dict)
     rendered: list[Pieces] = field(default_factory=list)
 
-    def note(self, kind: str, where: str, *, fatal: bool = False) -> None:
-        self.problems.setdefault(kind, Problem(kind, fatal)).add(where)
+    def note(self, kind: str, where: str, fault: str = "", *, fatal: bool = False) -> None:
+        self.problems.setdefault(kind, Problem(kind, fatal)).add(where, fault)
 
 
 def preflight(config: TrainConfig, settings: Settings, halt: Halt) -> Iterator[Step]:
@@ -138,7 +109,8 @@ def _look_at(batch: Sequence[FoundRow], config: TrainConfig, tokenizer: Any, see
             seen.first = seen.first or row
             rows.append(_rendered(place, row, config, tokenizer))
         except DataError as exc:
-            seen.note("unusable", str(exc).removeprefix("dataset: ").replace(found.where, place), fatal=True)
+            told = str(exc).removeprefix("dataset: ").replace(found.where, place)
+            seen.note("unusable", place, told.removeprefix(place), fatal=True)
     for one, (length, kept) in zip(rows, _measured(tokenizer, rows, config.max_length), strict=True):
         _look_at_row(one, config, seen)
         seen.lengths.append(length)
@@ -271,9 +243,9 @@ def _result(config: TrainConfig, seen: _Seen) -> dict[str, Any]:
             "median": lengths[len(lengths) // 2],
             "p95": int(percentile_95(lengths)),
             "longest": lengths[-1],
-            "histogram": _histogram(lengths),
+            "histogram": _histogram(seen.lengths),
         },
-        "problems": [asdict(one) | {"what": _KINDS[one.kind]} for one in problems],
+        "problems": [one.told() for one in problems],
         "fatal": _fatal(config, problems),
         "rendered": seen.rendered,
     }
@@ -281,13 +253,13 @@ def _result(config: TrainConfig, seen: _Seen) -> dict[str, Any]:
 
 def _fatal(config: TrainConfig, problems: Sequence[Problem]) -> str:
     """The first problem that must stop a start, in one line; empty where there is none."""
-    found = (f"{p.rows[0]} ({_KINDS[p.kind]}: {counted(p.count, 'row')})" for p in problems if p.fatal)
+    found = (f"{one.first()} ({one.what}: {counted(one.count, 'row')})" for one in problems if one.fatal)
     return next((f"{config.dataset}, {first}" for first in found), "")
 
 
 def _histogram(lengths: Sequence[int]) -> list[tuple[int, int]]:
     """(upper bound in tokens, rows) of equal bins."""
-    width = max(1, -(-lengths[-1] // _BINS))
+    width = max(1, -(-max(lengths, default=0) // _BINS))
     counts = [0] * _BINS
     for length in lengths:
         counts[min(_BINS - 1, max(0, length - 1) // width)] += 1

@@ -94,7 +94,13 @@ def to_messages(row: Row, mapping: Mapping[str, str], where: str) -> Row:
             raise DataError(f"{where}: text is empty; remove the row or fill it")
         check_characters(text, f"{where}: text")
         return {"text": text}
-    raise DataError(f"{where}: columns {', '.join(map(str, row)) or '(none)'} are not understood; use {FORMATS}")
+    raise DataError(f"{where}: columns {', '.join(map(str, row)) or '(none)'} are not understood; {_remedy(row)}")
+
+
+def _remedy(row: Row) -> str:
+    names = list(map(str, row))
+    example = f"prompt={names[0]}, completion={names[1]}" if len(names) > 1 else f"text={''.join(names)}"
+    return f"use {FORMATS}" + (f", or say in the field columns what they are, like {example}" if names else "")
 
 
 def checked_turns(turns: Iterable[Any], where: str) -> list[Message]:

@@ -11,16 +11,17 @@ from typing import Any, get_args
 
 import gradio as gr
 
+from ..benchmark.cases import READ
 from ..benchmark.config import FULL, BenchmarkConfig, BenchmarkKind
 from ..benchmark.runner import RESULT, read_result_file
 from ..config import TrainConfig
-from ..errors import ConfigError, DemoError, RequestError
+from ..errors import ConfigError, RequestError
 from ..gpu import device_info
 from ..knobs import knob
 from ..presets import ARTICLE, COMPARED
 from ..services import Services
 from ..visitors.access import Role
-from . import controls, deletion
+from . import controls, deletion, render
 from . import render_benchmark as show
 from .gate import Gate, visitor_of
 from .listed import listed, renewed
@@ -47,6 +48,7 @@ _SETTINGS = (
     "score_rows",
 )
 _PLACE = "benchmark-"
+_NO_RUN = "none: a random adapter for the model below"
 
 
 def build(services: Services, page: gr.Blocks, gate: Gate) -> None:
@@ -56,7 +58,10 @@ def build(services: Services, page: gr.Blocks, gate: Gate) -> None:
     chosen = [parts.kind, *parts.options.values(), *parts.settings.values()]
     drawn = [parts.which, parts.other, parts.progress, parts.result, parts.file, parts.seen]
     read = [parts.which, parts.seen]
-    gate.on(parts.kind.change, _groups_of, parts.kind, parts.groups, needs="visitor")
+    shown = [*parts.groups, parts.compared_settings, *parts.settings.values()]
+    kind_and_run = [parts.kind, parts.options["run"]]
+    gate.on([parts.kind.change, parts.options["run"].change], _form_of, kind_and_run, shown, needs="visitor")
+    gate.on([page.load, parts.kind.change], bench.runs, None, parts.options["run"], needs="visitor")
     gate.on(parts.start.click, bench.start, chosen, drawn, needs="operator")
     gate.on(parts.stop.click, bench.stop, parts.which, None, needs="operator")
     deletion.wire(parts.deletion, parts.which, bench.delete, drawn, gate)
@@ -91,15 +96,17 @@ class Bench:
         asked = [name for name in self._options if _shows(kind, controls.group_of(BenchmarkConfig, name))]
         options = controls.read(BenchmarkConfig, ["kind", *asked], [kind, *(shown[name] for name in asked)])
         given = dict(zip(self._settings, values[len(self._options) :], strict=True))
-        name = self.services.benchmarks.create(options, self._base.changed(**given))
-        if self.services.runs.active() is None and not self.services.jobs.on_models and self.services.engine.release():
+        config = self._base.changed(**{name: given[name] for name in given if name in _read(kind, options.run)})
+        self.services.benchmarks.check(options, config)
+        self.services.jobs.require_models()
+        if self.services.runs.active() is None and self.services.engine.release():
             gr.Info("The chat's models were freed to make room; the next prompt loads them again.")
-        try:
-            self.services.benchmarks.start(name)
-        except DemoError:
-            self.services.benchmarks.delete(name)
-            raise
-        return self.look(name, None)
+        return self.look(self.services.benchmarks.start(options, config), None)
+
+    def runs(self) -> dict[str, Any]:
+        """What can be chosen as the run whose columns are timed; others can be typed."""
+        ready = [run for run in self.services.runs.all() if run.has_adapter and run.state.ended]
+        return gr.update(choices=[(_NO_RUN, ""), *((render.run_label(run), run.id) for run in ready)])
 
     def stop(self, which: str | None) -> None:
         """End what is measured; its rows so far stay."""
@@ -160,8 +167,15 @@ def _named(which: str | None) -> str:
     return which
 
 
-def _groups_of(kind: BenchmarkKind | None) -> list[Any]:
-    return [gr.Group(visible=_shows(kind, group)) for group in _GROUPS.values()]
+def _form_of(kind: BenchmarkKind | None, run: str | None) -> list[Any]:
+    """What this kind has a use for: groups of options, the training settings as a whole, and each."""
+    read = _read(kind, run)
+    groups = [_shows(kind, group) for group in _GROUPS.values()]
+    return [gr.update(visible=shown) for shown in (*groups, bool(read), *(name in read for name in _SETTINGS))]
+
+
+def _read(kind: BenchmarkKind | None, run: str | None) -> tuple[str, ...]:
+    return () if kind is None or (kind == "inference" and run) else READ[kind]
 
 
 def _shows(kind: BenchmarkKind | None, group: str) -> bool:
@@ -205,8 +219,10 @@ def _draw_form(parts: SimpleNamespace) -> None:
         with gr.Group(visible=group == "Training") as box:
             parts.options |= controls.draw(BenchmarkConfig, group)
         parts.groups.append(box)
-    with gr.Accordion("Training settings that are compared", open=True), gr.Row():
+    with gr.Accordion("Training settings", open=True) as parts.compared_settings, gr.Row():
         parts.settings = controls.draw_some(parts.base, _SETTINGS, _PLACE)
+    for name, part in parts.settings.items():
+        part.visible = name in READ["training"]
 
 
 def _draw_comparison(parts: SimpleNamespace) -> None:

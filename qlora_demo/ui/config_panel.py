@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from ..config import TrainConfig
-from ..presets import PRESETS, apply_preset
+from ..presets import KEPT, PRESETS, apply_preset
 from . import controls
 from .gate import Gate
 
@@ -18,7 +18,9 @@ def build(chosen: controls.Controls, gate: Gate) -> gr.HTML:
     """Draw the panel and wire it to the form; the place for the form as a command."""
     names, inputs = list(chosen), list(chosen.values())
     with gr.Accordion("Presets and sharing", open=False):
-        preset = gr.Radio(list(PRESETS), label="Preset", info="how to train; model and data stay", elem_id="preset")
+        preset = gr.Radio(
+            list(PRESETS), label="Preset", info="model, data, held-out rows and seed stay", elem_id="preset"
+        )
         with gr.Row():
             save = gr.Button("Save as JSON", size="sm", elem_id="save-config")
             load = gr.UploadButton("Load JSON", file_types=[".json"], size="sm", elem_id="load-config")
@@ -38,6 +40,9 @@ def build(chosen: controls.Controls, gate: Gate) -> gr.HTML:
         return controls.fill(TrainConfig.from_file(Path(path)), names)
 
     gate.on(preset.input, use, [preset, *inputs], inputs, needs="operator")
+    for name, part in chosen.items():
+        if name not in KEPT:  # what is edited is no longer the preset's
+            gate.script(part.input, "() => null", [], [preset])
     gate.on(save.click, keep, inputs, file, needs="operator")
     gate.on(load.upload, read, load, inputs, needs="operator")
     return command

@@ -20,6 +20,7 @@ _SUGGESTIONS = {
     "model": [*BUNDLED_MODELS, *(SHAPE_PREFIX + name for name in SHAPES)],
     "dataset": list(BUNDLED_DATASETS),
     "target_modules": ["all-linear", "attention", "mlp"],
+    "run": [""],
 }
 
 

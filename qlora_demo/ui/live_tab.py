@@ -33,7 +33,7 @@ def build(services: Services, tab: gr.Tab, gate: Gate) -> None:
         return show.live(
             show.Live(
                 device=device_info(),
-                holder=services.lease.holder(),
+                holder=services.holder(),
                 resident=services.engine.resident(),
                 waiting=services.waiting.waiting,
                 answering=services.waiting.answering,

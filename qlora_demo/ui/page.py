@@ -85,7 +85,7 @@ def build_page(services: Services, status: AppStatus) -> gr.Blocks:
         device = Kept(device_info, _DEVICE_SECONDS)
 
         def where() -> str:
-            return render.status_line(device(), services.lease.holder(), status.notes())
+            return render.status_line(device(), services.holder(), status.notes())
 
         def found(request: gr.Request) -> str:
             """Where things lie is for operators."""

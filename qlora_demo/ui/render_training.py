@@ -75,6 +75,8 @@ def preflight(found: Mapping[str, Any]) -> str:
         f"mean {lengths['mean']:,.0f}, median {lengths['median']:,}, p95 {lengths['p95']:,}, "
         f"longest {lengths['longest']:,}; max_length is {found['max_length']:,}.</p>"
     )
+    if not found["rows"]:
+        return head + _problems(found["problems"])
     bins = {f"{top:,}": {"rows": float(count)} for top, count in lengths["histogram"]}
     limit = found["max_length"] / lengths["histogram"][0][0] - 0.5
     plot = plots.bars("Length of rows", "rows", bins, "tokens, up to", ("max_length", limit))

@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from ..jobs import Job, read_result
+from ..records import BEFORE as WAITING
 from ..results import report
 from ..runs import Run
 
@@ -47,7 +48,8 @@ def standing(runs: Sequence[Run], job: Job | None, seen: Collection[str]) -> Sta
     were gone through on this page."""
     if any(report.made(run.path / "report", run.id) for run in runs):
         return Standing(None)
-    if active := next((run for run in runs if not run.state.ended), None):
+    if going := [run for run in runs if not run.state.ended]:
+        active = min(going, key=lambda run: run.state.status in WAITING)
         return Standing(TRAIN, f"The run is {active.state.status}; its curves are on the Train tab.")
     tuned = newest_tuned(runs)
     if tuned is None:

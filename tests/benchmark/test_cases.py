@@ -6,8 +6,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from qlora_demo.benchmark.cases import cases, largest
-from qlora_demo.benchmark.config import BenchmarkConfig
+from qlora_demo.benchmark.cases import READ, cases, largest
+from qlora_demo.benchmark.config import BenchmarkConfig, BenchmarkKind
 from qlora_demo.catalog import SHAPES
 from qlora_demo.config import TrainConfig
 from qlora_demo.errors import ConfigError
@@ -59,6 +59,14 @@ def test_ranks_and_targets_are_every_pair_and_alpha_follows_the_rank() -> None:
         (8, 16, "all-linear"),
         (256, 512, "all-linear"),
     ]
+
+
+@pytest.mark.parametrize("kind", list(READ))
+def test_a_setting_that_changes_no_case_is_not_asked_for(kind: BenchmarkKind) -> None:
+    options, config = BenchmarkConfig(kind=kind), TrainConfig(max_length=64)
+    for name, value in {"method": "lora", "r": 99, "target_modules": "mlp", "max_length": 65}.items():
+        if cases(options, config.changed(**{name: value}), "cpu") == cases(options, config, "cpu"):
+            assert name not in READ[kind]
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from qlora_demo.presets import ARTICLE, LAPTOP
 from qlora_demo.services import Services
 from qlora_demo.ui.benchmark_tab import Bench
 from qlora_demo.ui.render_benchmark import compared
+from tests.abandoned import abandoned
 
 TRAINED = {"case": "r 8, mlp", "fits": True, "peak_bytes": 4, "step_median_seconds": 2.0, "tokens_per_second": 1.0}
 ANSWERED = {"case": "base", "fits": True, "prompt_tokens": 8, "batch": 1, "tpot_median_seconds": 1.0}
@@ -171,7 +172,7 @@ def test_one_file_is_laid_beside_the_chosen_result_and_two_beside_each_other(
         bench.compare(None, None, paths)
     with pytest.raises(ConfigError, match="none is chosen"):
         bench.compare(None, None, paths[:1])
-    own = services.benchmarks.create(BenchmarkConfig(), LAPTOP)
+    own = abandoned(services.benchmarks, BenchmarkConfig(), LAPTOP)
     kept = services.benchmarks.path(own) / "result.json"
     kept.write_text(json.dumps(json.loads(kept.read_text("utf-8")) | {"rows": [TRAINED]}), "utf-8")
     assert "Measured on one" in bench.compare(own, None, paths[:1])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,9 @@ from qlora_demo.errors import ConfigError, DeviceBusy, RequestError, RunError
 from qlora_demo.gpu import Lease
 from qlora_demo.records import Progress
 from qlora_demo.settings import Settings
+from qlora_demo.system.disk import new_folder
 from qlora_demo.system.locks import is_held
+from tests.abandoned import abandoned
 
 TINY = TrainConfig(model="shape:tiny", max_length=64, per_device_train_batch_size=2, target_modules="attention", r=4)
 
@@ -47,7 +49,7 @@ def measured(
     """A benchmark's result with only some of its cases: each costs a process that imports torch."""
     every = cases
     monkeypatch.setattr("qlora_demo.benchmark.runner.cases", lambda *asked: [every(*asked)[at] for at in keep])
-    return benchmarks.run(benchmarks.create(options, config), quiet)
+    return benchmarks.run(options, config, quiet)
 
 
 @pytest.mark.processes
@@ -113,8 +115,7 @@ def test_the_frontier_is_where_real_steps_stop_fitting(benchmarks: Benchmarks, m
 
 @pytest.mark.processes
 def test_a_stop_ends_the_case_that_is_measured_and_keeps_the_rows(benchmarks: Benchmarks) -> None:
-    name = benchmarks.create(BenchmarkConfig(kind="rank", ranks="2,4", targets="attention"), TINY)
-    benchmarks.start(name)
+    name = benchmarks.start(BenchmarkConfig(kind="rank", ranks="2,4", targets="attention"), TINY)
     with pytest.raises(DeviceBusy, match="benchmark"):
         benchmarks.lease.acquire("chat")
     with pytest.raises(RunError, match="still being measured"):
@@ -132,8 +133,7 @@ def test_a_stop_ends_the_case_that_is_measured_and_keeps_the_rows(benchmarks: Be
 
 @pytest.mark.processes
 def test_a_case_that_outlives_who_measures_it_keeps_both_locks(benchmarks: Benchmarks) -> None:
-    name = benchmarks.create(BenchmarkConfig(kind="rank", ranks="2", targets="attention"), TINY)
-    benchmarks.start(name)
+    name = benchmarks.start(BenchmarkConfig(kind="rank", ranks="2", targets="attention"), TINY)
     parent = _process(psutil.Process(), str(benchmarks.path(name)))
     case = _process(parent, "qlora_demo.ml.measure")
     case.suspend()
@@ -172,20 +172,40 @@ def _until(true: Callable[[], bool]) -> None:
 def test_a_wrong_request_names_itself_and_a_broken_process_its_log(
     benchmarks: Benchmarks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    name = benchmarks.create(BenchmarkConfig(kind="rank", ranks="2", targets="q_projj"), TINY)
     with pytest.raises(RequestError, match="'q_projj' is no layer that can be adapted"):
-        benchmarks.run(name, quiet)
-    assert benchmarks.get(name)["state"] == "failed" and "q_projj" in benchmarks.get(name)["error"]
+        benchmarks.run(BenchmarkConfig(kind="rank", ranks="2", targets="q_projj"), TINY, quiet)
+    [kept] = benchmarks.all()
+    assert kept["state"] == "failed" and "q_projj" in kept["error"]
 
 
 def test_one_whose_process_died_reads_as_failed(benchmarks: Benchmarks) -> None:
-    name = benchmarks.create(BenchmarkConfig(), TINY)
+    name = abandoned(benchmarks, BenchmarkConfig(), TINY)
     assert benchmarks.get(name)["state"] == "failed"
     assert "ended without reporting an error" in benchmarks.get(name)["error"]
 
 
+def test_one_that_begins_never_looks_dead_and_none_appears_while_the_device_is_busy(
+    benchmarks: Benchmarks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+
+    @contextmanager
+    def watched(parent: Path, label: str) -> Iterator[tuple[str, Path]]:
+        with new_folder(parent, label) as made:
+            yield made
+        seen.extend(one["state"] for one in benchmarks.all())
+
+    monkeypatch.setattr("qlora_demo.benchmark.runner.new_folder", watched)
+    monkeypatch.setattr("qlora_demo.gpu._EXIT_SECONDS", 0)
+    with benchmarks.new(BenchmarkConfig(), TINY) as (name, _):
+        assert seen == ["starting"] and benchmarks.lease.holder() == f"benchmark {name}"
+        with pytest.raises(DeviceBusy, match=name):
+            benchmarks.start(BenchmarkConfig(), TINY)
+    assert benchmarks.names() == [name] and seen == ["starting"]
+
+
 def test_names_lead_nowhere_else_and_what_cannot_be_read_is_left_out(benchmarks: Benchmarks) -> None:
-    name = benchmarks.create(BenchmarkConfig(), TINY)
+    name = abandoned(benchmarks, BenchmarkConfig(), TINY)
     (benchmarks.path(name) / "result.json").write_text("{", "utf-8")
     assert benchmarks.all() == []
     for wrong in ("../home", "x", name + "/.."):
@@ -239,7 +259,7 @@ def test_every_column_s_share_is_of_the_median_process_s_bandwidth(
         "sys.executable", str(_script(benchmarks.root, f"case $asked in {cases} esac\nprintf '{row}' $found"))
     )
     options = BenchmarkConfig(kind="inference", variants="base,adapter,merged")
-    result = benchmarks.run(benchmarks.create(options, TINY), quiet)
+    result = benchmarks.run(options, TINY, quiet)
     assert [one["bandwidth_bytes_per_second"] for one in result["rows"]] == [20, 40, 40, 21]
     at = table(result).head.index("share of bandwidth")
     assert {cells[at] for cells in table(result).rows} == {"47.6%"}
@@ -257,8 +277,7 @@ def told(benchmarks: Benchmarks, monkeypatch: pytest.MonkeyPatch, config: TrainC
         yield {"row": {"fits": fits} | ({"step_median_seconds": float(len(asked))} if fits else {})}
 
     monkeypatch.setattr("qlora_demo.benchmark.runner.measure_case", stand_in)
-    name = benchmarks.create(BenchmarkConfig(**options), config)
-    return benchmarks.run(name, lambda progress: said.append(progress.text)), said, asked
+    return benchmarks.run(BenchmarkConfig(**options), config, lambda progress: said.append(progress.text)), said, asked
 
 
 def test_the_first_case_that_was_trained_is_trained_once_more_at_the_end(
@@ -285,8 +304,7 @@ def test_of_few_cases_none_is_trained_twice(
 
 def test_a_process_that_the_system_killed_had_no_room(benchmarks: Benchmarks, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.executable", str(_script(benchmarks.root, "kill -9 $$")))
-    name = benchmarks.create(BenchmarkConfig(kind="rank", ranks="2", targets="mlp"), TINY)
-    row = benchmarks.run(name, quiet)["rows"][0]
+    row = benchmarks.run(BenchmarkConfig(kind="rank", ranks="2", targets="mlp"), TINY, quiet)["rows"][0]
     assert row == {"case": "r 2, mlp", "fits": False, "error": "the system killed the process: out of memory"}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from qlora_demo.config import TrainConfig
 from qlora_demo.gpu import Lease
 from qlora_demo.presets import ARTICLE, LAPTOP
 from qlora_demo.settings import Settings
+from tests.abandoned import abandoned
 
 ROW = {"case": "a", "fits": True, "peak_bytes": 4, "step_median_seconds": 2.0, "tokens_per_second": 1.0}
 
@@ -28,7 +28,7 @@ def told(capsys: pytest.CaptureFixture[str], *command: str) -> object:
 def test_list_show_and_delete(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert told(capsys, "list") == []
     store = Benchmarks(Settings(home), Lease(home))
-    name = store.create(BenchmarkConfig(kind="rank"), TrainConfig(model="shape:tiny"))
+    name = abandoned(store, BenchmarkConfig(kind="rank"), TrainConfig(model="shape:tiny"))
     assert told(capsys, "list") == [{"id": name, "kind": "rank", "state": "failed", "error": store.get(name)["error"]}]
     assert told(capsys, "show", name) == store.get(name)
     assert told(capsys, "delete", name) == {"id": name, "state": "deleted"}
@@ -87,11 +87,11 @@ def test_what_is_wrong_is_said_before_anything_is_measured(
 def test_a_place_for_the_result_is_made_before_the_work_and_a_failed_write_names_the_result(
     home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def run(self: Benchmarks, name: str, *_: object) -> dict[str, object]:
+    def run(self: Benchmarks, *_: object) -> dict[str, object]:
         assert out.parent.is_dir()
         if full:
             out.mkdir()
-        return {"id": name}
+        return {"id": "the-id"}
 
     monkeypatch.setattr(Benchmarks, "run", run)
     out, full = tmp_path / "new" / "result.json", False
@@ -101,16 +101,14 @@ def test_a_place_for_the_result_is_made_before_the_work_and_a_failed_write_names
     out.unlink()
     full = True
     assert main(command) == 1
-    assert re.search(
-        r"the result is kept, see `benchmark show [0-9]{8}-[0-9]{6}-training-[0-9a-f]{4}`$", capsys.readouterr().err
-    )
+    assert capsys.readouterr().err.endswith("the result is kept, see `benchmark show the-id`\n")
     assert main(command) == 2
     assert f"out: {out} is a folder; name a file in it" in capsys.readouterr().err
 
 
 def test_a_result_keeps_what_was_asked(home: Path) -> None:
     store = Benchmarks(Settings(home), Lease(home))
-    name = store.create(BenchmarkConfig(kind="frontier", gpu_memory="8GB"), TrainConfig(model="shape:tiny", r=4))
+    name = abandoned(store, BenchmarkConfig(kind="frontier", gpu_memory="8GB"), TrainConfig(model="shape:tiny", r=4))
     found = read_result_file(store.path(name) / "result.json")
     assert (found["options"]["gpu_memory"], found["config"]["r"], found["cases"]) == ("8GB", 4, 4)
     assert "Real training steps" in found["method"]

@@ -20,6 +20,7 @@ from qlora_demo.ml.trainer import build_trainer
 from qlora_demo.services import Services
 from qlora_demo.settings import Settings
 from qlora_demo.system.halt import Halt
+from qlora_demo.ui.render_training import preflight as preflight_html
 
 
 def pair(question: str, answer: str) -> dict[str, Any]:
@@ -92,8 +93,20 @@ def test_each_problem_is_told_with_its_row(check: Any, bad: Any, kind: str, fata
 
 def test_only_the_first_rows_of_a_problem_are_shown_and_all_are_counted(check: Any) -> None:
     (problem,) = check([*GOOD, *[pair("q", "")] * 50])["problems"]
-    assert (problem["count"], len(problem["rows"])) == (50, 5)
-    assert "line 21" in problem["rows"][0]
+    [row] = problem["rows"]
+    assert problem["count"] == 50 and row.count("has no answer") == 1
+    assert row.startswith("line 21") and row.endswith("(also line 22, line 23, line 24, line 25 and 45 more)")
+
+
+def test_columns_that_nobody_knows_come_with_how_to_say_what_they_are(check: Any) -> None:
+    rows = [{"ask": f"question {n}", "reply": f"answer {n}"} for n in range(20)]
+    found = check(rows)
+    assert "or say in the field columns what they are, like prompt=ask, completion=reply (cannot" in found["fatal"]
+    assert len(found["problems"][0]["rows"]) == 1
+    assert (found["rows"], sum(count for _, count in found["lengths"]["histogram"])) == (0, 0)
+    assert "<svg" not in preflight_html(found)
+    mapped = check(rows, columns="prompt=ask, completion=reply")
+    assert mapped["rows"] == 20 and "<svg" in preflight_html(mapped)
 
 
 def test_a_copy_of_a_held_out_row_is_told_and_not_trained_on(check: Any, tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ from qlora_demo.settings import Settings
 from qlora_demo.system.disk import copy_whole, folder_bytes
 from qlora_demo.system.halt import Halt
 from qlora_demo.upkeep.dispatch import Dispatcher
+from tests.abandoned import abandoned
 from tests.conftest import Disk
 from tests.ml.test_train import TINY
 from tests.ml.test_variants import finished_run
@@ -77,7 +78,7 @@ def writes(services: Services, run: Run, source: Path) -> dict[str, Callable[[],
     answer = Answer("base", text="x" * 5000)
     return {
         "a run": lambda: services.runs.create(TrainConfig()),
-        "a benchmark": lambda: services.benchmarks.create(BenchmarkConfig(), TrainConfig(model="shape:tiny")),
+        "a benchmark": lambda: abandoned(services.benchmarks, BenchmarkConfig(), TrainConfig(model="shape:tiny")),
         "a queued run": lambda: submit(services, TrainConfig()),
         "a note": lambda: write_note(run, "n" * 1900, "a, b"),
         "a result": lambda: save_result(run, "evaluation", {"text": "x" * 10_000}),

@@ -35,6 +35,7 @@ from qlora_demo.rows.formats import detect, out_of_order, to_messages
 from qlora_demo.runs import RunStore, append_metrics
 from qlora_demo.settings import Settings
 from qlora_demo.ui import render, render_benchmark, run_panel
+from tests.abandoned import abandoned
 
 bounded = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 WORDS = ["messages", "prompt", "completion", "text", "role", "content", "user", "assistant", "from", "value", "human"]
@@ -243,7 +244,7 @@ def benchmark_results(draw: st.DrawFn) -> bytes:
 def test_a_benchmark_s_result_is_shown_or_named_as_damaged(content: bytes) -> None:
     with scratch() as folder:
         store = Benchmarks(Settings(folder), Lease(folder))
-        name = store.create(BenchmarkConfig(), TrainConfig(model="shape:tiny"))
+        name = abandoned(store, BenchmarkConfig(), TrainConfig(model="shape:tiny"))
         path = store.path(name) / "result.json"
         path.write_bytes(content)
         try:

@@ -24,6 +24,7 @@ from qlora_demo.runs import write_state
 from qlora_demo.services import Services
 from qlora_demo.system.halt import Halt
 from qlora_demo.ui.discreet import Discreet
+from tests.abandoned import abandoned
 from tests.calls import Client, numbers, opened, values
 from tests.queueing import until
 
@@ -43,7 +44,7 @@ def filled(services: Services) -> str:
     (model / "config.json").write_text(json.dumps(SHAPE), "utf-8")
     (model / "model.safetensors").touch()
     config = TrainConfig(model=str(model), dataset=str(services.settings.uploads / "mine.jsonl"))
-    services.benchmarks.create(BenchmarkConfig(), config)
+    abandoned(services.benchmarks, BenchmarkConfig(), config)
     run = services.runs.create(config)
     write_state(run.path, RunState("failed", error=f"dataset: {config.dataset}, line 7"))
     return run.id

@@ -12,15 +12,16 @@ from qlora_demo.errors import ConfigError
 from qlora_demo.knobs import field_names
 from qlora_demo.presets import LAPTOP
 from qlora_demo.services import Services
-from qlora_demo.ui.benchmark_tab import Bench
+from qlora_demo.ui.benchmark_tab import _SETTINGS, Bench, _form_of
 from qlora_demo.ui.controls import group_of
 from qlora_demo.ui.evaluate_tab import _from_zero, _limit
 from qlora_demo.ui.explain_tab import Explain
 from qlora_demo.ui.train_tab import _GROUPS, _MORE
+from tests.abandoned import abandoned
 
 
 def test_an_option_of_another_benchmark_does_not_count(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(services.benchmarks, "start", lambda name: None)
+    monkeypatch.setattr(services.benchmarks, "start", lambda *asked: abandoned(services.benchmarks, *asked))
     options = {"ranks": "8,x", "gpu_memory": "1GB", "steps": 3, "prompt_tokens": "0"}
     bench = Bench(services, list(options), ["model"], LAPTOP)
 
@@ -34,6 +35,27 @@ def test_an_option_of_another_benchmark_does_not_count(services: Services, monke
         start("rank")
     with pytest.raises(ConfigError, match="gpu_memory: 'lots' is not allowed"):
         start("frontier", gpu_memory="lots")
+
+
+@pytest.mark.parametrize(
+    ("kind", "run", "hidden"),
+    [
+        ("training", "", {"method", "dataset", "max_steps", "score_rows"}),
+        ("rank", "", {"r", "target_modules"}),
+        ("inference", "a-run", set(_SETTINGS)),
+    ],
+)
+def test_a_benchmark_shows_and_takes_only_what_it_has_a_use_for(
+    services: Services, monkeypatch: pytest.MonkeyPatch, kind: BenchmarkKind, run: str, hidden: set[str]
+) -> None:
+    asked: list[TrainConfig] = []
+    monkeypatch.setattr(services.benchmarks, "check", lambda options, config: asked.append(config))
+    monkeypatch.setattr(services.benchmarks, "start", lambda *_: None)
+    typed = {name: "wrong" if name in hidden else getattr(LAPTOP, name) for name in _SETTINGS}
+    Bench(services, ["run"], list(_SETTINGS), LAPTOP).start(kind, run, *typed.values())
+    assert asked == [LAPTOP]
+    shown = [update["visible"] for update in _form_of(kind, run)[-len(_SETTINGS) :]]
+    assert {name for name, seen in zip(_SETTINGS, shown, strict=True) if not seen} == hidden
 
 
 def test_rows_are_all_where_none_are_named_and_never_none() -> None:

@@ -63,7 +63,7 @@ def test_the_page_goes_through_nothing_but_chats_where_it_shows_no_progress(home
 
 
 VISITORS = """
-    _groups_of again ask asked change choose_run columns compare differences edit example forget found greedy halt
+    _form_of runs again ask asked change choose_run columns compare differences edit example forget found greedy halt
     lay_side_by_side layer layers ledger look new_seed open open_to place plan poll redraw refresh retry size talk_to
     vote where who <lambda>
 """

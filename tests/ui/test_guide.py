@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -55,6 +56,12 @@ def test_a_home_is_followed_from_its_first_run_to_its_report(services: Services)
     assert stands().next == stages.REPORT
     save(gather(services.runs, services.votes, run), run.path / "report")
     assert stands() == Standing(None) and drawn(stands()) == ""
+
+
+def test_of_a_run_that_trains_and_a_newer_one_that_waits_the_one_that_trains_is_told(services: Services) -> None:
+    run = services.runs.create(TrainConfig())
+    runs = [replace(run, state=RunState(status)) for status in ("checking", "queued", "running")]
+    assert standing(runs, None, ()).waits.startswith("The run is running;")
 
 
 def test_a_failed_run_is_told_and_training_is_still_the_next_thing(services: Services) -> None:

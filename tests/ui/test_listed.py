@@ -17,6 +17,7 @@ from qlora_demo.ui.chat_tab import runs_with_adapter
 from qlora_demo.ui.history_panel import History
 from qlora_demo.ui.listed import renewed
 from qlora_demo.ui.run_panel import poll
+from tests.abandoned import abandoned
 from tests.calls import Client, numbers, opened, values
 
 pytestmark = pytest.mark.slow
@@ -86,9 +87,9 @@ def test_a_note_that_somebody_else_wrote_meanwhile_is_not_overwritten(services: 
 def test_the_benchmark_that_was_chosen_meanwhile_stays(services: Services) -> None:
     bench = Bench(services, [], [], TrainConfig())
     config = TrainConfig(model="shape:tiny")
-    old = services.benchmarks.create(BenchmarkConfig(), config)
+    old = abandoned(services.benchmarks, BenchmarkConfig(), config)
     *_, seen = bench.look(old, None)
-    services.benchmarks.create(BenchmarkConfig(), config)
+    abandoned(services.benchmarks, BenchmarkConfig(), config)
     late = bench.look(old, seen)[0]
     assert len(late["choices"]) == 2 and chosen_by(late) == "left alone"
 
@@ -118,7 +119,7 @@ def test_the_last_run_and_the_last_result_can_go(services: Services) -> None:
     for drawn in (poll(services, run, seen, "operator"), poll(services, None, {}, "operator")):
         assert (drawn[0]["choices"], chosen_by(drawn[0])) == ([], None)
     bench = Bench(services, [], [], TrainConfig())
-    result = services.benchmarks.create(BenchmarkConfig(), TrainConfig(model="shape:tiny"))
+    result = abandoned(services.benchmarks, BenchmarkConfig(), TrainConfig(model="shape:tiny"))
     assert bench.delete(result)[0] == {"choices": [], "value": None, "__type__": "update"}
 
 

@@ -31,7 +31,7 @@ WRONG = [
     ("poll", {"rows_page": "x"}, KIND),
     ("poll", {"which": "some"}, "is not in the list of choices"),
     ("poll", {"rows_page": 0, "prompts_page": -7}, ""),
-    ("_groups_of", {"benchmark_kind": None}, ""),
+    ("_form_of", {"benchmark_kind": None}, ""),
     ("ledger", {"ledger_shape": "half \ud800"}, "half ?"),
     ("size", {"explain_r": NAN}, KIND),
     ("size", {"explain_r": float("inf")}, KIND),
