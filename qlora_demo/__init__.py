@@ -18,6 +18,7 @@ _QUIET = {
 for _name, _value in _QUIET.items():
     os.environ.setdefault(_name, _value)
 
+LOOKS = gc.get_threshold()
 gc.set_threshold(10_000)
 """The libraries make a million objects that stay; to look through the young ones at every 700, as Python would, took a
-seventh of each process's start."""
+seventh of each process's start.  Once they are there, `system.heap.collect_as_usual`."""

@@ -21,6 +21,7 @@ from .runs import RunStore
 from .services import Services
 from .settings import Settings
 from .system import logs
+from .system.heap import collect_as_usual
 from .upkeep.ending import saving_runs
 from .visitors.access import Access
 from .visitors.waiting import Waiting
@@ -36,6 +37,7 @@ def build_services(settings: Settings) -> Services:
     def make_engine() -> Engine:
         from .ml.engine import Engine as RealEngine
 
+        collect_as_usual()
         return RealEngine(settings, runs, lease)
 
     def fetch(model: BundledModel, report: Report) -> Path:

@@ -19,6 +19,7 @@ from ..benchmark.config import BenchmarkConfig, BenchmarkKind
 from ..config import TrainConfig
 from ..errors import NoRoom, RequestError, one_line
 from ..settings import Settings
+from ..system.heap import collect_as_usual
 from .device import ran_out
 from .machine import versions
 from .measure_inference import measure_inference
@@ -36,6 +37,7 @@ _MEASURES: dict[BenchmarkKind, Measure] = {
 
 def main() -> None:
     """Measure the case on stdin; what libraries print goes to stderr."""
+    collect_as_usual()
     told = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     asked = json.load(sys.stdin)

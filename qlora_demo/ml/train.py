@@ -40,6 +40,7 @@ from ..settings import Settings
 from ..sources import resolve, shape_of, weights_digest
 from ..system import logs
 from ..system.disk import is_full, write_atomically
+from ..system.heap import collect_as_usual
 from ..system.locks import HeldLock, is_held
 from ..units import memory
 from .checkpoints import Checkpoints
@@ -59,6 +60,7 @@ _LOSS = {"completion": "on each answer", "assistant": "on the assistant's turns"
 def main() -> None:
     """Train the run whose directory is the first argument."""
     path = Path(sys.argv[1])
+    collect_as_usual()
     end_with_torchrun()
     signal.signal(signal.SIGTERM, lambda *_: (path / "stop").touch())
     if device().type == "cuda":
