@@ -174,9 +174,10 @@ def _draw() -> SimpleNamespace:
             allow_custom_value=True,
             elem_id="columns",
             scale=4,
+            min_width=240,
         )
         hidden = "a new conversation, names hidden until the vote"
-        parts.blind = gr.Checkbox(label="Blind", info=hidden, elem_id="blind", scale=2, min_width=160)
+        parts.blind = gr.Checkbox(label="Blind", info=hidden, elem_id="blind", elem_classes="tick", scale=2)
     with gr.Row():
         parts.placement = gr.HTML(elem_id="placement")
         parts.free = gr.Button("Free memory", elem_id="free", size="sm", scale=0, min_width=120)

@@ -136,9 +136,10 @@ def _draw() -> SimpleNamespace:
         parts.size = gr.HTML(elem_id="explain-size")
         with gr.Accordion("The code of such a layer", open=False):
             gr.Code(_LAYER.read_text("utf-8"), language="python", interactive=False, elem_id="lora-linear")
+    chosen: dict[str, Any] = {"scale": 3, "min_width": 240, "interactive": True}
     with gr.Row():
-        parts.run = listed(label="Finished run", elem_id="explain-run", scale=3, interactive=True)
-        parts.layer = listed(label="Layer of the base model", elem_id="explain-layer", scale=3, interactive=True)
+        parts.run = listed(label="Finished run", elem_id="explain-run", **chosen)
+        parts.layer = listed(label="Layer of the base model", elem_id="explain-layer", **chosen)
         parts.show = gr.Button("Look into this layer", variant="primary", elem_id="explain", scale=1, min_width=140)
     with gr.Accordion("What was learned: the update's singular values", open=True):
         parts.spectrum = gr.HTML(show.LOOK, elem_id="spectrum")
