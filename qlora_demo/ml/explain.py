@@ -110,17 +110,23 @@ def _ranks_up_to(rank: int) -> list[int]:
 
 
 def merged(weight: torch.Tensor, update: torch.Tensor, form: BaseForm = "nf4") -> dict[str, dict[str, float]]:
-    """An update written into the layer it was trained on, in 16 bit and rounded to NF4.
+    """An update written into the layer it was trained on, in 16 bit and rounded to NF4; where that layer is no original
+    one, into the original as well, rounded to NF4.
 
     ``error``: root mean square of what is off in the merged weights over the update's own; ``output``: the same for
     the layer's output to normally distributed inputs, as the next layers see it; ``kept``: how much of the update is in
     what the merge changed, 1 where all of it is (its projection on the update).
     """
-    base = as_trained(weight.to(compute_dtype()), form).float()
+    original = weight.to(compute_dtype())
+    base = as_trained(original, form).float()
     x = torch.randn(_TOKENS, weight.shape[1], generator=torch.Generator().manual_seed(0))
     whole = (base + update).to(compute_dtype())
+    onto = "" if form == "16bit" else "onto the dequantized base, "
+    ways = {f"{onto}in 16 bit": whole, f"{onto}in NF4{'' if form in _NOT_4_BIT else ' again'}": rounded(whole)}
+    if form != "16bit":
+        ways["onto the original base, in NF4"] = rounded((original.float() + update).to(compute_dtype()))
     found = {}
-    for name, made in (("in 16 bit", whole), ("in NF4" if form in _NOT_4_BIT else "in NF4 again", rounded(whole))):
+    for name, made in ways.items():
         kept = made.float().sub_(base)
         off = {"error": _relative(kept, update), "output": _relative(x @ kept.T, x @ update.T)}
         found[name] = off | {"kept": float((kept * update).sum() / update.square().sum().clamp(min=1e-30))}

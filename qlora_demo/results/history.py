@@ -7,6 +7,7 @@ import secrets
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from ..config import TrainConfig
@@ -53,6 +54,12 @@ def write_note(run: Run, text: str, tags: str) -> RunNote:
 def _plain(text: str) -> str:
     """Text that can be stored and sent: half of a surrogate pair is no character."""
     return text.encode("utf-8", "replace").decode()
+
+
+def called(source: str) -> str:
+    """A model or data set as people call it: of a path on this machine the last part."""
+    path = Path(source)
+    return path.name if path.is_absolute() or source.startswith(".") else source
 
 
 def stamps(run: Run) -> list[int]:

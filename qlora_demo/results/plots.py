@@ -21,6 +21,8 @@ _FEW = 10
 """More groups of bars than this are not labelled one by one."""
 _LINE = 75
 """Characters side by side under all groups of bars."""
+_LEGEND, _SIGN = 94, 8
+"""Characters side by side in a legend, and those that a line's or bar's sign takes with the room around it."""
 _LARGE, _SMALL, _ROOMY = 8, 6.5, 12
 """Points that values over bars are written in, the smaller where there are more bars than so many."""
 _HEADROOM, _SMALLEST = 1.08, 1e-300
@@ -148,7 +150,9 @@ def _svg(title: str, x_label: str, y_label: str, draw: Any, *, legend: bool) -> 
         draw(axes)
         axes.set(title=title, xlabel=x_label, ylabel=y_label)
         if legend:
-            axes.legend(fontsize=8, loc="lower right", bbox_to_anchor=(1, 1), ncols=4, borderaxespad=0)
+            longest = max(map(len, axes.get_legend_handles_labels()[1]))
+            beside = max(1, _LEGEND // (_SIGN + longest))
+            figure.legend(fontsize=8, loc="outside lower left", ncols=beside, borderaxespad=0)
         drawn = io.StringIO()
         figure.savefig(drawn, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = _PAGE_WIDE.sub("", drawn.getvalue()).replace(_INK, "currentColor")

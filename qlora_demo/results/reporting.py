@@ -17,7 +17,7 @@ from ..runs import Run, RunStore
 from ..system.locks import HeldLock
 from ..units import memory
 from .answers import kept, transcript
-from .history import read_note
+from .history import called, read_note
 from .report import Report, save
 from .votes import VoteStore
 
@@ -42,7 +42,7 @@ def gather(runs: RunStore, votes: VoteStore, run: Run) -> Report:
     del state["choices"]
     kept_talks = read_result(run, "conversations") or {"conversations": []}
     return Report(
-        title=f"{_called(run.config.model)} on {_called(run.config.dataset)}",
+        title=f"{called(run.config.model)} on {called(run.config.dataset)}",
         made_at=time.time(),
         run=run.id,
         config=run.config.model_dump(),
@@ -59,12 +59,6 @@ def gather(runs: RunStore, votes: VoteStore, run: Run) -> Report:
         votes=tally if tally.votes + tally.earlier else None,
         comparisons=votes.comparisons(run.id, limit=_COMPARISONS, since=since),
     )
-
-
-def _called(source: str) -> str:
-    """A model or data set as people call it: of a path on this machine the last part."""
-    path = Path(source)
-    return path.name if path.is_absolute() or source.startswith(".") else source
 
 
 def keep_conversation(

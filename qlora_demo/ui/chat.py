@@ -5,7 +5,6 @@ Every handler returns values for the same things on the page, in the order of `C
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -43,11 +42,11 @@ from .talk import (
     messages,
     settle,
     take_back,
+    with_columns,
     with_prompt,
 )
 
 SLOTS = range(grammar.MOST)
-_SEED_IDLE = "The temperature is 0: every column takes its likeliest token, whatever the seed. Raise it to draw."
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,8 @@ class Chat:
         """The last prompt once more, to the columns that are chosen now."""
         with self._pressed(request, choices, replaces=True) as press:
             talk = copied(press.before)
-            yield from self._answer(with_prompt(talk, take_back(talk), press.fresh), press)
+            text = take_back(talk, [column.name for column in press.fresh.columns])
+            yield from self._answer(with_prompt(talk, text, press.fresh), press)
 
     def again(self, place: int, request: gr.Request, *choices: Any) -> Iterator[list[Any]]:
         """The last prompt once more, in one column only."""
@@ -146,8 +146,8 @@ class Chat:
         if not talk.ended:
             raise ConfigError("report", "an answer still grows; wait for it or press Stop")
         self._require_same_adapters("report", talk)
-        before = {name: earlier(talk, name) for name in talk.answers}
-        count = keep_conversation(run, talk.system, talk.prompt, list(talk.answers.values()), before)
+        before = {name: earlier(talk, name) for name in talk.shown}
+        count = keep_conversation(run, talk.system, talk.prompt, list(talk.shown.values()), before)
         gr.Info(
             f"The report of {run.id} holds {count} conversation{'s' * (count > 1)} now; make it on the Evaluate tab."
         )
@@ -171,18 +171,22 @@ class Chat:
             raise ConfigError("example", f"{index!r} is none of {len(prompts)}; choose the run again")
         return prompts[index]
 
-    def place(self, run: str | None, names: list[str], request: gr.Request) -> list[Any]:
-        """The placement of the chosen columns, and as many slots as there are columns."""
-        slots = [gr.Column(visible=at < len(names)) for at in SLOTS]
-        if not run or not names:
-            return ["", *slots]
+    def place(self, run: str | None, names: list[str], talk: Talk, request: gr.Request) -> list[Any]:
+        """The placement of the chosen columns, and these shown, with what was said in them; an answer that grows or
+        waits for a vote keeps its own."""
+        placement, columns = "", talk.columns if names else ()
         try:
-            columns = grammar.parse_all(names, run)
-            if self._asker(request).role == "visitor":
-                visiting.finished_only(self.services.runs, columns)
-            return [show.placement(self.services.plan(columns)), *slots]
+            if run and names:
+                columns = grammar.parse_all(names, run)
+                if self._asker(request).role == "visitor":
+                    visiting.finished_only(self.services.runs, columns)
+                placement = show.placement(self.services.plan(columns))
         except DemoError as exc:
-            return [problem(str(exc)), *slots]
+            placement = problem(str(exc))
+        shown = talk if self.stops.grows(_visitor(request)) else with_columns(talk, run, columns)
+        drawn = [gr.skip()] * len(self.draw(talk)) if shown is talk else self.draw(shown)
+        count = len(shown.columns) if shown.prompt else len(names)
+        return [placement, *[gr.Column(visible=at < count) for at in SLOTS], *drawn]
 
     def differences(self, talk: Talk, left: str | None, right: str | None) -> str:
         """Two answers, word by word."""
@@ -198,7 +202,7 @@ class Chat:
             "",
             *self.draw_slots(talk, waiting),
             *_vote_buttons(talk),
-            show.latency(talk.answers, talk.blind),
+            show.latency(talk.shown, talk.blind),
             *_compared(talk),
         ]
 
@@ -310,19 +314,6 @@ class Chat:
 def verbatim(turns: Sequence[Message]) -> list[dict[str, Any]]:
     """Messages as a `gr.Chatbot` shows them unchanged: of a plain string it strips the margin and widens the tabs."""
     return [{"role": turn["role"], "content": [{"type": "text", "text": as_html(turn["content"])}]} for turn in turns]
-
-
-def new_seed(temperature: float | None) -> int:
-    """A seed nobody has used yet, most likely."""
-    seed = random.randrange(2**31)
-    gr.Info(f"Every column draws with seed {seed} from now on." if temperature else _SEED_IDLE)
-    return seed
-
-
-def greedy() -> int:
-    """The temperature at which every column takes its likeliest token."""
-    gr.Info("Every column takes its likeliest token from now on: the temperature is 0.")
-    return 0
 
 
 def _vote_buttons(talk: Talk) -> list[Any]:

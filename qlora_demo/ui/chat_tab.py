@@ -1,10 +1,11 @@
-"""The Chat tab: the same prompt to two to four columns, streaming by fair turns.
+"""The Chat tab: the same prompt to one to four columns, streaming by fair turns.
 
 The conversation lives in a `gr.State` on the server; what the browser shows is drawn from it and never read back.
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any, get_args
@@ -21,7 +22,7 @@ from ..runs import RunStore
 from ..services import Services
 from . import controls, render
 from . import render_answers as show
-from .chat import SLOTS, Chat, greedy, new_seed
+from .chat import SLOTS, Chat
 from .gate import Gate
 from .listed import listed, renewed
 from .talk import Talk, from_html
@@ -39,6 +40,8 @@ _TAKEN = "(typed, taken) => [typed.startsWith(taken) ? typed.slice(taken.length)
 _GIVEN_BACK = "(typed, back) => [back && typed && typed !== back ? back + '\\n' + typed : back || typed, '']"
 """A prompt leaves its box when it is taken in, and comes back where nothing answers.  What is typed meanwhile stays."""
 
+_SEED_IDLE = "The temperature is 0: every column takes its likeliest token, whatever the seed. Raise it to draw."
+
 
 def build(services: Services, gate: Gate) -> SimpleNamespace:
     """Draw the tab and wire it; its parts: ``run`` is to be refreshed when the tab opens, ``asking`` the events that
@@ -48,15 +51,15 @@ def build(services: Services, gate: Gate) -> SimpleNamespace:
     choices = [parts.run, parts.names, parts.system, parts.blind, parts.order, parts.talk, *parts.sampling.values()]
     drawn = [parts.talk, parts.queued, *parts.heads, *parts.chats, *parts.feet, *parts.votes, parts.latency]
     drawn += parts.compared
-    placing = ([parts.run, parts.names], [parts.placement, *parts.columns])
+    placing = ([parts.run, parts.names, parts.talk], [parts.placement, *parts.columns, *drawn])
     asking = _wire_answers(parts, chat, choices, drawn, gate)
     freed = gate.on(parts.free.click, chat.release, parts.talk, drawn, needs="operator")
     told = [parts.names, parts.system, parts.examples, *drawn]
     chosen = gate.on(parts.run.change, chat.choose_run, [parts.run, parts.names], told, needs="visitor")
-    for event in (*asking, freed, chosen):
+    cleared = gate.on(parts.clear.click, chat.forget, None, drawn, needs="visitor")
+    for event in (*asking, freed, chosen, cleared):
         gate.on(event.then, chat.place, *placing, needs="visitor")
     gate.on(parts.stop.click, chat.halt, needs="visitor")
-    gate.on(parts.clear.click, chat.forget, None, drawn, needs="visitor")
     gate.on(parts.keep.click, chat.keep, parts.talk, needs="operator")
     for button, choice in zip(parts.votes, [*map(str, SLOTS), TIE, ALL_BAD], strict=True):
         gate.on(button.click, _voting(chat, choice), parts.talk, drawn, needs="visitor", counted=True)
@@ -86,6 +89,19 @@ def runs_with_adapter(runs: RunStore, chosen: str | None) -> dict[str, Any]:
     ids = [run.id for run in ready]
     value = chosen if chosen in ids else (ids[0] if ids else None)
     return renewed([(render.run_label(run), run.id) for run in ready], value, chosen)
+
+
+def new_seed(temperature: float | None) -> int:
+    """A seed nobody has used yet, most likely."""
+    seed = random.randrange(2**31)
+    gr.Info(f"Every column draws with seed {seed} from now on." if temperature else _SEED_IDLE)
+    return seed
+
+
+def greedy() -> int:
+    """The temperature at which every column takes its likeliest token."""
+    gr.Info("Every column takes its likeliest token from now on: the temperature is 0.")
+    return 0
 
 
 def _wire_answers(parts: SimpleNamespace, chat: Chat, choices: list[Any], drawn: list[Any], gate: Gate) -> list[Any]:
@@ -151,16 +167,17 @@ def _draw() -> SimpleNamespace:
         )
         parts.names = listed(
             value=list(DEFAULT_COLUMNS),
-            label="Columns (two to four)",
+            label="Columns (one to four)",
             info="Of this run or of others; an adapter's folder or hub id as adapter@FOLDER",
             multiselect=True,
             max_choices=grammar.MOST,
             allow_custom_value=True,
             elem_id="columns",
             scale=4,
+            min_width=240,
         )
         hidden = "a new conversation, names hidden until the vote"
-        parts.blind = gr.Checkbox(label="Blind", info=hidden, elem_id="blind", scale=2, min_width=160)
+        parts.blind = gr.Checkbox(label="Blind", info=hidden, elem_id="blind", elem_classes="tick", scale=2)
     with gr.Row():
         parts.placement = gr.HTML(elem_id="placement")
         parts.free = gr.Button("Free memory", elem_id="free", size="sm", scale=0, min_width=120)

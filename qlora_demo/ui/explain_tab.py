@@ -30,10 +30,12 @@ _LAYER = Path(__file__).parent.parent / "ml" / "lora_linear.py"
 def build(services: Services, gate: Gate) -> SimpleNamespace:
     """Draw the tab and wire it: ``run`` for the page to refresh, ``open`` and its parts for when the tab opens."""
     parts, explain = _draw(), Explain(services)
-    found = [parts.nf4, parts.bits, parts.one_pass, parts.looked, parts.size, parts.layer]
+    found = [parts.spectrum, parts.rounding, parts.nf4, parts.bits, parts.one_pass, parts.looked, parts.size]
     gate.on(parts.r.change, explain.size, [parts.r, parts.looked], parts.size, needs="visitor")
-    gate.on(parts.run.change, explain.layers, parts.run, [parts.layer, parts.merging], needs="visitor")
-    look = ([parts.run, parts.layer, parts.r], [parts.spectrum, parts.rounding, *found])
+    listing = [parts.layer, parts.merging, *found]
+    gate.on(parts.run.change, explain.layers, [parts.run, parts.r], listing, needs="visitor")
+    gate.on(parts.layer.input, explain.forget, parts.r, found, needs="visitor")
+    look = ([parts.run, parts.layer, parts.r], [*found, parts.layer])
     gate.on(parts.show.click, explain.layer, *look, needs="visitor", counted=True, show_progress="full")
     ledger = [parts.shape, parts.method, parts.card]
     for control in ledger:
@@ -63,15 +65,20 @@ class Explain:
         size = show.update_size((shape.hidden_size, shape.hidden_size), int(r), whole, trained)
         return size + (show.held_by_rank(int(r), looked) if looked else "")
 
-    def layers(self, run: str | None) -> list[Any]:
-        """The layers of a run's base that can be looked into, and what merging did to it.  Nobody asked for the list:
-        where the base is not on this disk it is empty, and why stands beside it."""
+    def forget(self, r: int) -> list[Any]:
+        """What stands where one layer's figures were, once another is chosen."""
+        return [show.LOOK, "", *[show.LOOK] * 3, None, self.size(r, None)]
+
+    def layers(self, run: str | None, r: int) -> list[Any]:
+        """The layers of a run's base that can be looked into, what merging did to it, and no figures of another run's.
+        Nobody asked for the list: where the base is not on this disk it is empty, and why stands beside it."""
         try:
             names, missing = self.services.engine().layers(self._model(run)), ""
         except ModelError as exc:
             names, missing = [], str(exc)
         merging = show.merging(read_result(self.services.runs.get(run), "fidelity") if run else None)
-        return [gr.update(choices=names, value=self._middle(run, names) if names else None, info=missing), merging]
+        layer = gr.update(choices=names, value=self._middle(run, names) if names else None, info=missing)
+        return [layer, merging, *self.forget(r)]
 
     def layer(self, run: str | None, name: str | None, r: int) -> list[Any]:
         """Everything about one layer, computed now; what the slider goes on with is handed to the page."""
@@ -129,9 +136,10 @@ def _draw() -> SimpleNamespace:
         parts.size = gr.HTML(elem_id="explain-size")
         with gr.Accordion("The code of such a layer", open=False):
             gr.Code(_LAYER.read_text("utf-8"), language="python", interactive=False, elem_id="lora-linear")
+    chosen: dict[str, Any] = {"scale": 3, "min_width": 240, "interactive": True}
     with gr.Row():
-        parts.run = listed(label="Finished run", elem_id="explain-run", scale=3, interactive=True)
-        parts.layer = listed(label="Layer of the base model", elem_id="explain-layer", scale=3, interactive=True)
+        parts.run = listed(label="Finished run", elem_id="explain-run", **chosen)
+        parts.layer = listed(label="Layer of the base model", elem_id="explain-layer", **chosen)
         parts.show = gr.Button("Look into this layer", variant="primary", elem_id="explain", scale=1, min_width=140)
     with gr.Accordion("What was learned: the update's singular values", open=True):
         parts.spectrum = gr.HTML(show.LOOK, elem_id="spectrum")

@@ -8,7 +8,7 @@ from html import escape
 import pandas as pd
 
 from ..records import BEFORE, Choice, DeviceInfo, Note, TrainMetrics
-from ..results.history import read_note, score
+from ..results.history import called, read_note, score
 from ..results.tables import score_told
 from ..runs import Run
 from ..units import duration, memory
@@ -157,8 +157,8 @@ def _runs_row(run: Run) -> list[object]:
     return [
         run.id,
         state.status,
-        config.model,
-        config.dataset,
+        called(config.model),
+        called(config.dataset),
         config.method,
         config.r,
         summary.get("steps", ""),

@@ -146,10 +146,12 @@ def rounding(found: Facts) -> str:
         "error in the layer's output",
     )
     held = _HELD[found["form"].partition("-")[0]]
+    original = "" if found["form"] == "16bit" else ", and into the original one"
     return (
-        f"<p>The update, merged into the {held} layer it was trained on: how much of it the merged weights still "
-        "hold, and the error relative to the update itself. Rounding a 4-bit layer again can erase a small update; "
-        "quantizing a 16-bit or 8-bit layer to 4 bits adds noise that may exceed it.</p>"
+        f"<p>The update, merged into the {held} layer it was trained on{original}: how much of it the merged "
+        "weights still hold, and the error relative to the update itself. Rounding a 4-bit layer again can erase a "
+        "small update; quantizing the original, a 16-bit or an 8-bit layer to 4 bits keeps it on average and adds "
+        "noise that may exceed it.</p>"
         + tables.html(tables.Table(head, rows))
         + "<p>What merging costs and gains compared with the layer in NF4, each stored as the chat on a CPU stores it: "
         "its memory, and the time of one token's pass through it, the median of passes just taken in turn.</p>"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import re
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -57,6 +57,11 @@ class Talk:
     def slot(self, place: int) -> Column | None:
         """The column shown at a place; None where there is none."""
         return self.columns[place] if place < len(self.columns) else None
+
+    @property
+    def shown(self) -> dict[str, Answer]:
+        """The answers of the columns that are shown, in their order."""
+        return {column.name: self.answers[column.name] for column in self.columns if column.name in self.answers}
 
     @property
     def told(self) -> list[Answer]:
@@ -115,6 +120,10 @@ class Stops:
             self._halts.pop(visitor, None)
             self._ended.notify_all()
 
+    def grows(self, visitor: str) -> bool:
+        """Whether an answer of this visitor has not ended."""
+        return visitor in self._halts
+
     def set(self, visitor: str, column: str = "") -> None:
         if (halt := self._halts.get(visitor)) is not None:
             halt.set(column)
@@ -131,6 +140,13 @@ def copied(talk: Talk) -> Talk:
     return replace(
         talk, turns={name: list(turns) for name, turns in talk.turns.items()}, answers=dict(talk.answers), replaced={}
     )
+
+
+def with_columns(talk: Talk, run: str | None, columns: tuple[Column, ...]) -> Talk:
+    """The talk with other columns shown, unless it is with another run or waits for a vote; what was said in those that
+    are not shown is kept."""
+    same = {column.name for column in columns} == {column.name for column in talk.columns}
+    return talk if same or talk.blind or talk.run != run else replace(talk, columns=columns)
 
 
 def require_voted(talk: Talk) -> None:
@@ -181,12 +197,13 @@ def settle(talk: Talk) -> None:
     talk.replaced = {}
 
 
-def take_back(talk: Talk) -> str:
-    """Remove the last prompt and its answers; the prompt."""
+def take_back(talk: Talk, names: Iterable[str]) -> str:
+    """Remove the last prompt, and its answers in these columns; the prompt."""
     if not talk.prompt:
         raise ConfigError("prompt", "there is nothing to retry; send a prompt first")
-    for name in talk.turns:
+    for name in talk.turns.keys() & set(names):
         _cut(talk, name, talk.number)
+    talk.number -= 1
     return talk.prompt
 
 

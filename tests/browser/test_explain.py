@@ -41,7 +41,7 @@ def test_a_layer_an_update_and_the_ledger(page: Page, server: Server, tiny_model
     expect(page.locator("#one-pass")).to_contain_text("unchanged")
     expect(page.locator("#merging")).to_contain_text("Measure Merge fidelity")
     expect(page.locator("#rounding")).to_contain_text(
-        re.compile(r"merged in 16 bit\s*\d.*merged in NF4 again", re.DOTALL)
+        re.compile(r"merged onto the dequantized base, in 16 bit\s*\d.*onto the original base, in NF4", re.DOTALL)
     )
     expect(page.locator("#rounding")).to_contain_text(
         re.compile(r"NF4, the update beside it.*µs.*merged in 16 bit.*µs", re.DOTALL)

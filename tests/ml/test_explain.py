@@ -25,6 +25,13 @@ from qlora_demo.services import Services
 from qlora_demo.ui import render_explain
 from tests.tiny import save_adapter
 
+WRITTEN_OUT, ORIGINAL = "onto the dequantized base, in", "onto the original base, in NF4"
+MERGES = {
+    "16bit": ["in 16 bit", "in NF4"],
+    "int8": [f"{WRITTEN_OUT} 16 bit", f"{WRITTEN_OUT} NF4", ORIGINAL],
+    "fp4": [f"{WRITTEN_OUT} 16 bit", f"{WRITTEN_OUT} NF4 again", ORIGINAL],
+}
+
 
 def _pair(dropout: float = 0.0) -> tuple[LoRALinear, Any]:
     """Our layer and PEFT's, on the same weights."""
@@ -216,14 +223,16 @@ def test_a_small_update_is_kept_in_16_bit_and_lost_in_nf4() -> None:
     weight = torch.randn(64, 128, generator=torch.Generator().manual_seed(0))
     small = 0.01 * torch.randn(64, 128, generator=torch.Generator().manual_seed(1))
     found = explain.merged(weight, small)
-    assert found["in 16 bit"]["error"] < 0.3 < 0.7 < found["in NF4 again"]["error"]
-    assert found["in 16 bit"]["kept"] > 0.9 and found["in NF4 again"]["kept"] < 0.5
+    whole, again, original = MERGES["fp4"]
+    assert found[whole]["error"] < 0.3 < 0.7 < found[again]["error"]
+    assert found[whole]["kept"] > 0.9 and found[again]["kept"] < 0.5
+    assert found[original]["kept"] > 0.5, "its values do not lie on the grid"
     assert explain.merged(weight, small, "16bit")["in NF4"]["kept"] > 0.5, "noise on a fresh grid takes nothing out"
     large = explain.merged(weight, 100 * small)
-    assert large["in NF4 again"]["error"] < found["in NF4 again"]["error"]
-    assert large["in 16 bit"]["output"] < 0.01
+    assert large[again]["error"] < found[again]["error"]
+    assert large[whole]["output"] < 0.01
     tiny = explain.merged(weight, 1e-4 * small)
-    assert 0.9 < tiny["in 16 bit"]["error"] <= 1, "it is lost where weights are not zero, and nothing else is off"
+    assert 0.9 < tiny[whole]["error"] <= 1, "it is lost where weights are not zero, and nothing else is off"
 
 
 @pytest.mark.parametrize("form", get_args(BaseForm))
@@ -245,7 +254,8 @@ def test_the_update_of_a_run_is_told_of_the_base_it_trained_on_and_dora_s_is_not
         save_adapter(tiny_model, run.adapter)
         found = services.engine().explain_update(run.id, "model.layers.0.mlp.up_proj")
         told[found["form"]] = re.search(r"into the (\S+) layer it was trained on", render_explain.rounding(found))
-        assert ("merged in NF4 again" in render_explain.rounding(found)) == (found["form"] == "fp4")
+        assert list(found["merged"]) == MERGES[found["form"]]
+        assert all(f">merged {name}<" in render_explain.rounding(found) for name in found["merged"])
     assert {form: there and there[1] for form, there in told.items()} == {
         "16bit": "16-bit",
         "int8": "8-bit",

@@ -92,6 +92,16 @@ def test_labels_and_values_of_many_bars_keep_apart() -> None:
     assert sizes[1] < sizes[0], "smaller where they are closer"
 
 
+def test_a_legend_has_lines_of_its_own() -> None:
+    names = ("LoRA, 16 bit", "QLoRA, constants not quantized", "QLoRA, checkpointing")
+    title = "A title that is so long that it goes on over the whole figure"
+    drawn = plots.lines(title, "x", "y", {name: [(1, 2)] for name in names})
+    at = {node.text: (float(node.get("x") or 0), float(node.get("y") or 0)) for node in ET.fromstring(drawn).iter()}
+    others = {at[text][1] for text in at if text and text not in names}
+    assert not others & {at[name][1] for name in names}
+    assert at[names[0]][0] == at[names[1]][0] < at[names[2]][0], "as many beside each other as there is room for"
+
+
 def test_what_was_not_measured_has_no_bar() -> None:
     drawn = text_of(plots.bars("Score", "percent", {"base": {"test": 10.0, "hard": 20.0}, "adapter": {"test": 90.0}}))
     assert drawn.count("0") == 1, "of the axis alone"

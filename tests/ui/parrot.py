@@ -25,6 +25,9 @@ class Parrot:
     def resident(self) -> tuple[Any, ...]:
         return ()
 
+    def plan(self, columns: Any) -> Any:
+        raise DeviceBusy("device: no room")
+
     def load(self, columns: Any, halt: Halt) -> Iterator[Progress]:
         yield Progress("loading", 0.0)
         if self.busy:

@@ -22,7 +22,7 @@ from qlora_demo.records import Progress, Step
 from qlora_demo.runs import write_state
 from qlora_demo.services import Services
 from qlora_demo.system.halt import Halt
-from qlora_demo.ui.chat import Chat
+from qlora_demo.ui.chat import SLOTS, Chat
 from qlora_demo.ui.controls import fill
 from qlora_demo.ui.talk import Talk, messages
 from qlora_demo.visitors.access import Visitor
@@ -62,6 +62,14 @@ class Tab:
     def choices(self) -> list[Any]:
         settings = fill(GenerationSettings(), SAMPLING)
         return [self.run, self.names, "", self.blind, "in turn", self.talk, *settings]
+
+    def choose(self, *names: str) -> None:
+        """Another selection; what the page then shows is in ``heads`` and ``visible``."""
+        self.names = list(names)
+        _, *told = self.chat.place(self.run, self.names, self.talk, VISITOR)
+        columns, (talk, _, *heads) = told[: len(SLOTS)], told[len(SLOTS) :]
+        self.visible = sum(column.visible for column in columns)
+        self.heads, self.talk = heads[: len(SLOTS)], self._kept(talk)
 
     def said(self, name: str = "base") -> list[str]:
         return [turn["content"] for turn in messages(self.talk, name)]

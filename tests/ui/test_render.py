@@ -140,6 +140,13 @@ def test_the_table_of_runs_has_a_row_per_run_with_its_final_figures() -> None:
     assert rows[1] == rows[1] | {"state": "created", "mean train loss": "", "tokens/s": "", "time": ""}
 
 
+def test_the_table_of_runs_names_the_last_part_of_a_path() -> None:
+    [row] = render.runs_table([a_run(RunState("finished"), model="m/n", dataset="/a/long/path/d.csv")]).to_dict(
+        "records"
+    )
+    assert (row["model"], row["data"]) == ("m/n", "d.csv")
+
+
 def test_the_table_of_no_runs_has_its_columns() -> None:
     assert list(render.runs_table([]).columns[:2]) == ["run", "state"]
 

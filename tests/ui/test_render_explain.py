@@ -20,6 +20,7 @@ from qlora_demo.services import Services
 from qlora_demo.ui import render_explain as show
 from qlora_demo.ui.explain_tab import Explain
 from qlora_demo.units import GIB, memory
+from tests.calls import opened
 from tests.tiny import save_adapter
 
 
@@ -99,7 +100,7 @@ def test_a_base_that_is_not_here_is_told_to_who_asks_for_a_layer_of_it(
     services: Services, tmp_path: Path, tiny_model: Path
 ) -> None:
     run = services.runs.create(TrainConfig(model=str(tmp_path / "gone")))
-    layers, _ = Explain(services).layers(run.id)
+    layers, *_ = Explain(services).layers(run.id, 2)
     assert (layers["choices"], layers["value"]) == ([], None), "the page lists by itself"
     assert "is no folder here" in layers["info"], "why it is empty stands beside it"
     with pytest.raises(ModelError, match="gone"):
@@ -123,3 +124,19 @@ def test_what_the_slider_goes_on_with_is_of_the_update_looked_into(services: Ser
     save_file({}, run.adapter / "adapter_model.safetensors")
     *_, looked, size, _ = Explain(services).layer(run.id, layer, 2)
     assert looked is None and "could hold" not in size, "not of the one before"
+
+
+def test_no_figures_of_one_run_or_layer_stand_below_another_s_name(services: Services, tiny_model: Path) -> None:
+    run = services.runs.create(TrainConfig(model=str(tiny_model)))
+    _, _, *shown = Explain(services).layers(run.id, 2)
+    assert shown == Explain(services).forget(2) == [show.LOOK, "", *[show.LOOK] * 3, None, shown[-1]]
+    assert "could hold" not in shown[-1]
+    page = opened(services)
+    by_id = {part.elem_id: number for number, part in page.blocks.items()}
+    for part, event, name in (("explain-run", "change", "layers"), ("explain-layer", "input", "forget")):
+        [handler] = [one for one in page.fns.values() if (by_id[part], event) in one.targets]
+        assert handler.name == name
+        assert {"spectrum", "rounding", "nf4", "bits", "one-pass", "explain-size"} <= {
+            part.elem_id for part in handler.outputs
+        }
+    page.close()

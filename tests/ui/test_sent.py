@@ -20,8 +20,8 @@ NAN, TEXTS = float("nan"), "is no list of texts"
 WRONG = [
     ("choose_run", {"chat_run": -1}, "Finished run: -1 is no text"),
     ("choose_run", {"chat_run": ["<b>&lt;"]}, "Finished run: ['&lt;b>&amp;lt;'] is no text"),
-    ("choose_run", {"columns": -1}, f"Columns (two to four): -1 {TEXTS}"),
-    ("place", {"columns": [[1]]}, f"Columns (two to four): [[1]] {TEXTS}"),
+    ("choose_run", {"columns": -1}, f"Columns (one to four): -1 {TEXTS}"),
+    ("place", {"columns": [[1]]}, f"Columns (one to four): [[1]] {TEXTS}"),
     ("ask", {"columns": None, "prompt": "hi"}, "variants: 0 columns are not allowed; name 1 to 4"),
     ("columns", {"judge_run": ["x"]}, "Finished run: ['x'] is no text"),
     ("evaluate", {"judge_columns": -1}, f"Columns (one to four): -1 {TEXTS}"),

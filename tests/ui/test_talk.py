@@ -79,16 +79,16 @@ def test_a_failed_answer_takes_its_prompt_back() -> None:
 
 def test_retry_takes_the_last_prompt_back_once() -> None:
     talk = answered(with_prompt(Talk(), "one", chosen("run", BOTH, "")), "first")
-    assert take_back(talk) == "one"
+    assert take_back(talk, BOTH) == "one"
     assert texts(talk, "base") == []
     with pytest.raises(ConfigError, match="prompt: there is nothing to retry"):
-        take_back(Talk())
+        take_back(Talk(), BOTH)
 
 
 def test_retry_takes_nothing_back_that_only_reads_the_same() -> None:
     talk = asked(("hi", BOTH))
     talk = answered(with_prompt(talk, "hi", chosen("run", BOTH, "")), "HI", ["adapter"])
-    take_back(talk)
+    take_back(talk, BOTH)
     assert texts(talk, "base") == texts(talk, "adapter") == ["hi", "HI"]
 
 
