@@ -6,7 +6,7 @@ Every handler returns values for the same things on the page, in the order of `C
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -171,22 +171,28 @@ class Chat:
             raise ConfigError("example", f"{index!r} is none of {len(prompts)}; choose the run again")
         return prompts[index]
 
+    def choose(self, run: str | None, names: list[str], talk: Talk, request: gr.Request) -> list[Any]:
+        """The talk with the chosen columns, and what was said in them; an answer that grows or waits for a vote keeps
+        its own, and names that are none change nothing."""
+        shown = talk
+        with suppress(DemoError):  # `place` tells it
+            if run and names and not self.stops.grows(_visitor(request)):
+                shown = with_columns(talk, run, grammar.parse_all(names, run))
+        return [gr.skip()] * len(self.draw(talk)) if shown is talk else self.draw(shown)
+
     def place(self, run: str | None, names: list[str], talk: Talk, request: gr.Request) -> list[Any]:
-        """The placement of the chosen columns, and these shown, with what was said in them; an answer that grows or
-        waits for a vote keeps its own."""
-        placement, columns = "", talk.columns if names else ()
+        """The placement of the chosen columns, and as many slots as the talk has columns or will have."""
+        count = len(talk.columns) if talk.prompt else len(names)
+        slots = [gr.Column(visible=at < count) for at in SLOTS]
+        if not run or not names:
+            return ["", *slots]
         try:
-            if run and names:
-                columns = grammar.parse_all(names, run)
-                if self._asker(request).role == "visitor":
-                    visiting.finished_only(self.services.runs, columns)
-                placement = show.placement(self.services.plan(columns))
+            columns = grammar.parse_all(names, run)
+            if self._asker(request).role == "visitor":
+                visiting.finished_only(self.services.runs, columns)
+            return [show.placement(self.services.plan(columns)), *slots]
         except DemoError as exc:
-            placement = problem(str(exc))
-        shown = talk if self.stops.grows(_visitor(request)) else with_columns(talk, run, columns)
-        drawn = [gr.skip()] * len(self.draw(talk)) if shown is talk else self.draw(shown)
-        count = len(shown.columns) if shown.prompt else len(names)
-        return [placement, *[gr.Column(visible=at < count) for at in SLOTS], *drawn]
+            return [problem(str(exc)), *slots]
 
     def differences(self, talk: Talk, left: str | None, right: str | None) -> str:
         """Two answers, word by word."""

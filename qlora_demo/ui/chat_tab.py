@@ -51,13 +51,15 @@ def build(services: Services, gate: Gate) -> SimpleNamespace:
     choices = [parts.run, parts.names, parts.system, parts.blind, parts.order, parts.talk, *parts.sampling.values()]
     drawn = [parts.talk, parts.queued, *parts.heads, *parts.chats, *parts.feet, *parts.votes, parts.latency]
     drawn += parts.compared
-    placing = ([parts.run, parts.names, parts.talk], [parts.placement, *parts.columns, *drawn])
+    shown = [parts.run, parts.names, parts.talk]
+    placing = (shown, [parts.placement, *parts.columns])
     asking = _wire_answers(parts, chat, choices, drawn, gate)
     freed = gate.on(parts.free.click, chat.release, parts.talk, drawn, needs="operator")
     told = [parts.names, parts.system, parts.examples, *drawn]
     chosen = gate.on(parts.run.change, chat.choose_run, [parts.run, parts.names], told, needs="visitor")
     cleared = gate.on(parts.clear.click, chat.forget, None, drawn, needs="visitor")
-    for event in (*asking, freed, chosen, cleared):
+    named = gate.on(parts.names.change, chat.choose, shown, drawn, needs="visitor")
+    for event in (*asking, freed, chosen, cleared, named):
         gate.on(event.then, chat.place, *placing, needs="visitor")
     gate.on(parts.stop.click, chat.halt, needs="visitor")
     gate.on(parts.keep.click, chat.keep, parts.talk, needs="operator")
@@ -66,7 +68,6 @@ def build(services: Services, gate: Gate) -> SimpleNamespace:
     left, right, shown = parts.compared
     for picked in (left, right):
         gate.on(picked.input, chat.differences, [parts.talk, left, right], shown, needs="visitor")
-    gate.on(parts.names.change, chat.place, *placing, needs="visitor")
     gate.on(parts.examples.click, chat.example, [parts.examples, parts.run], parts.prompt, needs="visitor")
     gate.on(parts.new_seed.click, new_seed, parts.sampling["temperature"], parts.sampling["seed"], needs="visitor")
     gate.on(parts.greedy.click, greedy, None, parts.sampling["temperature"], needs="visitor")

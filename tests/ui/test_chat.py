@@ -66,10 +66,10 @@ class Tab:
     def choose(self, *names: str) -> None:
         """Another selection; what the page then shows is in ``heads`` and ``visible``."""
         self.names = list(names)
-        _, *told = self.chat.place(self.run, self.names, self.talk, VISITOR)
-        columns, (talk, _, *heads) = told[: len(SLOTS)], told[len(SLOTS) :]
-        self.visible = sum(column.visible for column in columns)
+        talk, _, *heads = self.chat.choose(self.run, self.names, self.talk, VISITOR)
         self.heads, self.talk = heads[: len(SLOTS)], self._kept(talk)
+        _, *columns = self.chat.place(self.run, self.names, self.talk, VISITOR)
+        self.visible = sum(column.visible for column in columns)
 
     def said(self, name: str = "base") -> list[str]:
         return [turn["content"] for turn in messages(self.talk, name)]

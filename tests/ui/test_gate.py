@@ -63,9 +63,9 @@ def test_the_page_goes_through_nothing_but_chats_where_it_shows_no_progress(home
 
 
 VISITORS = """
-    _form_of runs again ask asked change choose_run columns compare differences edit example forget found greedy halt
-    lay_side_by_side layer layers ledger look new_seed open open_to place plan poll redraw refresh retry size talk_to
-    vote where who <lambda>
+    _form_of runs again ask asked change choose choose_run columns compare differences edit example forget found greedy
+    halt lay_side_by_side layer layers ledger look new_seed open open_to place plan poll redraw refresh retry size
+    talk_to vote where who <lambda>
 """
 COUNTED = "again ask edit layer retry vote"
 
