@@ -17,6 +17,8 @@ _CUT = "element => element.scrollWidth > element.clientWidth"
 )
 def test_choices_stand_below_each_other(page: Page, width: int, name: str, above: str, below: str) -> None:
     page.set_viewport_size({"width": width, "height": 844})
+    page.reload()
+    page.locator("#plan p").first.wait_for(timeout=60_000)  # by then the tabs have their places
     open_tab(page, name)
     expect(page.locator(below)).to_be_visible()
     first, second = page.locator(above).bounding_box(), page.locator(below).bounding_box()
