@@ -31,6 +31,5 @@ def trim() -> None:
 
 
 def collect_as_usual() -> None:
-    """Have Python look for garbage as often as it does by itself, where tensors come and go: what recomputing layers
-    leaves in circles held a quarter more memory until the next look."""
+    """Have Python look for garbage as often as it does by itself, where tensors come and go."""
     gc.set_threshold(*LOOKS)
