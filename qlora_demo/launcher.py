@@ -16,7 +16,7 @@ from .plan.choices import refuse, refuse_processes
 from .records import RunState
 from .runs import HELD, Run, RunStore, write_state
 from .system import logs
-from .system.children import environment
+from .system.children import spawn
 from .system.locks import HeldLock
 
 
@@ -90,16 +90,7 @@ class Launcher:
             lock.release()
 
     def _spawn(self, run: Run, processes: int, inherited: tuple[int, ...]) -> None:
-        with (run.path / "train.log").open("ab") as log:
-            process = subprocess.Popen(
-                train_command(run, processes),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                pass_fds=inherited,
-                start_new_session=True,
-                env=environment(),
-            )
+        process = spawn(train_command(run, processes), run.path / "train.log", inherited)
         logs.event("run.started", run=run.id, processes=processes)
         threading.Thread(target=self._reap, args=(run.id, process), daemon=True).start()
 

@@ -36,7 +36,7 @@ from ..runs import RunStore
 from ..settings import Settings
 from ..sources import find_adapter, planned_shape
 from ..stored import require_room
-from ..system.children import environment
+from ..system.children import environment, spawn
 from ..system.disk import new_folder, write_atomically
 from ..system.locks import HeldLock, is_held
 from .cases import METHODS, Case, cases
@@ -121,16 +121,10 @@ class Benchmarks:
 
     def start(self, options: BenchmarkConfig, config: TrainConfig) -> str:
         """Measure in a process that inherits the device's lock and the benchmark's, and outlives the app; its id."""
-        with self.new(options, config) as (name, locks), (self.path(name) / "log.txt").open("ab") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "qlora_demo.benchmark.runner", str(self.path(name)), *map(str, locks)],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                pass_fds=locks,
-                start_new_session=True,
-                env=environment(),
-            )
+        with self.new(options, config) as (name, locks):
+            folder = self.path(name)
+            command = [sys.executable, "-m", "qlora_demo.benchmark.runner", str(folder), *map(str, locks)]
+            process = spawn(command, folder / "log.txt", locks)
         threading.Thread(target=process.wait, daemon=True).start()  # reaps it
         return name
 
